@@ -1,0 +1,185 @@
+"""The plan: everything the exporter needs, found in PyTorch, read without it.
+
+Two files side by side: `plan.json` (numbers and names) and `plan.safetensors` (tensors). Both are
+written to a temporary name in the same folder and renamed; `plan.json` comes last and holds the
+SHA-256 of the tensors, so a plan is either whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BundleError
+from .files import atomic_write_bytes, sha256_file
+from .regcache_config import RegCacheConfig
+from .spec import EncoderSpec
+
+SCHEMA = 1
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorQuant:
+    """A uniform quantizer: `code = clip(round(x / scale) + zero_point)`.
+
+    Attributes:
+        scale: float32 `[1]`, or `[C]` along axis 0 if `per_channel`.
+        zero_point: int32, same shape.
+        bits: width of the code; below 8 the codes are clipped inside an 8-bit container.
+        signed: int8 codes, else uint8.
+    """
+
+    scale: Array
+    zero_point: Array
+    bits: int = 8
+    signed: bool = True
+    per_channel: bool = False
+
+
+@dataclass(frozen=True)
+class LinearQuant:
+    """Quantizers of one linear layer as deployed."""
+
+    input: TensorQuant
+    weight: TensorQuant
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to bake.
+
+    Attributes:
+        encoder: structure.
+        weights: float32, after all exact folds of the baseline; names as in `spec`.
+        linears: layer name -> quantizers; a layer that is absent stays in float.
+        regcache: the chosen numbers, or None for the baseline alone.
+        register: block -> mean LN1 output `[D]`, folded like the weights.
+        preprocess: open_clip's preprocess_cfg layout: size, mode, mean, std, interpolation, ...
+        text_features: `[classes, E]`, L2-normalized zero-shot head, or None.
+        labels: class names of the head.
+        logit_scale: factor on the cosine similarities.
+        provenance: model, weights SHA-256, data hash, seed, versions, resolved configuration.
+    """
+
+    encoder: EncoderSpec
+    weights: dict[str, Array] = field(repr=False)
+    linears: dict[str, LinearQuant]
+    regcache: RegCacheConfig | None = None
+    register: dict[int, Array] = field(default_factory=dict, repr=False)
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    text_features: Array | None = field(default=None, repr=False)
+    labels: tuple[str, ...] = ()
+    logit_scale: float = 100.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `plan.safetensors` and `plan.json` into `folder`."""
+        from safetensors.numpy import save
+
+        tensors = {f"weights/{k}": v for k, v in self.weights.items()}
+        tensors |= {f"register/{i}": v for i, v in self.register.items()}
+        if self.text_features is not None:
+            tensors["text_features"] = self.text_features
+        linears: dict[str, Any] = {}
+        for name, layer in self.linears.items():
+            linears[name] = {}
+            for role, quant in (("input", layer.input), ("weight", layer.weight)):
+                tensors[f"quant/{name}/{role}/scale"] = quant.scale.astype(np.float32)
+                tensors[f"quant/{name}/{role}/zero_point"] = quant.zero_point.astype(np.int32)
+                linears[name][role] = {
+                    "bits": quant.bits,
+                    "signed": quant.signed,
+                    "per_channel": quant.per_channel,
+                }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "plan.safetensors"
+        contiguous = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
+        atomic_write_bytes(path, save(contiguous))
+        document = {
+            "schema": SCHEMA,
+            "tensors_sha256": sha256_file(path),
+            "encoder": self.encoder.to_json(),
+            "linears": linears,
+            "regcache": self.regcache.to_json() if self.regcache else None,
+            "preprocess": self.preprocess,
+            "labels": list(self.labels),
+            "logit_scale": self.logit_scale,
+            "provenance": self.provenance,
+        }
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        atomic_write_bytes(folder / "plan.json", text.encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            BundleError: missing, damaged, of a newer schema, or incomplete.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            document = json.loads((folder / "plan.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BundleError(f"no readable plan.json in {folder}: {error}") from error
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            found = document.get("schema") if isinstance(document, dict) else None
+            raise BundleError(f"{folder}/plan.json has schema {found}; this version reads {SCHEMA}")
+        path = folder / "plan.safetensors"
+        try:
+            if sha256_file(path) != document["tensors_sha256"]:
+                raise BundleError(f"{path} does not belong to its plan.json (SHA-256 differs)")
+            tensors: dict[str, Array] = load_file(path)
+            linears = {
+                name: LinearQuant(
+                    *(
+                        TensorQuant(
+                            scale=tensors[f"quant/{name}/{role}/scale"],
+                            zero_point=tensors[f"quant/{name}/{role}/zero_point"],
+                            **layer[role],
+                        )
+                        for role in ("input", "weight")
+                    )
+                )
+                for name, layer in document["linears"].items()
+            }
+            plan = cls(
+                encoder=EncoderSpec.from_json(document["encoder"]),
+                weights=_under(tensors, "weights/"),
+                linears=linears,
+                regcache=RegCacheConfig.from_json(document["regcache"])
+                if document["regcache"]
+                else None,
+                register={int(i): v for i, v in _under(tensors, "register/").items()},
+                preprocess=document["preprocess"],
+                text_features=tensors.get("text_features"),
+                labels=tuple(document["labels"]),
+                logit_scale=document["logit_scale"],
+                provenance=document["provenance"],
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise BundleError(f"the plan in {folder} is damaged: {error}") from error
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Raise BundleError where a weight or a register is missing or has the wrong shape."""
+        for name, shape in self.encoder.weight_shapes().items():
+            if name not in self.weights or self.weights[name].shape != shape:
+                raise BundleError(f"the plan lacks weight {name} of shape {shape}")
+        if self.regcache:
+            for block in self.regcache.prefix_blocks(self.encoder.depth):
+                if block not in self.register:
+                    raise BundleError(f"the plan lacks the register of block {block}")
+
+
+def _under(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,139 @@
+"""The structure of a canonical pre-norm ViT: numbers and switches, no weights.
+
+Simulation (torch), export (ONNX) and the static checks all read this one description.
+
+Weight names that belong to it (all float32; `D` width, `M` mlp width, `E` output dim, `S` number
+of prefix tokens, `N` tokens):
+
+| name | shape |
+|---|---|
+| `patch_embed.weight`, `patch_embed.bias` | `[D, 3, ph, pw]`, `[D]` |
+| `prefix_tokens` (CLS, trained registers) | `[S, D]` |
+| `pos_embed` (added to prefix tokens and patches alike) | `[N, D]` |
+| `norm_pre.{weight,bias}` (if `norm_pre`) | `[D]` |
+| `blocks.I.norm1.{weight,bias}`, `blocks.I.norm2.{weight,bias}` | `[D]` |
+| `blocks.I.attn.qkv.{weight,bias}` | `[3D, D]`, `[3D]` |
+| `blocks.I.attn.out_proj.{weight,bias}` | `[D, D]`, `[D]` |
+| `blocks.I.mlp.fc1.{weight,bias}` | `[M, D]`, `[M]` |
+| `blocks.I.mlp.fc2.{weight,bias}` | `[D, M]`, `[D]` |
+| `blocks.I.ls1`, `blocks.I.ls2` (if `layer_scale`) | `[D]` |
+| `norm.{weight,bias}` (unless `final_norm` is `none`) | `[D]` |
+| `proj.weight`, `proj.bias` (if `projection`) | `[E, D]`, `[E]` |
+
+A bias that the original module lacks is stored as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .errors import BundleError
+
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+Pool = Literal["cls", "avg", "map"]
+FinalNorm = Literal["before_pool", "after_pool", "none"]
+
+LINEARS = ("attn.qkv", "attn.out_proj", "mlp.fc1", "mlp.fc2")
+"""The four linear layers of a block, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Structure of a pre-norm ViT.
+
+    Attributes:
+        image_size: input height and width in pixels.
+        patch_size: patch height and width in pixels; the patch convolution has this stride.
+        num_prefix_tokens: CLS and trained registers, always in front, never deleted (timm's name;
+            not to be confused with RegCache's key/value prefix).
+        norm_eps: epsilon of every LayerNorm.
+        final_norm: LayerNorm on all tokens before pooling, on the pooled vector, or not at all.
+        pool: `cls` takes token 0, `avg` the mean of the patch tokens.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    output_dim: int
+    num_prefix_tokens: int = 1
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    norm_pre: bool = False
+    layer_scale: bool = False
+    final_norm: FinalNorm = "before_pool"
+    pool: Pool = "cls"
+    projection: bool = True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row."""
+        return (
+            self.image_size[0] // self.patch_size[0],
+            self.image_size[1] // self.patch_size[1],
+        )
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prefix_tokens + self.num_patches
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    def linears(self, start: int = 0) -> Iterator[str]:
+        """Names of the quantizable linears, e.g. `blocks.0.attn.qkv`, from block `start` on."""
+        for block in range(start, self.depth):
+            for role in LINEARS:
+                yield f"blocks.{block}.{role}"
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight that this structure needs."""
+        d, m = self.width, self.mlp_width
+        shapes: dict[str, tuple[int, ...]] = {
+            "patch_embed.weight": (d, 3, *self.patch_size),
+            "patch_embed.bias": (d,),
+            "pos_embed": (self.num_tokens, d),
+        }
+        if self.num_prefix_tokens:
+            shapes["prefix_tokens"] = (self.num_prefix_tokens, d)
+        norms = ["norm_pre"] if self.norm_pre else []
+        for i in range(self.depth):
+            block = f"blocks.{i}"
+            norms += [f"{block}.norm1", f"{block}.norm2"]
+            sizes = {"attn.qkv": (3 * d, d), "attn.out_proj": (d, d)}
+            sizes |= {"mlp.fc1": (m, d), "mlp.fc2": (d, m)}
+            for role, (out_features, in_features) in sizes.items():
+                shapes[f"{block}.{role}.weight"] = (out_features, in_features)
+                shapes[f"{block}.{role}.bias"] = (out_features,)
+            if self.layer_scale:
+                shapes[f"{block}.ls1"] = shapes[f"{block}.ls2"] = (d,)
+        if self.final_norm != "none":
+            norms.append("norm")
+        for norm in norms:
+            shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (d,)
+        if self.projection:
+            shapes["proj.weight"], shapes["proj.bias"] = (self.output_dim, d), (self.output_dim,)
+        return shapes
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> EncoderSpec:
+        """Inverse of `to_json`; raises BundleError on an unknown or missing field."""
+        try:
+            fields = dict(data)
+            for name in ("image_size", "patch_size"):
+                fields[name] = tuple(fields[name])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"the encoder description is not readable: {error}") from error

@@ -1,0 +1,222 @@
+"""The canonical encoder: one pre-norm ViT forward pass for every family.
+
+The arithmetic of the linears and of the attention products goes through a `Numerics` object, so
+that the float model, the observers and the quantized simulation share this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from regcache_export.spec import EncoderSpec
+from torch import Tensor
+
+from ..errors import ModelError
+from .regcache import RegCache, delete_sinks
+
+
+class Numerics(Protocol):
+    """How linears and attention products are computed. `name` is e.g. `blocks.3.mlp.fc2`."""
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """`x [..., C_in]`, `weight [C_out, C_in]`, `bias [C_out]` -> `[..., C_out]`."""
+        ...
+
+    def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """`blocks.I.attn.qk`: `[B, H, N, d] @ [B, H, d, T]`; `blocks.I.attn.pv`: `[B, H, N, T]
+        @ [B, H, T, d]`, T keys with the prefix in front."""
+        ...
+
+
+class FloatNumerics:
+    """Plain floating point."""
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b
+
+
+FLOAT = FloatNumerics()
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+Observer = Callable[[int, Tensor], None]
+"""Called with the block index and the tokens `[B, N, D]` at its input, before deletion."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Structure and weights of a pre-norm ViT.
+
+    Attributes:
+        spec: the structure.
+        weights: float tensors, named as in `regcache_export.spec`.
+    """
+
+    spec: EncoderSpec
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        expected = self.spec.weight_shapes()
+        missing = sorted(expected.keys() - self.weights.keys())
+        if missing:
+            raise ModelError(f"missing weights: {', '.join(missing[:4])}")
+        for name, shape in expected.items():
+            if tuple(self.weights[name].shape) != shape:
+                raise ModelError(
+                    f"weight {name} has shape {tuple(self.weights[name].shape)}, expected {shape}"
+                )
+
+    def replace(self, weights: Mapping[str, Tensor]) -> Encoder:
+        """The same encoder with some weights exchanged."""
+        return Encoder(self.spec, {**self.weights, **weights})
+
+    def check_finite(self) -> None:
+        """Raise ModelError where a weight is NaN or infinite."""
+        for name, weight in self.weights.items():
+            if not torch.isfinite(weight).all():
+                raise ModelError(
+                    f"weight {name} holds NaN or infinite values; the checkpoint is damaged"
+                )
+
+    def __call__(
+        self,
+        images: Tensor,
+        numerics: Numerics = FLOAT,
+        regcache: RegCache | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Images `[B, 3, H, W]` (normalized) -> embeddings `[B, E]` (not L2-normalized)."""
+        tokens = self.run_blocks(
+            self.embed(images), numerics=numerics, regcache=regcache, observe=observe
+        )
+        return self.pool(tokens)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` -> tokens `[B, N, D]` at the input of block 0."""
+        w = self.weights
+        patches = F.conv2d(
+            images, w["patch_embed.weight"], w["patch_embed.bias"], stride=self.spec.patch_size
+        )
+        tokens = patches.flatten(2).transpose(1, 2)
+        if self.spec.num_prefix_tokens:
+            special = w["prefix_tokens"].expand(tokens.shape[0], -1, -1)
+            tokens = torch.cat([special, tokens], dim=1)
+        tokens = tokens + w["pos_embed"]
+        return self.norm("norm_pre", tokens) if self.spec.norm_pre else tokens
+
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        numerics: Numerics = FLOAT,
+        regcache: RegCache | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Tokens `[B, N, D]` at the input of block `start` -> tokens at the input of `stop`."""
+        for index in range(start, self.spec.depth if stop is None else stop):
+            if observe is not None:
+                observe(index, tokens)
+            tokens = self.block(index, tokens, numerics, regcache)
+        return tokens
+
+    def block(
+        self,
+        index: int,
+        tokens: Tensor,
+        numerics: Numerics = FLOAT,
+        regcache: RegCache | None = None,
+    ) -> Tensor:
+        """One block; with `regcache`, its prefix and its deletion where they belong here."""
+        w, name = self.weights, f"blocks.{index}"
+        tokens = self._delete(index, tokens, regcache, "block_input")
+        update = self._attention(index, self.norm(f"{name}.norm1", tokens), numerics, regcache)
+        tokens = tokens + (update * w[f"{name}.ls1"] if self.spec.layer_scale else update)
+        tokens = self._delete(index, tokens, regcache, "mlp_input")
+        hidden = self._linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", tokens), numerics)
+        hidden = ACTIVATIONS[self.spec.activation](hidden)
+        update = self._linear(f"{name}.mlp.fc2", hidden, numerics)
+        return tokens + (update * w[f"{name}.ls2"] if self.spec.layer_scale else update)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens `[B, N, D]` after the last block -> embeddings `[B, E]`."""
+        spec, w = self.spec, self.weights
+        if spec.final_norm == "before_pool":
+            tokens = self.norm("norm", tokens)
+        if spec.pool == "cls":
+            pooled = tokens[:, 0]
+        else:
+            pooled = tokens[:, spec.num_prefix_tokens :].mean(dim=1)
+        if spec.final_norm == "after_pool":
+            pooled = self.norm("norm", pooled)
+        if spec.projection:
+            pooled = F.linear(pooled, w["proj.weight"], w["proj.bias"])
+        return pooled
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """LayerNorm over the last axis with the weights `name.weight`, `name.bias`."""
+        w = self.weights
+        return F.layer_norm(
+            x, (x.shape[-1],), w[f"{name}.weight"], w[f"{name}.bias"], self.spec.norm_eps
+        )
+
+    def prefix_kv(self, index: int, register: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a register in one block.
+
+        Args:
+            index: block.
+            register: mean LN1 output `[D]`.
+
+        Returns:
+            K and V, each `[1, H, 1, d]`.
+        """
+        d = self.spec.width
+        weight = self.weights[f"blocks.{index}.attn.qkv.weight"][d:]
+        bias = self.weights[f"blocks.{index}.attn.qkv.bias"][d:]
+        k, v = F.linear(register, weight, bias).view(2, 1, self.spec.heads, 1, self.spec.head_dim)
+        return k, v
+
+    def _linear(self, name: str, x: Tensor, numerics: Numerics) -> Tensor:
+        return numerics.linear(name, x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _attention(
+        self, index: int, x: Tensor, numerics: Numerics, regcache: RegCache | None
+    ) -> Tensor:
+        batch, count, width = x.shape
+        heads, head_dim = self.spec.heads, self.spec.head_dim
+        name = f"blocks.{index}.attn"
+        qkv = self._linear(f"{name}.qkv", x, numerics)
+        q, k, v = qkv.view(batch, count, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+        if regcache is not None and index in regcache.config.prefix_blocks(self.spec.depth):
+            prefix_k, prefix_v = self.prefix_kv(index, regcache.register[index])
+            copies = (batch, -1, regcache.config.prefix_count, -1)
+            k = torch.cat([prefix_k.expand(copies), k], dim=2)
+            v = torch.cat([prefix_v.expand(copies), v], dim=2)
+        logits = numerics.matmul(f"{name}.qk", q * head_dim**-0.5, k.transpose(-2, -1))
+        mixed = numerics.matmul(f"{name}.pv", logits.softmax(dim=-1), v)
+        return self._linear(
+            f"{name}.out_proj", mixed.transpose(1, 2).reshape(batch, count, width), numerics
+        )
+
+    def _delete(
+        self, index: int, tokens: Tensor, regcache: RegCache | None, place: str
+    ) -> Tensor:
+        if regcache is None:
+            return tokens
+        config = regcache.config
+        if index != config.delete_block or not config.deletes or config.delete_at != place:
+            return tokens
+        return delete_sinks(tokens, config.delete_count, self.spec.num_prefix_tokens)
+
+

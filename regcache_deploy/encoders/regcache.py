@@ -1,0 +1,48 @@
+"""RegCache as tensors: a choice of numbers and the register it caches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from regcache_export.regcache_config import RegCacheConfig
+from torch import Tensor
+
+__all__ = ["RegCache", "RegCacheConfig", "delete_sinks"]
+
+
+@dataclass(frozen=True)
+class RegCache:
+    """A RegCache choice with its register.
+
+    Attributes:
+        config: the numbers.
+        register: per block from `config.prefix_block` on, the mean LN1 *output* `[D]` of the
+            averaged sink tokens. The mean commutes with the key and value projections, so the
+            cached K and V follow by one GEMV, also after a fold changed LN1 and the projection
+            (the fold changes the register with them).
+    """
+
+    config: RegCacheConfig
+    register: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def delete_sinks(tokens: Tensor, count: int, num_prefix_tokens: int) -> Tensor:
+    """Drop the `count` patch tokens of largest l-inf norm, per image.
+
+    Args:
+        tokens: `[B, N, D]`.
+        count: tokens to delete per image.
+        num_prefix_tokens: leading tokens that are never deleted.
+
+    Returns:
+        `[B, N - count, D]`: the leading tokens, then the kept patches by ascending l-inf norm,
+        ties by position; the order in which ONNX's TopK (smallest, sorted) returns them.
+    """
+    special, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
+    scores = patches.abs().amax(dim=-1)
+    order = torch.sort(scores, dim=1, stable=True).indices
+    keep = order[:, : patches.shape[1] - count].unsqueeze(-1)
+    kept = torch.gather(patches, 1, keep.expand(-1, -1, patches.shape[-1]))
+    return torch.cat([special, kept], dim=1)

@@ -1,0 +1,13 @@
+"""Objectives, zero-shot accuracy, and paired statistics."""
+
+from .objective import FeatureFidelity, Objective, Score, ZeroShotTop1
+from .paired import PairedComparison, compare_paired
+
+__all__ = [
+    "FeatureFidelity",
+    "Objective",
+    "PairedComparison",
+    "Score",
+    "ZeroShotTop1",
+    "compare_paired",
+]

@@ -1,0 +1,163 @@
+"""What every baseline shares: walk the blocks, record, calibrate, go on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...encoders.canonical import Encoder
+from ...encoders.regcache import RegCache
+from ...errors import DataError
+from ..quantizers import Bits
+from ..simulate import Calibration, Quantization
+
+Form = Literal["paper", "deploy"]
+"""`paper`: every quantizer as published, also those no INT8 runtime has. `deploy`: the same
+baseline with quantizers that the exported graph has (per-tensor activations, per-output-channel
+symmetric weights, attention products in float)."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of calibrated blocks and the number of blocks to calibrate."""
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise DataError where the input `x` of the layer `name` is NaN or infinite."""
+    if not torch.isfinite(x).all():
+        raise DataError(f"the input of {name} holds NaN or infinite values on these images")
+
+
+@dataclass
+class BlockRecord:
+    """What one block computed in floating point on the calibration images.
+
+    Attributes:
+        inputs: layer name -> input of the linear, `[B, N, C_in]`.
+        operands: matmul name -> its two operands.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    operands: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        check_finite(name, x)
+        self.inputs[name] = x
+        return F.linear(x, weight, bias)
+
+    def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        self.operands[name] = (a, b)
+        return a @ b
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """Outcome of one block: quantizers, and weights or register changed by exact folds."""
+
+    quantization: Quantization
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    register: Tensor | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Baseline(ABC):
+    """A post-training quantizer: encoder and calibration tokens in, quantizers out.
+
+    Calibration starts from hidden states instead of images, so that a search that varies only the
+    later blocks pays only for them.
+    """
+
+    name: ClassVar[str]
+    sequential: ClassVar[bool] = False
+    """Calibrate each block on the output of the already quantized ones before it."""
+    differences: ClassVar[tuple[str, ...]] = ()
+    """One line for each place where the deployed form differs from the paper form by design."""
+
+    def __init__(self, bits: Bits | None = None, form: Form = "deploy") -> None:
+        self.bits = bits or Bits()
+        self.form: Form = form
+
+    def fast(self) -> Baseline:
+        """A cheaper setting of this baseline for use inside a search; itself if there is none."""
+        return self
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        encoder: Encoder,
+        tokens: Tensor,
+        start: int = 0,
+        regcache: RegCache | None = None,
+        progress: Progress | None = None,
+    ) -> Calibration:
+        """Calibrate blocks `start`..L-1.
+
+        Args:
+            encoder: in floating point.
+            tokens: `[B, N, D]` at the input of block `start`: from the float model, or, for a
+                sequential baseline, from the quantized one.
+            start: first block to calibrate.
+            regcache: active during calibration; it must not change blocks before `start`.
+            progress: told after every block.
+
+        Raises:
+            DataError: no images, or non-finite activations.
+        """
+        if not len(tokens):
+            raise DataError("calibration needs at least one image")
+        quantization, warnings = Quantization(), []
+        register = dict(regcache.register) if regcache else {}
+        context = self.prepare(encoder, tokens, start, regcache)
+        folded = encoder
+        for index in range(start, encoder.spec.depth):
+            record = self.record()
+            tokens = encoder.block(index, tokens, record, regcache)
+            result = self.calibrate_block(index, encoder, record, register.get(index), context)
+            del record
+            quantization = quantization.merge(result.quantization)
+            folded = folded.replace(result.weights)
+            if result.register is not None:
+                register[index] = result.register
+            warnings += result.warnings
+            if progress:
+                progress(index - start + 1, encoder.spec.depth - start)
+        changed = RegCache(regcache.config, register) if regcache else None
+        return Calibration(folded, quantization, changed, tuple(warnings))
+
+    def prepare(
+        self, encoder: Encoder, tokens: Tensor, start: int, regcache: RegCache | None
+    ) -> Any:
+        """Anything that needs a pass over the whole network; handed to `calibrate_block`."""
+        return None
+
+    def record(self) -> BlockRecord:
+        """The numerics that a block is run with; what they compute flows on to the next block.
+
+        A sequential baseline calibrates every layer in here, at its first call, and answers with
+        the quantized result, so that each later layer sees it.
+        """
+        return BlockRecord()
+
+    @abstractmethod
+    def calibrate_block(
+        self,
+        index: int,
+        encoder: Encoder,
+        record: BlockRecord,
+        register: Tensor | None,
+        context: Any,
+    ) -> BlockResult:
+        """Quantizers (and folds) of one block.
+
+        Args:
+            index: block.
+            encoder: before any fold.
+            record: what the block computed on the calibration images.
+            register: mean LN1 output `[D]` cached for this block, if the prefix is active in it;
+                a fold that changes LN1 must return it changed.
+            context: what `prepare` returned.
+        """

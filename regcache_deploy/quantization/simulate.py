@@ -1,0 +1,84 @@
+"""The quantized encoder in simulation, and what a calibration hands over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoders.canonical import FLOAT, Encoder, Numerics
+from ..encoders.regcache import RegCache
+from .quantizers import Quantizer
+
+
+@dataclass(frozen=True)
+class LinearQuantization:
+    """Quantizers of one linear layer: its input activation and its weight `[C_out, C_in]`."""
+
+    input: Quantizer
+    weight: Quantizer
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Quantizers by layer. What is absent stays in floating point.
+
+    Attributes:
+        linears: by layer name, e.g. `blocks.3.mlp.fc2`.
+        matmuls: the two operands of `blocks.I.attn.qk` and `blocks.I.attn.pv`.
+    """
+
+    linears: dict[str, LinearQuantization] = field(default_factory=dict)
+    matmuls: dict[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
+
+    def merge(self, other: Quantization) -> Quantization:
+        """Both together; `other` wins where both know a layer."""
+        return Quantization(self.linears | other.linears, self.matmuls | other.matmuls)
+
+    def only(self, layer: str) -> Quantization:
+        """Just one linear quantized, as the sensitivity analysis wants it."""
+        return Quantization({layer: self.linears[layer]})
+
+
+class SimulatedNumerics:
+    """Numerics with fake quantization; quantized weights are computed once per layer."""
+
+    def __init__(self, quantization: Quantization) -> None:
+        self.quantization = quantization
+        self._weights: dict[str, Tensor] = {}
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        layer = self.quantization.linears.get(name)
+        if layer is None:
+            return FLOAT.linear(name, x, weight, bias)
+        if name not in self._weights:
+            self._weights[name] = layer.weight(weight)
+        return F.linear(layer.input(x), self._weights[name], bias)
+
+    def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        operands = self.quantization.matmuls.get(name)
+        if operands is None:
+            return FLOAT.matmul(name, a, b)
+        return operands[0](a) @ operands[1](b)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a baseline found: an encoder after its exact folds, and the quantizers for it.
+
+    Attributes:
+        encoder: weights after folds (identical function in floating point).
+        quantization: quantizers of the calibrated blocks.
+        regcache: the choice it was calibrated with; its register went through the same folds.
+        warnings: one line each, e.g. a constant activation that got a floor.
+    """
+
+    encoder: Encoder
+    quantization: Quantization
+    regcache: RegCache | None = None
+    warnings: tuple[str, ...] = ()
+
+    def numerics(self) -> Numerics:
+        """Fresh simulated numerics; keep the object to reuse its quantized weights."""
+        return SimulatedNumerics(self.quantization)
