@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from regcache_deploy.compat import import_open_clip
 from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
 from regcache_deploy.encoders.load import load_model

@@ -12,8 +12,9 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from regcache_export.spec import EncoderSpec
 from torch import Tensor
+
+from regcache_export.spec import EncoderSpec
 
 from ..errors import ModelError
 from .regcache import RegCache, delete_sinks
@@ -28,7 +29,8 @@ class Numerics(Protocol):
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """`blocks.I.attn.qk`: `[B, H, N, d] @ [B, H, d, T]`; `blocks.I.attn.pv`: `[B, H, N, T]
-        @ [B, H, T, d]`, T keys with the prefix in front."""
+        @ [B, H, T, d]`, T keys with the prefix in front.
+        """
         ...
 
 
@@ -188,7 +190,9 @@ class Encoder:
         return k, v
 
     def _linear(self, name: str, x: Tensor, numerics: Numerics) -> Tensor:
-        return numerics.linear(name, x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        return numerics.linear(
+            name, x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        )
 
     def _attention(
         self, index: int, x: Tensor, numerics: Numerics, regcache: RegCache | None
@@ -209,14 +213,10 @@ class Encoder:
             f"{name}.out_proj", mixed.transpose(1, 2).reshape(batch, count, width), numerics
         )
 
-    def _delete(
-        self, index: int, tokens: Tensor, regcache: RegCache | None, place: str
-    ) -> Tensor:
+    def _delete(self, index: int, tokens: Tensor, regcache: RegCache | None, place: str) -> Tensor:
         if regcache is None:
             return tokens
         config = regcache.config
         if index != config.delete_block or not config.deletes or config.delete_at != place:
             return tokens
         return delete_sinks(tokens, config.delete_count, self.spec.num_prefix_tokens)
-
-

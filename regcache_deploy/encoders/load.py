@@ -128,7 +128,8 @@ def _load_open_clip(name: str, pretrained: str | None) -> LoadedModel:
         pretrained=pretrained,
         encoder=from_open_clip(model.visual),
         preprocess={k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
-        text_head=_zero_shot_head(open_clip, model, name),
+        # a random text tower classifies at chance, at the price of 80 prompts per class
+        text_head=_zero_shot_head(open_clip, model, name) if seed is None else None,
         logit_scale=float(scale.detach().exp()) if scale is not None else 100.0,
         caution=None if seed is None else f"random weights (seed {seed}): structure and speed only",
     )
@@ -193,7 +194,7 @@ def _zero_shot_head(open_clip: Any, model: Any, name: str) -> TextHead | None:
 
     @torch.no_grad()
     def text_head(names: Sequence[str]) -> Tensor:
-        head = open_clip.build_zero_shot_classifier(
+        head: Tensor = open_clip.build_zero_shot_classifier(
             model,
             tokenizer=open_clip.get_tokenizer(name),
             classnames=list(names),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from regcache_export.spec import Activation, EncoderSpec, FinalNorm
 from torch import Tensor, nn
+
+from regcache_export.spec import Activation, EncoderSpec, FinalNorm
 
 from ..errors import UnsupportedEncoderError
 from .canonical import Encoder

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from regcache_export.regcache_config import RegCacheConfig
 from torch import Tensor
+
+from regcache_export.regcache_config import RegCacheConfig
 
 __all__ = ["RegCache", "RegCacheConfig", "delete_sinks"]
 

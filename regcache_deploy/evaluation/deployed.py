@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from regcache_engines.engine import Engine
 from torch import Tensor
 
+from regcache_engines.engine import Engine
+
+from ..encoders.regcache import RegCache
 from ..errors import VerificationError
+from ..quantization.simulate import Calibration
 from .objective import zero_shot_predictions
 
 MIN_TOP1_AGREEMENT = 0.995
 MIN_MEAN_COSINE = 0.9999
+CONTROL_FACTOR = 4.0
+"""How much farther from the simulation than rounding noise the deployed graph may be."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +30,27 @@ class Agreement:
         top1: share of images with the same predicted class, or None without a text head.
         mean_cosine, min_cosine: of the embeddings.
         n: images.
+        control: mean cosine between the simulation in float32 and in float64, measured only where
+            the deployed graph misses the usual bound. In a deep encoder a single rounding tie
+            early on moves codes everywhere behind it; nothing can agree with the float32
+            simulation better than the simulation agrees with itself.
     """
 
     top1: float | None
     mean_cosine: float
     min_cosine: float
     n: int
+    control: float | None = None
 
     def to_json(self) -> dict[str, float]:
-        values = {"top1": self.top1, "mean_cosine": self.mean_cosine}
-        values |= {"min_cosine": self.min_cosine, "n": self.n}
-        return {k: v for k, v in values.items() if v is not None}
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    @property
+    def bound(self) -> float:
+        """The mean cosine that is asked for."""
+        if self.control is None:
+            return MIN_MEAN_COSINE
+        return min(MIN_MEAN_COSINE, 1 - CONTROL_FACTOR * (1 - self.control))
 
     def check(self) -> None:
         """Raise VerificationError where the graph that runs is not the one that was simulated."""
@@ -44,11 +59,29 @@ class Agreement:
                 f"the deployed graph predicts the simulation's class on only {self.top1:.2%} of "
                 f"{self.n} images (at least {MIN_TOP1_AGREEMENT:.1%} expected)"
             )
-        if not self.mean_cosine >= MIN_MEAN_COSINE:
+        if not self.mean_cosine >= self.bound:
             raise VerificationError(
                 f"the deployed embeddings have mean cosine {self.mean_cosine:.6f} with the "
-                f"simulation's (at least {MIN_MEAN_COSINE} expected)"
+                f"simulation's (at least {self.bound:.6f} expected)"
             )
+
+
+def float64_control(calibration: Calibration, images: Tensor) -> float:
+    """Mean cosine between the simulation in float32 and in float64 on images `[B, 3, H, W]`.
+
+    Quantizer parameters and integer codes stay what they are; only the arithmetic in between
+    gets more exact.
+    """
+    single = calibration.encoder(images, calibration.numerics(), calibration.regcache)
+    encoder = calibration.encoder.replace(
+        {name: weight.double() for name, weight in calibration.encoder.weights.items()}
+    )
+    regcache = calibration.regcache
+    if regcache is not None:
+        register = {block: value.double() for block, value in regcache.register.items()}
+        regcache = RegCache(regcache.config, register)
+    double = encoder(images.double(), calibration.numerics(), regcache)
+    return float(F.cosine_similarity(single.double(), double, dim=-1).mean())
 
 
 def run_engine(
@@ -62,7 +95,9 @@ def run_engine(
     return torch.cat(features)
 
 
-def compare_features(deployed: Tensor, simulated: Tensor, text_features: Tensor | None) -> Agreement:
+def compare_features(
+    deployed: Tensor, simulated: Tensor, text_features: Tensor | None
+) -> Agreement:
     """Compare embeddings `[n, E]` of the deployed graph with the simulation's."""
     cosine = F.cosine_similarity(deployed.double(), simulated.double(), dim=-1)
     top1 = None

@@ -33,7 +33,8 @@ class Score:
 class Objective(Protocol):
     """Scores embeddings `[n, E]` of a fixed image set."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def score(self, features: Tensor) -> Score: ...
 
@@ -66,9 +67,7 @@ class ZeroShotTop1:
     def score(self, features: Tensor) -> Score:
         correct = zero_shot_predictions(features, self.text_features) == self.labels
         per_image = correct.to(torch.float64)
-        return Score(
-            float(per_image.mean()), mean_cosine(features, self.reference), per_image
-        )
+        return Score(float(per_image.mean()), mean_cosine(features, self.reference), per_image)
 
 
 @dataclass(frozen=True)

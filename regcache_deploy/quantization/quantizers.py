@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from regcache_export.plan import TensorQuant
 from torch import Tensor
+
+from regcache_export.plan import TensorQuant
 
 MIN_SCALE = 1e-12
 """Floor of a scale, so that a constant-zero tensor quantizes to itself instead of to NaN."""
@@ -57,8 +58,12 @@ class Uniform:
         low, high = self.code_range
         return torch.clamp(torch.round(x / self.scale) + self.zero_point, low, high)
 
+    def integers(self, x: Tensor) -> Tensor:
+        """Codes less the zero point: what an integer GEMM multiplies, as float."""
+        return self.codes(x) - self.zero_point
+
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.codes(x) - self.zero_point) * self.scale
+        return self.integers(x) * self.scale
 
     def to_plan(self) -> TensorQuant:
         """The same quantizer for the plan: flat per-channel scales along axis 0."""

@@ -6,15 +6,30 @@ from ...errors import ConfigError
 from ..quantizers import Bits
 from .base import Baseline, Form
 from .naive import Naive
+from .ptq4vit import PTQ4ViT
+from .repqvit import RepQViT
 
-BASELINES: dict[str, type[Baseline]] = {b.name: b for b in (Naive,)}
+BASELINES: dict[str, type[Baseline]] = {b.name: b for b in (Naive, PTQ4ViT, RepQViT)}
 
 
-def make_baseline(name: str, bits: Bits | None = None, form: Form = "deploy") -> Baseline:
+def baseline_class(name: str) -> type[Baseline]:
     """Look a baseline up. Raises ConfigError for any name but the three."""
     if name not in BASELINES:
         raise ConfigError(f"unknown baseline '{name}'; take one of: {', '.join(BASELINES)}")
-    return BASELINES[name](bits, form)
+    return BASELINES[name]
 
 
-__all__ = ["BASELINES", "Baseline", "Form", "make_baseline"]
+def make_baseline(name: str, bits: Bits | None = None, form: Form = "deploy") -> Baseline:
+    """A baseline with its default effort. Raises ConfigError for any name but the three."""
+    return baseline_class(name)(bits, form)
+
+
+def differences(name: str) -> list[str]:
+    """Where the deployed form of a baseline differs from its paper form by design.
+
+    One line each, empty for `naive`. Raises ConfigError for any name but the three.
+    """
+    return list(baseline_class(name).differences)
+
+
+__all__ = ["BASELINES", "Baseline", "Form", "baseline_class", "differences", "make_baseline"]

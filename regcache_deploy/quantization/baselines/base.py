@@ -109,7 +109,7 @@ class Baseline(ABC):
         """
         if not len(tokens):
             raise DataError("calibration needs at least one image")
-        quantization, warnings = Quantization(), []
+        quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
         context = self.prepare(encoder, tokens, start, regcache)
         folded = encoder

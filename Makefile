@@ -1,0 +1,81 @@
+# make export   install, and run the main job on the embedded demo
+# make test     install, lint, type-check, run the tests
+#
+# Everything lives in .venv. A finished step leaves a stamp file there, so that the next `make`
+# goes straight to work; a change of pyproject.toml installs again.
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+# The plain `torch` of PyPI brings gigabytes of CUDA packages. Where pip finds the CPU build of
+# this version (find-links, or another index), it prefers it. Another version or another Python:
+#     make test TORCH="torch torchvision"
+TORCH ?= torch==2.13.0 torchvision==0.28.0
+
+# The tests run in this many processes, with one torch thread each.
+JOBS ?= 2
+PYTEST_ARGS ?=
+# Further words for `regcache-export`, for example ARGS="--limit 200".
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Compiling all of torch takes longer than the import of what is used, which compiles just that
+# and keeps it, provided that Python may write.
+INSTALL := $(PIP) install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help export test lint types pytest format clean
+
+help:
+	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
+	@echo "make test     install, lint, type-check, run the tests"
+	@echo "make lint     ruff: rules and format"
+	@echo "make types    mypy"
+	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
+	@echo "make format   let ruff rewrite the code"
+	@echo "make clean    remove .venv and caches; runs/ stays"
+
+export: $(VENV)/.stamp-run
+	$(BIN)/regcache-export --baseline repqvit $(ARGS)
+
+test: lint types pytest
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.stamp-dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-torch: | $(VENV)/.stamp-venv
+	$(INSTALL) $(TORCH)
+	@$(PIP) list --format=freeze | grep -E '^torch(vision)?==' > $(VENV)/constraints.txt
+	@touch $@
+
+# The constraint keeps pip from replacing the torch that is there.
+$(VENV)/.stamp-run: pyproject.toml | $(VENV)/.stamp-torch
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu]'
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-run
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev]'
+	@touch $@

@@ -1,0 +1,157 @@
+"""What every runtime looks like from outside, and the zero-shot head on top of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .bundle import Bundle
+from .errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+MIN_NORM = 1e-12
+"""Floor of a feature's norm, as in torch's `normalize`: a zero vector stays zero."""
+
+
+class Engine(Protocol):
+    """A loaded encoder. Use it as a context manager; it holds native memory.
+
+    Attributes:
+        image_size: height and width in pixels that `infer` takes.
+        output_dim: length E of a feature.
+    """
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def output_dim(self) -> int: ...
+
+    def infer(self, images: Array) -> FloatArray:
+        """Normalized float32 images `[B, 3, H, W]` -> features `[B, E]`, not L2-normalized.
+
+        Raises:
+            EngineError: wrong shape or type, NaN in the output, or the runtime failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the runtime's memory; a closed engine refuses to infer."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def check_images(images: Array, image_size: tuple[int, int]) -> None:
+    """Raise EngineError unless `images` is finite float32 `[B, 3, H, W]`, at least one image."""
+    height, width = image_size
+    if not isinstance(images, np.ndarray):
+        raise EngineError(f"images must be a numpy array, not {type(images).__name__}")
+    if images.dtype != np.float32:
+        raise EngineError(
+            f"images are {images.dtype}, and the encoder takes normalized float32; "
+            "apply the bundle's preprocessing first"
+        )
+    if images.ndim != 4 or images.shape[1:] != (3, height, width):
+        raise EngineError(
+            f"images have shape {list(images.shape)}, and the encoder takes "
+            f"[batch, 3, {height}, {width}]"
+        )
+    if not len(images):
+        raise EngineError("the batch holds no image")
+    # a quantized encoder turns NaN into an integer code and answers with plausible features, so
+    # the input is the only place where it can be seen
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise EngineError(
+            f"image {int(np.argmin(finite))} of this batch holds NaN or infinite pixels; "
+            "check how it was decoded and normalized"
+        )
+
+
+def check_features(features: Array, count: int, output_dim: int) -> FloatArray:
+    """Return the runtime's output as float32 `[count, E]`.
+
+    Raises:
+        EngineError: another shape, or NaN or infinite values.
+    """
+    if features.shape != (count, output_dim):
+        raise EngineError(
+            f"the runtime returned features of shape {list(features.shape)}, "
+            f"not {[count, output_dim]}"
+        )
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise EngineError(
+            f"the features of image {int(np.argmin(finite))} of this batch hold NaN or infinite "
+            "values although its pixels are finite; export the bundle again"
+        )
+    return features.astype(np.float32, copy=False)
+
+
+def zero_shot(features: Array, text_features: Array, logit_scale: float) -> FloatArray:
+    """Class logits by cosine similarity, as CLIP computes them.
+
+    Args:
+        features: `[B, E]`; normalized here.
+        text_features: `[classes, E]`, L2-normalized.
+        logit_scale: factor on the similarities.
+
+    Returns:
+        Logits `[B, classes]`.
+
+    Raises:
+        EngineError: the two do not have the same E.
+    """
+    if features.ndim != 2 or text_features.ndim != 2 or features.shape[1] != text_features.shape[1]:
+        raise EngineError(
+            f"features {list(features.shape)} and text features {list(text_features.shape)} "
+            "do not share their last dimension; they come from different models"
+        )
+    norms = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), MIN_NORM)
+    logits = logit_scale * (features / norms) @ text_features.T
+    return np.asarray(logits, dtype=np.float32)
+
+
+def load_engine(
+    source: Bundle | Path | str,
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    provider: str = "CPUExecutionProvider",
+) -> Engine:
+    """Load a bundle, or a bare ONNX file, into ONNX Runtime.
+
+    Args:
+        source: an open bundle, a bundle's folder, or a path to a `.onnx` file.
+        threads: threads inside an operator; None takes one per physical core.
+        optimize: False runs the graph as written, for verification.
+        provider: ONNX Runtime execution provider that must really run.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        EngineError: the runtime is missing or cannot run the model.
+    """
+    from .onnxruntime_engine import OnnxRuntimeEngine
+
+    if not isinstance(source, Bundle):
+        path = Path(source)
+        source = Bundle.open(path) if path.is_dir() else path
+    model = source.model_path if isinstance(source, Bundle) else source
+    return OnnxRuntimeEngine(model, threads=threads, optimize=optimize, provider=provider)

@@ -1,0 +1,175 @@
+"""ONNX Runtime, imported only when an engine is made."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .engine import Array, FloatArray, check_features, check_images
+from .errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+"""Distributions that install the same `onnxruntime` module over one another."""
+
+
+class OnnxRuntimeEngine:
+    """A model in an ONNX Runtime session.
+
+    Args:
+        model_path: `.onnx` file with one input `[batch, 3, H, W]` and one output `[batch, E]`.
+        threads: threads inside an operator; None takes one per physical core.
+        optimize: False runs the graph as written, node by node, for verification.
+        provider: execution provider that must really run.
+
+    Raises:
+        EngineError: onnxruntime is missing, the provider does not run here, or the model does not
+            load or has other inputs and outputs.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        threads: int | None = None,
+        optimize: bool = True,
+        provider: str = "CPUExecutionProvider",
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads is {threads}; take at least 1, or None for all cores")
+        path = Path(model_path)
+        if not path.is_file():
+            raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
+        onnxruntime = import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if not optimize:
+            levels = onnxruntime.GraphOptimizationLevel
+            options.graph_optimization_level = levels.ORT_DISABLE_ALL
+        self._path = path
+        self._session: Any = _create_session(onnxruntime, path, options, provider)
+        self._image_size, self._output_dim = self._read_contract()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._image_size
+
+    @property
+    def output_dim(self) -> int:
+        return self._output_dim
+
+    def infer(self, images: Array) -> FloatArray:
+        """See `Engine.infer`."""
+        if self._session is None:
+            raise EngineError("this engine is closed; load it again")
+        check_images(images, self._image_size)
+        feed = {self._input_name: np.ascontiguousarray(images)}
+        try:
+            (features,) = self._session.run([self._output_name], feed)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
+        return check_features(features, len(images), self._output_dim)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_contract(self) -> tuple[tuple[int, int], int]:
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        shapes = [value.shape for value in (*inputs, *outputs)]
+        fits = (
+            len(inputs) == len(outputs) == 1
+            and inputs[0].type == outputs[0].type == "tensor(float)"
+            and len(shapes[0]) == 4
+            and shapes[0][1] == 3
+            and all(isinstance(size, int) for size in shapes[0][2:])
+            and len(shapes[1]) == 2
+            and isinstance(shapes[1][1], int)
+        )
+        if not fits:
+            raise EngineError(
+                f"{self._path} has inputs and outputs {shapes}; an image encoder has one float32 "
+                "input [batch, 3, H, W] and one float32 output [batch, E]"
+            )
+        self._input_name, self._output_name = inputs[0].name, outputs[0].name
+        return (shapes[0][2], shapes[0][3]), shapes[1][1]
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, warning where two distributions of it overwrite one another.
+
+    Raises:
+        EngineError: it is not installed, or its binary does not load.
+    """
+    try:
+        module = importlib.import_module("onnxruntime")
+        module.InferenceSession  # noqa: B018  (a half-removed package imports as an empty namespace)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(
+            "this needs onnxruntime, which is not installed or does not load "
+            f"({error}); run: pip install 'regcache-deploy[cpu]'"
+        ) from error
+    installed = installed_distributions()
+    if len(installed) > 1:
+        warnings.warn(
+            f"{' and '.join(installed)} are both installed and overwrite each other's files; "
+            "which one runs depends on the order of installation. Uninstall both, then install "
+            "one",
+            stacklevel=2,
+        )
+    return module
+
+
+def installed_distributions() -> list[str]:
+    """Which of the distributions that own the `onnxruntime` module are installed."""
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def _create_session(onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise EngineError(
+            f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. "
+            "For CUDA, install the extra 'gpu' in place of 'cpu'"
+        )
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise EngineError(
+            f"ONNX Runtime cannot load {path}: {error}. If the file is damaged, export it again"
+        ) from error
+    # a provider whose libraries do not load is listed as available, and replaced by the CPU
+    running = session.get_providers()
+    if running[0] != provider:
+        raise EngineError(
+            f"{provider} was asked for, but ONNX Runtime fell back to {running[0]}; its CUDA or "
+            "TensorRT libraries do not load (run: regcache doctor)"
+        )
+    return session

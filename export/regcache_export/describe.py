@@ -1,0 +1,64 @@
+"""The essentials of a plan in a few words, for the ONNX metadata and the bundle's manifest."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata as distributions
+from typing import Any
+
+from .plan import Plan
+
+METADATA_SCHEMA = 1
+
+
+def tool_version() -> str:
+    """Version of the installed distribution, or `0+source` when run from a source tree."""
+    try:
+        return distributions.version("regcache-deploy")
+    except distributions.PackageNotFoundError:
+        return "0+source"
+
+
+def bits_label(plan: Plan) -> str:
+    """`W8A8` if every quantized linear has the same widths, `mixed` if not, `float` if none is."""
+    widths = {(layer.weight.bits, layer.input.bits) for layer in plan.linears.values()}
+    if not widths:
+        return "float"
+    if len(widths) > 1:
+        return "mixed"
+    weight, activation = widths.pop()
+    return f"W{weight}A{activation}"
+
+
+def tokens_out(plan: Plan) -> int:
+    """Tokens per image after the last block, special tokens included."""
+    deleted = plan.regcache.delete_count if plan.regcache else 0
+    return plan.encoder.num_tokens - deleted
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """Model, baseline, bits and RegCache numbers. `provenance` gives `model` and `baseline`."""
+    return {
+        "model": str(plan.provenance.get("model", "unknown")),
+        "baseline": str(plan.provenance.get("baseline", "none" if not plan.linears else "unknown")),
+        "bits": bits_label(plan),
+        "quantized_linears": len(plan.linears),
+        "linears": 4 * plan.encoder.depth,
+        "regcache": plan.regcache.to_json() if plan.regcache else None,
+    }
+
+
+def metadata(plan: Plan, plan_sha256: str | None = None) -> dict[str, str]:
+    """ONNX `metadata_props`: what the file still says when it is alone, by sorted key."""
+    essentials = summary(plan) | {
+        "schema": METADATA_SCHEMA,
+        "tool_version": tool_version(),
+        "preprocess": plan.preprocess,
+    }
+    if plan_sha256:
+        essentials["plan_sha256"] = plan_sha256
+    return {f"regcache.{key}": _text(essentials[key]) for key in sorted(essentials)}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,0 +1,95 @@
+"""What a plan must satisfy before a graph is written from it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+
+from ..errors import BundleError, ModelError, UnsupportedEncoderError
+from ..plan import Plan, TensorQuant
+from ..regcache_config import DeleteAt
+from ..spec import Activation, EncoderSpec, FinalNorm
+from .linear import CONTAINER_BITS, code_range
+
+MIN_BITS = 2
+
+
+def check_exportable(plan: Plan) -> None:
+    """Refuse a plan that no graph, or only a wrong one, could be written from.
+
+    Raises:
+        BundleError: a weight or register is missing, or a quantizer does not fit the Q/DQ form.
+        ConfigError: a RegCache number is out of range.
+        ModelError: a weight is NaN or infinite, or the structure is unsupported.
+    """
+    _check_structure(plan.encoder)
+    plan.check()
+    for name in plan.encoder.weight_shapes():
+        if not np.isfinite(plan.weights[name]).all():
+            raise ModelError(f"weight {name} holds NaN or infinite values; search again")
+    _check_regcache(plan)
+    unknown = sorted(plan.linears.keys() - set(plan.encoder.linears()))
+    if unknown:
+        raise BundleError(f"the plan quantizes {unknown[0]}, which this encoder does not have")
+    for name, quant in plan.linears.items():
+        _check_quantizer(f"the input of {name}", quant.input)
+        _check_quantizer(f"the weight of {name}", quant.weight)
+        if quant.input.per_channel:
+            raise BundleError(
+                f"the input of {name} has one scale per channel; an integer GEMM takes one scale "
+                "for the whole activation: calibrate in the form 'deploy'"
+            )
+        rows = plan.weights[f"{name}.weight"].shape[0]
+        if quant.weight.per_channel and quant.weight.scale.shape != (rows,):
+            raise BundleError(
+                f"the weight of {name} has {quant.weight.scale.size} scales for {rows} rows"
+            )
+
+
+def _check_structure(spec: EncoderSpec) -> None:
+    if spec.pool not in ("cls", "avg"):
+        raise UnsupportedEncoderError(f"pooling '{spec.pool}' has no graph yet; take cls or avg")
+    for what, value, known in (
+        ("activation", spec.activation, get_args(Activation)),
+        ("final norm", spec.final_norm, get_args(FinalNorm)),
+    ):
+        if value not in known:
+            raise UnsupportedEncoderError(f"{what} '{value}' is not one of {', '.join(known)}")
+    if spec.pool == "cls" and not spec.num_prefix_tokens:
+        raise ModelError("pooling 'cls' needs a class token, and this encoder has none")
+    if spec.head_dim * spec.heads != spec.width:
+        raise ModelError(f"width {spec.width} does not divide into {spec.heads} heads")
+    if not spec.projection and spec.output_dim != spec.width:
+        raise ModelError(f"output_dim {spec.output_dim} without projection must be {spec.width}")
+
+
+def _check_regcache(plan: Plan) -> None:
+    if plan.regcache is None:
+        return
+    plan.regcache.check(plan.encoder)
+    if plan.regcache.delete_at not in get_args(DeleteAt):
+        raise BundleError(
+            f"deletion at '{plan.regcache.delete_at}' is not one of {', '.join(get_args(DeleteAt))}"
+        )
+    for block in plan.regcache.prefix_blocks(plan.encoder.depth):
+        register = plan.register[block]
+        if register.shape != (plan.encoder.width,) or not np.isfinite(register).all():
+            raise BundleError(
+                f"the register of block {block} must be {plan.encoder.width} finite numbers; "
+                "search again"
+            )
+
+
+def _check_quantizer(what: str, quant: TensorQuant) -> None:
+    if not MIN_BITS <= quant.bits <= CONTAINER_BITS:
+        raise BundleError(f"{what} has {quant.bits} bits; this graph holds {MIN_BITS}..8")
+    if quant.scale.shape != quant.zero_point.shape or quant.scale.ndim != 1:
+        raise BundleError(f"{what} has scale and zero point of different shapes")
+    if not quant.per_channel and quant.scale.shape != (1,):
+        raise BundleError(f"{what} has {quant.scale.size} scales but is not per channel")
+    if not (np.isfinite(quant.scale).all() and (quant.scale > 0).all()):
+        raise BundleError(f"{what} has a scale that is not a positive number; calibrate again")
+    low, high = code_range(quant)
+    if ((quant.zero_point < low) | (quant.zero_point > high)).any():
+        raise BundleError(f"{what} has a zero point outside its codes {low}..{high}")

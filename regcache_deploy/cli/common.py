@@ -1,0 +1,135 @@
+"""What every command shares: its parser, the common options, and where messages go."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import ConfigError
+from ..progress import stderr_console
+
+QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
+
+_OUR_LOGGERS = ("regcache_deploy", "regcache_export", "regcache_engines")
+_handlers: list[logging.Handler] = []  # ours on the root logger, exchanged by setup_logging
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises instead of exiting, and suggests the option that was meant."""
+
+    def __init__(self, **keywords: Any) -> None:
+        # An abbreviated option in a script breaks when a longer one is added.
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse `args`. Raises ConfigError for a usage mistake."""
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            hint = did_you_mean(name, known) if name.startswith("-") else ""
+            self.error(f"unknown argument {name}{hint}")
+        return values
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`, `-v` and `-q`."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="print one JSON object on stdout instead of text",
+    )
+    group.add_argument(
+        "-v",
+        "--verbose",
+        dest="verbosity",
+        action="store_const",
+        const=VERBOSE,
+        default=NORMAL,
+        help="more messages on stderr",
+    )
+    group.add_argument(
+        "-q",
+        "--quiet",
+        dest="verbosity",
+        action="store_const",
+        const=QUIET,
+        help="no progress, warnings only",
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, `--dry-run` and `--seed`: for commands that compute something."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.yaml",
+        help="read options from a file: long option names as keys; the command line wins",
+    )
+    group.add_argument(
+        "--dry-run",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="check the options, print the resolved configuration, and stop",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="for every random choice (default 0)"
+    )
+
+
+def setup_logging(verbosity: int) -> None:
+    """Send log messages to stderr: ours from `verbosity` on, other libraries' warnings.
+
+    Args:
+        verbosity: QUIET, NORMAL or VERBOSE.
+    """
+    root = logging.getLogger()
+    while _handlers:
+        root.removeHandler(_handlers.pop())
+    console = stderr_console()
+    handler: logging.Handler
+    if console is not None:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_PlainFormatter())
+    root.addHandler(handler)
+    _handlers.append(handler)
+    for name in _OUR_LOGGERS:
+        logging.getLogger(name).setLevel(verbosity)
+    # Deprecation notices of libraries are for us, not for the user.
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(
+        logging.WARNING if verbosity == VERBOSE else logging.ERROR
+    )
+
+
+class _PlainFormatter(logging.Formatter):
+    """`warning: text` on one line; information has no label."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(record.getMessage().split("\n"))
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"

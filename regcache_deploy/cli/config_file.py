@@ -1,0 +1,97 @@
+"""`--config FILE.yaml`: a file that holds what could stand on the command line.
+
+The file is turned into command-line words and parsed by the command's own parser, so that types,
+choices and messages are the same in both places. The words of the file come first: what the
+command line says after them wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..compat import require
+from ..errors import ConfigError
+from .common import Parser, did_you_mean
+
+_NOT_IN_A_FILE = {"config", "help"}
+
+
+def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line whose `--config`, if there is one, supplies the other defaults.
+
+    Raises:
+        ConfigError: a usage mistake, on the command line or in the file.
+    """
+    values = parser.parse_args(arguments)
+    path = getattr(values, "config", None)
+    if path is None:
+        return values
+    words = read_config(path, parser)
+    try:
+        parser.parse_args(words)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return parser.parse_args([*words, *arguments])
+
+
+def read_config(path: Path, parser: Parser) -> list[str]:
+    """The file's content as command-line words, for example `["--limit=100", "--json"]`.
+
+    Raises:
+        ConfigError: unreadable, no mapping, an unknown key, or a value of the wrong kind.
+    """
+    options = {
+        option.removeprefix("--"): action
+        for option, action in parser._option_string_actions.items()
+        if option.startswith("--") and not option.startswith("--no-")
+    }
+    words: list[str] = []
+    for key, value in _load_mapping(path).items():
+        name = str(key).replace("_", "-")
+        if name not in options or name in _NOT_IN_A_FILE:
+            hint = did_you_mean(name, options.keys() - _NOT_IN_A_FILE)
+            raise ConfigError(f"{path}: unknown key '{key}'{hint}")
+        if value is not None:  # `limit:` with nothing behind it leaves the default
+            words += _words(path, name, value, options[name])
+    return words
+
+
+def _words(path: Path, name: str, value: Any, action: argparse.Action) -> list[str]:
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{path}: {name} takes true or false, not {value!r}")
+        if value:
+            return [f"--{name}"]
+        return [f"--no-{name}"] if f"--no-{name}" in action.option_strings else []
+    if isinstance(value, (bool, list, dict)):
+        raise ConfigError(f"{path}: {name} takes one value, not {value!r}")
+    return [f"--{name}={value}"]
+
+
+def _load_mapping(path: Path) -> dict[Any, Any]:
+    yaml = require("yaml", "search")
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"the configuration file {path} cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it does not parse"
+        raise ConfigError(f"{path} is not valid YAML: {place}{problem}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        kind = type(document).__name__
+        raise ConfigError(f"{path} must hold `option: value` lines, not a {kind}")
+    keys = [str(key.value) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:  # YAML would silently take the last one
+            raise ConfigError(f"{path}: '{key}' stands twice")
+    return document

@@ -1,0 +1,115 @@
+"""Search a RegCache for an encoder, quantize it, and write an ONNX bundle that runs in INT8."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from ..compat import import_open_clip, require
+from ..options import BASELINE_NAMES, ExportOptions
+from ..progress import Reporter
+from .common import QUIET, add_common_arguments, add_run_arguments
+
+HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `regcache export`; their defaults are those of `ExportOptions`."""
+    default = ExportOptions
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default=default.model,
+        metavar="NAME",
+        help="model name of open_clip, or `demo`, the embedded one (default %(default)s)",
+    )
+    model.add_argument(
+        "--pretrained",
+        metavar="TAG|PATH|random[:SEED]",
+        help="open_clip's tag, a checkpoint, or random weights (for structure and speed)",
+    )
+    model.add_argument(
+        "--baseline",
+        default=default.baseline,
+        metavar="NAME",
+        help=f"quantizer: {', '.join(BASELINE_NAMES)} (default %(default)s)",
+    )
+    model.add_argument(
+        "--bits",
+        default=default.bits,
+        metavar="W8A8",
+        help="bits of weights and activations; only W8A8 is deployed (default %(default)s)",
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="images to calibrate and search on, one folder per class (default: the demo's)",
+    )
+    data.add_argument(
+        "--eval-data", type=Path, metavar="DIR", help="images to evaluate on, laid out alike"
+    )
+    _add_count(data, "--limit", default.limit, "evaluate on at most N images")
+    _add_count(data, "--calibration-images", default.calibration_images, "images to calibrate on")
+    _add_count(data, "--search-images", default.search_images, "images to search on")
+
+    choice = parser.add_argument_group("fix a choice instead of searching it")
+    _add_count(choice, "--prefix-block", default.prefix_block, "first block that sees the prefix")
+    _add_count(choice, "--prefix-count", default.prefix_count, "copies of the prefix; 0 is none")
+    _add_count(choice, "--delete-count", default.delete_count, "sink tokens to delete; 0 is none")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--output", type=Path, metavar="DIR", help="result folder (default runs/MODEL-BASELINE)"
+    )
+    _add_count(machine, "--batch-size", default.batch_size, "images per forward pass")
+    _add_count(machine, "--threads", default.threads, "CPU threads")
+    add_run_arguments(parser)
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the export and print what it found. Returns the exit code."""
+    options = ExportOptions(**{f.name: getattr(args, f.name) for f in fields(ExportOptions)})
+    options.check_paths()
+    if args.dry_run:
+        print_configuration(options, as_json=args.json)
+        return 0
+    _require_extras()
+    from ..pipeline import run_export
+    from ..report.terminal import print_result
+
+    result = run_export(options, Reporter(quiet=args.verbosity == QUIET))
+    print_result(result, as_json=args.json)
+    return 0
+
+
+def print_configuration(options: ExportOptions, as_json: bool) -> None:
+    """Print the resolved configuration on stdout; the text form is a valid `--config` file."""
+    values = options.to_json()
+    if as_json:
+        print(json.dumps(values, indent=1))
+        return
+    for name, value in values.items():
+        if value is not None:
+            # JSON scalars are YAML scalars, with the quotes that awkward strings need.
+            sys.stdout.write(f"{name.replace('_', '-')}: {json.dumps(value)}\n")
+
+
+def _require_extras() -> None:
+    """Say now what is not installed, not after minutes of searching."""
+    import_open_clip()
+    require("onnx", "export")
+    require("onnxruntime", "cpu")
+
+
+def _add_count(
+    group: argparse._ArgumentGroup, option: str, default: int | None, help_text: str
+) -> None:
+    shown = "" if default is None else " (default %(default)s)"
+    group.add_argument(option, type=int, default=default, metavar="N", help=help_text + shown)

@@ -1,0 +1,152 @@
+"""`regcache <command>`: find the command, run it, and turn errors into one line and an exit code.
+
+A command is a module of this package with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
+It imports torch, onnx and the like inside `run`: `regcache --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from .. import __version__
+from ..errors import ConfigError, RegCacheError
+from .common import Parser, did_you_mean, setup_logging
+from .config_file import parse_with_config
+
+COMMANDS = ("export", "doctor")
+"""In the order of `regcache --help`; each is a module beside this one."""
+
+EXIT_CODES = (
+    "exit codes: 0 done, 2 usage or configuration, 3 weights or model, 4 data, "
+    "5 ONNX or bundle, 6 verification, 7 engine"
+)
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_PIPE_CLOSED = 141  # 128 + SIGPIPE
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `regcache`; returns the exit code."""
+    return guard(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `regcache-export`."""
+    return _script("export", argv)
+
+
+def build_main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `regcache-build`."""
+    return _script("build", argv)
+
+
+def bench_main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `regcache-bench`."""
+    return _script("bench", argv)
+
+
+def _script(command: str, argv: Sequence[str] | None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    return guard(lambda: _run_command(command, f"regcache-{command}", arguments))
+
+
+def guard(action: Callable[[], int]) -> int:
+    """Run `action`; a mistake of the user ends in one line on stderr, a bug in a traceback."""
+    try:
+        try:
+            code = action()
+        except SystemExit as stop:  # argparse after --help and --version
+            code = stop.code if isinstance(stop.code, int) else 0
+        sys.stdout.flush()
+        return code
+    except RegCacheError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except MemoryError:
+        return _fail("out of memory; lower --batch-size or --limit", RegCacheError.exit_code)
+    except BrokenPipeError:
+        _drop_stdout()
+        return _PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        if not where:
+            _drop_stdout()
+        return _fail(
+            f"cannot write{where}: {error.strerror}; free space or choose another folder "
+            "with --output",
+            ConfigError.exit_code,
+        )
+
+
+def _drop_stdout() -> None:
+    """Give what stdout still holds somewhere to go: Python flushes it once more at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"regcache: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        return _run_command(arguments[0], f"regcache {arguments[0]}", arguments[1:])
+    lines = [f"  {name:<10}{_module(name).HELP}" for name in COMMANDS]
+    parser = Parser(
+        prog="regcache",
+        usage="regcache <command> [options]",
+        description="W8A8 for CLIP-like vision encoders: search, export and deployment.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`regcache <command> --help` says more\n"
+        f"{EXIT_CODES}",
+        formatter_class=_raw_formatter(),
+    )
+    parser.add_argument("--version", action="version", version=f"regcache-deploy {__version__}")
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return ConfigError.exit_code
+    if arguments[0].startswith("-"):
+        parser.parse_args(arguments)
+        parser.error("the command comes first")
+    raise ConfigError(_no_command(arguments[0]))
+
+
+def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
+    if name not in COMMANDS:
+        raise ConfigError(_no_command(name))
+    module = _module(name)
+    parser = Parser(prog=prog, description=module.__doc__, epilog=EXIT_CODES)
+    module.add_arguments(parser)
+    args = parse_with_config(parser, arguments)
+    setup_logging(args.verbosity)
+    code: int = module.run(args)
+    return code
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __package__)
+
+
+def _no_command(name: str) -> str:
+    hint = did_you_mean(name, COMMANDS)
+    return f"this version has no command '{name}'{hint}; commands: {', '.join(COMMANDS)}"
+
+
+def _raw_formatter() -> type:
+    from argparse import RawDescriptionHelpFormatter
+
+    return RawDescriptionHelpFormatter
+
+
+if __name__ == "__main__":
+    sys.exit(main())

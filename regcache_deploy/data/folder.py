@@ -1,0 +1,133 @@
+"""Read an image folder into memory: drawn by seed, decoded in threads, bad files counted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..progress import Reporter
+from .class_names import class_indices, head_for
+from .images import Images
+from .preprocess import Preprocess
+from .scan import MIN_IMAGES, scan_folder
+
+MAX_UNREADABLE = 0.01
+"""Share of unreadable images above which a folder is taken for damaged."""
+
+MAX_MEMORY_SHARE = 0.5
+"""Share of this machine's memory that pixels may fill."""
+
+log = logging.getLogger(__name__)
+
+
+def load_folder(
+    path: Path,
+    preprocess_cfg: Mapping[str, Any],
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    class_names: Sequence[str] | None = None,
+    reporter: Reporter | None = None,
+) -> Images:
+    """Load at most `limit` images of a folder, evenly over its classes.
+
+    Args:
+        path: one folder per class (labels), or images alone (no labels).
+        preprocess_cfg: open_clip's.
+        limit: largest number of images; None takes all.
+        seed: chooses the images and their order. Every front part of the result is as balanced
+            as can be, so `subset(range(n))` is a balanced subset.
+        class_names: classes of the zero-shot head; None takes `head_for` the class folders.
+        reporter: shows progress.
+
+    Raises:
+        DataError: missing or empty folder, a single image, a class folder that fits no class,
+            more than 1 % unreadable images, or more images than memory holds.
+    """
+    listing = scan_folder(path)
+    head: tuple[str, ...] = ()
+    label_of_folder: list[int] = []
+    if listing.folders:
+        head = tuple(class_names) if class_names is not None else head_for(listing.folders)
+        label_of_folder = class_indices(listing.folders, head)
+    preprocess = Preprocess(preprocess_cfg)
+    chosen = listing.choose(limit, seed)
+    _check_memory(path, len(chosen), preprocess.size)
+
+    pixels, reasons = _read_all([file for file, _ in chosen], preprocess, path, reporter)
+    skipped = [f"{chosen[i][0].relative_to(path)}: {why}" for i, why in reasons.items()]
+    _check_unreadable(path, skipped, len(chosen))
+    good = [i for i in range(len(chosen)) if i not in reasons]
+    if len(good) < MIN_IMAGES:
+        raise DataError(f"{path}: only {len(good)} of {len(chosen)} chosen images could be read")
+    labels = None
+    if listing.folders:
+        labels = torch.tensor([label_of_folder[chosen[i][1]] for i in good], dtype=torch.int64)
+    return Images(
+        pixels=pixels if not reasons else pixels[torch.tensor(good)],
+        mean=tuple(preprocess.config.mean),
+        std=tuple(preprocess.config.std),
+        source=str(path),
+        labels=labels,
+        class_names=head,
+        tried=len(chosen),
+        skipped=tuple(skipped),
+    )
+
+
+def _read_all(
+    files: Sequence[Path], preprocess: Preprocess, root: Path, reporter: Reporter | None
+) -> tuple[Tensor, dict[int, str]]:
+    """Decode `files` into one tensor `[n, H, W, 3]`; also why which index could not be read."""
+    pixels = torch.zeros(len(files), *preprocess.size, 3, dtype=torch.uint8)
+    view = pixels.numpy()
+    reasons: dict[int, str] = {}
+
+    def read(index: int) -> None:
+        try:
+            view[index] = preprocess.read(files[index])
+        except DataError as error:
+            reasons[index] = str(error)
+
+    # Pillow releases the GIL while it decodes and resizes.
+    workers = min(8, os.cpu_count() or 1)
+    stage = (reporter or Reporter(quiet=True)).stage(f"reading images from {root}", len(files))
+    with warnings.catch_warnings(), stage as advance, ThreadPoolExecutor(workers) as pool:
+        # Odd metadata and sizes: what matters is whether the pixels can be had.
+        warnings.simplefilter("ignore")
+        try:
+            for _ in pool.map(read, range(len(files))):
+                advance()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return pixels, dict(sorted(reasons.items()))
+
+
+def _check_unreadable(path: Path, skipped: Sequence[str], tried: int) -> None:
+    if not skipped:
+        return
+    text = f"{path}: {len(skipped)} of {tried} images could not be read ({'; '.join(skipped[:3])}"
+    text += "; ...)" if len(skipped) > 3 else ")"
+    if len(skipped) > tried * MAX_UNREADABLE:
+        raise DataError(f"{text}; more than {MAX_UNREADABLE:.0%}: repair or remove them")
+    log.warning("%s; left out", text)
+
+
+def _check_memory(path: Path, count: int, size: tuple[int, int]) -> None:
+    needed = count * size[0] * size[1] * 3
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory * MAX_MEMORY_SHARE:
+        raise DataError(
+            f"{count} images of {path} take {needed / 2**30:.1f} GiB in memory, and this machine "
+            f"has {memory / 2**30:.1f} GiB; take fewer images"
+        )

@@ -1,0 +1,148 @@
+"""Find the images of a folder and choose a class-balanced subset. Opens no image, needs no torch.
+
+The layout is torchvision's ImageFolder: one sub-folder per class, searched to any depth. A folder
+without sub-folders is a flat one: images without labels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DataError
+from ..paths import require_folder
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+"""torchvision's list, compared without regard to case."""
+
+MIN_IMAGES = 2
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "images"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """Files of an image folder.
+
+    Attributes:
+        root: the folder.
+        folders: names of the class folders that hold images, sorted; empty for a flat folder.
+        files: per class folder its files, sorted; one list for a flat folder.
+        ignored: files that are no images by their suffix, and loose images beside class folders.
+    """
+
+    root: Path
+    folders: tuple[str, ...]
+    files: tuple[tuple[Path, ...], ...] = field(repr=False)
+    ignored: int = 0
+
+    def __len__(self) -> int:
+        return sum(len(files) for files in self.files)
+
+    def choose(self, limit: int | None, seed: int) -> list[tuple[Path, int]]:
+        """At most `limit` files with the index of their class folder.
+
+        Classes take turns, in an order drawn by `seed`, so that every front part of the list is
+        balanced, and a smaller limit gives the front part of a larger one.
+        """
+        draw = random.Random(seed)
+        piles = [[(path, index) for path in files] for index, files in enumerate(self.files)]
+        for pile in piles:
+            draw.shuffle(pile)
+        draw.shuffle(piles)
+        chosen: list[tuple[Path, int]] = []
+        longest = max((len(pile) for pile in piles), default=0)
+        for turn in range(longest):
+            chosen += [pile[turn] for pile in piles if turn < len(pile)]
+            if limit is not None and len(chosen) >= limit:
+                return chosen[:limit]
+        return chosen
+
+
+def scan_folder(path: Path) -> FolderListing:
+    """List the images under `path`.
+
+    Raises:
+        DataError: no such folder, not readable, no images, or a single one.
+    """
+    require_folder(path)
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    loose = [Path(entry.path) for entry in visible if not entry.is_dir()]
+    images = [file for file in loose if _is_image(file)]
+    classes: dict[str, tuple[Path, ...]] = {}
+    ignored, empty = len(loose) - len(images), []
+    for entry in visible:
+        if entry.is_dir():
+            found, skipped = _images_below(Path(entry.path))
+            ignored += skipped
+            if found:
+                classes[entry.name] = found
+            else:
+                empty.append(entry.name)
+    if classes:
+        ignored += len(images)
+        listing = FolderListing(path, tuple(classes), tuple(classes.values()), ignored)
+    else:
+        listing = FolderListing(path, (), (tuple(images),), ignored)
+    _check(listing)
+    if empty:
+        log.warning("%s: %d folders without images: %s", path, len(empty), _first(empty))
+    if ignored:
+        log.info("%s: %d files are no images of a class; left out", path, ignored)
+    return listing
+
+
+def looks_like_splits(folders: Sequence[str]) -> str | None:
+    """The sub-folder that was probably meant, where the folders are splits and not classes."""
+    splits = [name for name in folders if name.lower() in _SPLIT_NAMES]
+    return splits[0] if splits and len(splits) == len(folders) else None
+
+
+def _check(listing: FolderListing) -> None:
+    if len(listing) == 0:
+        raise DataError(
+            f"{listing.root} holds no images; expected one folder per class with files such as "
+            f"{', '.join(IMAGE_SUFFIXES[:3])}"
+        )
+    if len(listing) < MIN_IMAGES:
+        raise DataError(
+            f"{listing.root} holds a single image; at least {MIN_IMAGES} are needed, and some "
+            "hundred for a useful result"
+        )
+
+
+def _images_below(folder: Path) -> tuple[tuple[Path, ...], int]:
+    found: list[Path] = []
+    skipped = 0
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith("."):  # also the `._name.jpg` that macOS leaves behind
+                continue
+            file = Path(parent, name)
+            if _is_image(file):
+                found.append(file)
+            else:
+                skipped += 1
+    return tuple(found), skipped
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,112 @@
+"""From the chosen calibration to a verified bundle on disk."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regcache_engines.engine import load_engine
+from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_export.plan import Plan
+
+from . import __version__
+from .encoders.load import LoadedModel
+from .errors import VerificationError
+from .evaluation.deployed import Agreement, compare_features, float64_control, run_engine
+from .image_sets import ImageSets
+from .options import ExportOptions
+from .planning import make_plan
+from .progress import Reporter
+from .quantization import Calibration
+from .search import SearchResult
+
+CONTROL_IMAGES = 8
+
+
+def plan_of(
+    options: ExportOptions,
+    model: LoadedModel,
+    sets: ImageSets,
+    calibration: Calibration,
+    found: SearchResult,
+) -> Plan:
+    """The plan of a finished search, with where everything came from."""
+    provenance: dict[str, Any] = {
+        "model": model.name,
+        "pretrained": model.pretrained,
+        "caution": model.caution,
+        "baseline": options.baseline,
+        "bits": options.bits,
+        "weights_sha256": model.weights_sha256(),
+        "search_data": sets.search.source,
+        "search_data_sha256": sets.search.fingerprint(),
+        "search_objective": sets.objective.name,
+        "search_value": found.score.value,
+        "seed": options.seed,
+        "options": options.to_json(),
+        "versions": {
+            "regcache_deploy": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    return make_plan(
+        calibration,
+        regcache_config=None if found.best.is_empty else found.best,
+        preprocess=model.preprocess,
+        text_features=sets.head,
+        labels=tuple(sets.evaluation.class_names) if sets.head is not None else (),
+        logit_scale=model.logit_scale,
+        provenance=provenance,
+    )
+
+
+def run_bundle(options: ExportOptions, bundle: Path, sets: ImageSets, reporter: Reporter) -> Tensor:
+    """Embeddings `[n, E]` of the evaluation images from the bundle in ONNX Runtime."""
+    batches = -(-len(sets.evaluation) // options.batch_size)
+    with (
+        reporter.stage("evaluation of the deployed graph", batches) as advance,
+        load_engine(bundle, threads=options.threads) as engine,
+    ):
+        return run_engine(engine, sets.evaluation.batches(options.batch_size), advance)
+
+
+def draft_bundle(options: ExportOptions, plan: Plan) -> Path:
+    """Write plan and bundle; the bundle keeps the suffix `.unverified` until it is sealed."""
+    plan.save(options.output_dir)
+    return write_bundle(plan, options.bundle_path.with_suffix(".unverified"))
+
+
+def verify_and_seal(
+    options: ExportOptions,
+    draft: Path,
+    simulated: Tensor,
+    deployed: Tensor,
+    sets: ImageSets,
+    calibration: Calibration,
+    manifest: dict[str, Any],
+) -> Agreement:
+    """Give the bundle its name if what runs is what was simulated.
+
+    Raises:
+        VerificationError: it is not; the bundle is kept with the suffix `.rejected`.
+    """
+    agreement = compare_features(deployed, simulated, sets.head)
+    if agreement.mean_cosine < agreement.bound:
+        images = next(iter(sets.evaluation.batches(CONTROL_IMAGES)))
+        agreement = replace(agreement, control=float64_control(calibration, images))
+    try:
+        agreement.check()
+    except VerificationError as error:
+        rejected = options.bundle_path.with_suffix(".rejected")
+        shutil.rmtree(rejected, ignore_errors=True)
+        draft.rename(rejected)
+        raise VerificationError(f"{error}; the bundle is kept as {rejected}") from error
+    seal_bundle(draft, options.bundle_path, manifest | {"agreement": agreement.to_json()})
+    return agreement

@@ -1,0 +1,136 @@
+"""What the user asked `export` to do: plain values, checked before any heavy import."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from regcache_export.regcache_config import MAX_PREFIX_COUNT
+
+from .errors import ConfigError
+from .paths import require_folder, require_writable
+
+BASELINE_NAMES = ("naive", "ptq4vit", "repqvit")
+"""Names only: the classes behind them need torch."""
+
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `regcache export`; a default of None means that the command decides.
+
+    Attributes:
+        baseline: quantizer that RegCache is added to.
+        model: `demo`, or a model name of open_clip.
+        pretrained: open_clip's tag, a checkpoint path, or `random[:SEED]`.
+        data: image folder for calibration and search; None takes the demo's digits.
+        eval_data: image folder for the final evaluation; None keeps a part of `data` for it.
+        output: result folder; None is `runs/<model>-<baseline>`.
+        limit: largest number of images to evaluate on.
+        bits: widths of weights and activations, written W8A8.
+        prefix_block, prefix_count, delete_count: fix a choice instead of searching it.
+        calibration_images, search_images: how many images each stage takes.
+        batch_size: images per forward pass.
+        threads: CPU threads; None leaves the libraries' own choice.
+        seed: for every random choice.
+
+    Raises:
+        ConfigError: a value is out of range, or two contradict each other.
+    """
+
+    baseline: str = "repqvit"
+    model: str = "demo"
+    pretrained: str | None = None
+    data: Path | None = None
+    eval_data: Path | None = None
+    output: Path | None = None
+    limit: int | None = None
+    bits: str = "W8A8"
+    prefix_block: int | None = None
+    prefix_count: int | None = None
+    delete_count: int | None = None
+    calibration_images: int = 64
+    search_images: int = 512
+    batch_size: int = 32
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.baseline not in BASELINE_NAMES:
+            valid = ", ".join(BASELINE_NAMES)
+            raise ConfigError(f"unknown baseline '{self.baseline}'; take one of: {valid}")
+        if not self.model:
+            raise ConfigError("--model is empty; take `demo` or a model name of open_clip")
+        if self.data is None and self.eval_data is not None:
+            raise ConfigError(
+                "--eval-data needs --data: images to calibrate and search on must be other "
+                "images than those to evaluate on"
+            )
+        _bit_widths(self.bits)
+        _in_range("--limit", self.limit, 2)
+        _in_range("--prefix-block", self.prefix_block, 0)
+        _in_range("--prefix-count", self.prefix_count, 0, MAX_PREFIX_COUNT)
+        _in_range("--delete-count", self.delete_count, 0)
+        _in_range("--calibration-images", self.calibration_images, 1)
+        _in_range("--search-images", self.search_images, 1)
+        _in_range("--batch-size", self.batch_size, 1)
+        _in_range("--threads", self.threads, 1, MAX_THREADS)
+        _in_range("--seed", self.seed, 0, 2**32 - 1)
+
+    def check_paths(self) -> None:
+        """Look at the folders, not into them.
+
+        Raises:
+            DataError: an image folder is not there.
+            ConfigError: the result folder could not be written.
+        """
+        for folder in (self.data, self.eval_data):
+            if folder is not None:
+                require_folder(folder)
+        require_writable(self.output_dir)
+
+    @property
+    def weight_bits(self) -> int:
+        return _bit_widths(self.bits)[0]
+
+    @property
+    def activation_bits(self) -> int:
+        return _bit_widths(self.bits)[1]
+
+    @property
+    def run_name(self) -> str:
+        """`<model>-<baseline>`, safe as a file name (`hf-hub:org/name` has a slash)."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.model}-{self.baseline}").lstrip("-.")
+
+    @property
+    def output_dir(self) -> Path:
+        return self.output if self.output is not None else Path("runs") / self.run_name
+
+    @property
+    def bundle_path(self) -> Path:
+        """Where the bundle goes: `<output>/<model>-<baseline>.regcache`."""
+        return self.output_dir / f"{self.run_name}.regcache"
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved configuration, for the plan's provenance."""
+        values = asdict(self) | {"output": self.output_dir}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _bit_widths(bits: str) -> tuple[int, int]:
+    match = re.fullmatch(r"[wW]([2-8])[aA]([2-8])", bits)
+    if match is None:
+        raise ConfigError(
+            f"--bits {bits}: write W<weights>A<activations> with 2 to 8 bits each, for example W8A8"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _in_range(option: str, value: int | None, low: int, high: int | None = None) -> None:
+    if value is None or (value >= low and (high is None or value <= high)):
+        return
+    limits = f"at least {low}" if high is None else f"{low} to {high}"
+    raise ConfigError(f"{option} {value} is out of range: take {limits}")

@@ -1,0 +1,1 @@
+"""What a person sees: the table on the terminal, the plots, the page."""
