@@ -10,19 +10,22 @@ from .errors import ConfigError, DataError
 
 def require_folder(path: Path) -> None:
     """Raise DataError where `path` is no folder of images to read."""
-    if path.is_dir():
-        return
-    if path.exists():
-        raise DataError(f"{path} is a file; pass the folder that holds one folder per class")
+    try:
+        if path.is_dir():
+            return
+        if path.exists():
+            raise DataError(f"{path} is a file; pass the folder that holds one folder per class")
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     raise DataError(f"there is no folder {path}; check the path")
 
 
 def require_writable(path: Path) -> None:
     """Raise ConfigError where the result folder `path` could not be made or written to."""
     place = path.absolute()
-    while not place.exists() and not place.is_symlink():
+    while not os.path.lexists(place):
         place = place.parent
-    if not place.is_dir():
+    if os.path.exists(place) and not os.path.isdir(place):
         raise ConfigError(f"{place} is no folder; choose another --output")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"no permission to write in {place}; choose another --output")

@@ -100,7 +100,7 @@ def _read_all(
 
     # Pillow releases the GIL while it decodes and resizes.
     workers = min(8, os.cpu_count() or 1)
-    stage = (reporter or Reporter(quiet=True)).stage(f"reading images from {root}", len(files))
+    stage = (reporter or Reporter(quiet=True)).stage(f"reading images of {root.name}", len(files))
     with warnings.catch_warnings(), stage as advance, ThreadPoolExecutor(workers) as pool:
         # Odd metadata and sizes: what matters is whether the pixels can be had.
         warnings.simplefilter("ignore")

@@ -51,8 +51,9 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "prefix count": str(config.prefix_count),
         "delete block": str(config.delete_block) if config.deletes else "none",
         "delete count": str(config.delete_count),
-        f"search {_metric(result.search_metric)}": f"{_value(result.search_metric, result.search_accuracy)}"
-        f" on {result.n_search} images",
+        f"search {_metric(result.search_metric)}": (
+            f"{_value(result.search_metric, result.search_accuracy)} on {result.n_search} images"
+        ),
         "results CSV": str(result.results_csv),
         "bundle": str(result.bundle),
         "time": f"{result.seconds:.0f} s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,12 @@ from torch import Tensor
 from ...encoders.canonical import Encoder
 from ...encoders.regcache import RegCache
 from ...errors import DataError
+from ..encoder_folds import CALIBRATION_FOLDS, fold_encoder
 from ..quantizers import Bits
 from ..simulate import Calibration, Quantization
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Form = Literal["paper", "deploy"]
 """`paper`: every quantizer as published, also those no INT8 runtime has. `deploy`: the same
@@ -80,9 +84,18 @@ class Baseline(ABC):
     def __init__(self, bits: Bits | None = None, form: Form = "deploy") -> None:
         self.bits = bits or Bits()
         self.form: Form = form
+        self.folds: tuple[str, ...] = CALIBRATION_FOLDS if form == "deploy" else ()
+        """Exact folds before calibration; the published form is that of the original weights."""
+        self.keep_float: frozenset[str] = frozenset()
+        """Linears that stay in floating point."""
 
     def fast(self) -> Baseline:
         """A cheaper setting of this baseline for use inside a search; itself if there is none."""
+        return self
+
+    def like(self, other: Baseline) -> Self:
+        """This baseline with the folds and the float layers of another one."""
+        self.folds, self.keep_float = other.folds, other.keep_float
         return self
 
     @torch.no_grad()
@@ -95,6 +108,8 @@ class Baseline(ABC):
         progress: Progress | None = None,
     ) -> Calibration:
         """Calibrate blocks `start`..L-1.
+
+        The ranges belong to the folded encoder that is returned, not to the one that is given.
 
         Args:
             encoder: in floating point.
@@ -109,6 +124,7 @@ class Baseline(ABC):
         """
         if not len(tokens):
             raise DataError("calibration needs at least one image")
+        encoder = fold_encoder(encoder, self.folds, tokens, start, regcache)
         quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
         context = self.prepare(encoder, tokens, start, regcache)
@@ -118,7 +134,7 @@ class Baseline(ABC):
             tokens = encoder.block(index, tokens, record, regcache)
             result = self.calibrate_block(index, encoder, record, register.get(index), context)
             del record
-            quantization = quantization.merge(result.quantization)
+            quantization = quantization.merge(result.quantization.without(self.keep_float))
             folded = folded.replace(result.weights)
             if result.register is not None:
                 register[index] = result.register

@@ -78,7 +78,8 @@ class PTQ4ViT(Baseline):
 
     def fast(self) -> PTQ4ViT:
         """20 candidates and one round, which the publication's own ablation finds sufficient."""
-        return PTQ4ViT(self.bits, self.form, 20, 1, draws=2, rows=1024, seed=self.seed)
+        quick = PTQ4ViT(self.bits, self.form, 20, 1, draws=2, rows=1024, seed=self.seed)
+        return quick.like(self)
 
     def prepare(
         self, encoder: Encoder, tokens: Tensor, start: int, regcache: RegCache | None

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...encoders.canonical import Encoder
 from ..folds import LayerNormFold, reparametrize
 from ..observers import affine, percentile_log_sqrt2, percentile_range
 from ..quantizers import Bits, Quantizer, Uniform
-from ..simulate import LinearQuantization, Quantization
+from ..simulate import LinearQuantization, Quantization, SimulatedNumerics
 from .base import Baseline, BlockRecord, BlockResult, Form, check_finite
 
 NORMS = {"attn.qkv": "norm1", "mlp.fc1": "norm2"}
@@ -52,9 +51,10 @@ class _Calibrator(BlockRecord):
             weight, bias = self.folds[name].linear(weight, bias)
         else:
             quantizer = self._per_tensor(x, deployed=self.form == "deploy")
-        layer = LinearQuantization(quantizer, self._weight(weight))
-        self.linears[name] = layer
-        return F.linear(layer.input(x), layer.weight(weight), bias)
+        self.linears[name] = LinearQuantization(quantizer, self._weight(weight))
+        # the very arithmetic of the simulation, so that later layers are calibrated on its output
+        simulated = SimulatedNumerics(Quantization({name: self.linears[name]}))
+        return simulated.linear(name, x, weight, bias)
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         if self.form == "deploy":

@@ -1,0 +1,48 @@
+"""Folder names find their class in a zero-shot head."""
+
+from __future__ import annotations
+
+import pytest
+
+from regcache_deploy.data.class_names import class_indices, head_for, imagenet_names
+from regcache_deploy.errors import DataError
+
+
+def test_wnids_ask_for_all_of_imagenet():
+    folders = ["n01440764", "n01484850", "n15075141_toilet_tissue"]
+    head = head_for(folders)
+    assert head == imagenet_names()
+    assert class_indices(folders, head) == [0, 2, 999]
+
+
+def test_names_written_freely():
+    head = ("great white shark", "St. Bernard", "jack-o'-lantern", "forty-two")
+    folders = ["forty two", "Great_White_Shark", "st bernard", "Jack O'Lantern"]
+    with pytest.raises(DataError, match="Jack O'Lantern"):
+        class_indices(folders, head)
+    assert class_indices([*folders[:3], "jack-o-lantern"], head) == [3, 0, 1, 2]
+
+
+def test_imagenet_names():
+    folders = ["Tench", "crane_bird", "n03126707"]
+    assert class_indices(folders, imagenet_names()) == [0, 134, 517]
+
+
+def test_ambiguous_name_asks_for_the_wnid():
+    with pytest.raises(DataError, match="name the folder by wnid: n03773504, n04008634"):
+        class_indices(["missile"], imagenet_names())
+
+
+def test_no_match_names_the_nearest():
+    with pytest.raises(DataError, match="matches none of the 3 classes; nearest: goldfish"):
+        class_indices(["gold_fisch"], ["tench", "goldfish", "hen"])
+
+
+def test_wnid_outside_imagenet_1k():
+    with pytest.raises(DataError, match="n99999999' is no wnid"):
+        class_indices(["n01440764", "n99999999"], imagenet_names())
+
+
+def test_names_in_other_scripts():
+    assert head_for(["кошка", "собака"]) == ("кошка", "собака")
+    assert class_indices(["Собака"], ("кошка", "собака")) == [1]

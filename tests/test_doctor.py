@@ -1,0 +1,61 @@
+"""`regcache doctor` knows what is installed and what follows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from regcache_deploy.cli import doctor
+from regcache_deploy.cli.main import main
+
+
+def test_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert {"regcache_deploy", "python", "packages", "works", "warnings"} <= findings.keys()
+
+
+def test_warns_of_two_onnxruntimes(capsys, monkeypatch):
+    versions = {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    main(["doctor"])
+    assert "onnxruntime and onnxruntime-gpu are both installed" in capsys.readouterr().out
+
+
+def test_requirements(monkeypatch):
+    lines = [
+        "numpy>=1.26",
+        'torch>=2.10; extra == "search"',
+        'regcache-deploy[export,cpu]; extra == "search"',
+        'onnx>=1.21; extra == "export"',
+        'onnxruntime; extra == "cpu"',
+        'tomli; python_version < "3.11" and extra == "dev"',
+    ]
+    versions = {"torch": "2.9.1+cpu", "onnxruntime": "1.30.0"}
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    findings = doctor.diagnose()
+    assert findings["missing"] == {
+        "search": ["torch>=2.10", "onnx>=1.21"],
+        "export": ["onnx>=1.21"],
+        "cpu": [],
+    }
+    assert findings["works"]["a bundle on the CPU"]
+    assert not findings["works"]["search and export (regcache export)"]
+    assert findings["warnings"] == ["torch 2.9.1+cpu is installed; needed: torch>=2.10"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "found", "expected"),
+    [
+        (">=10.14,<11", "10.16.1", True),
+        ("<11,>=10.14", "11.0.0", False),
+        (">=2.10", "2.9.1", False),
+        (">=2.10", "2.10.0rc1", True),
+        ("", "0.1", True),
+        (">=1", None, False),
+    ],
+)
+def test_versions(versions, found, expected):
+    assert doctor.Requirement("x", versions, found).satisfied is expected
