@@ -26,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help export test lint types pytest format clean
+.PHONY: help cpp fuzz export test test-encoders lint types pytest format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -34,6 +34,9 @@ help:
 	@echo "make lint     ruff: rules and format"
 	@echo "make types    mypy"
 	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
+	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
+	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
+	@echo "make fuzz     its fuzzer for ten minutes; FUZZ_SECONDS=60"
 	@echo "make format   let ruff rewrite the code"
 	@echo "make clean    remove .venv and caches; runs/ stays"
 
@@ -51,6 +54,21 @@ types: $(VENV)/.stamp-dev
 
 pytest: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# One process: the towers are large, and the score is printed from all of them.
+test-encoders: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q -m "survey or not survey" tests/test_encoders_all.py
+
+# What is missing is named; ONNX Runtime's headers and the like are fetched where apt can.
+cpp: $(VENV)/.stamp-run
+	$(BIN)/python engines/cpp/build.py
+
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/.stamp-run
+	$(BIN)/python engines/cpp/build.py --fuzzer
+	$(BIN)/python engines/cpp/fuzz/seeds.py build/cpp-fuzz/corpus
+	build/cpp-fuzz/regcache_fuzz build/cpp-fuzz/corpus -max_total_time=$(FUZZ_SECONDS) \
+	  -max_len=8192 -timeout=25 -rss_limit_mb=4096 -print_final_stats=1
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .

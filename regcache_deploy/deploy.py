@@ -14,19 +14,23 @@ from torch import Tensor
 from regcache_engines.engine import load_engine
 from regcache_export.bundle import seal_bundle, write_bundle
 from regcache_export.plan import Plan
+from regcache_export.targets import find_target
 
 from . import __version__
+from .certify import certify_bundle
 from .encoders.load import LoadedModel
 from .errors import VerificationError
 from .evaluation.deployed import Agreement, compare_features, float64_control, run_engine
 from .image_sets import ImageSets
+from .monitor import monitor_entry
 from .options import ExportOptions
 from .planning import make_plan
 from .progress import Reporter
-from .quantization import Calibration
+from .quantization import Bits, Calibration
+from .quantization.baselines.table import tensor_table
 from .search import SearchResult
 
-CONTROL_IMAGES = 8
+CONTROL_IMAGES = 32
 
 
 def plan_of(
@@ -49,6 +53,12 @@ def plan_of(
         "search_objective": sets.objective.name,
         "search_value": found.score.value,
         "seed": options.seed,
+        "quantizers": tensor_table(
+            options.baseline,
+            Bits(options.weight_bits, options.activation_bits),
+            model.encoder.spec,
+            set(model.encoder.spec.linears()) - calibration.quantization.linears.keys(),
+        ),
         "options": options.to_json(),
         "versions": {
             "regcache_deploy": __version__,
@@ -74,13 +84,20 @@ def run_bundle(options: ExportOptions, bundle: Path, sets: ImageSets, reporter: 
         reporter.stage("evaluation of the deployed graph", batches) as advance,
         load_engine(bundle, threads=options.threads) as engine,
     ):
-        return run_engine(engine, sets.evaluation.batches(options.batch_size), advance)
+        size = options.batch or options.batch_size
+        if engine.pixels is None:
+            return run_engine(engine, sets.evaluation.batches(size), advance)
+        pixels = sets.evaluation.pixels
+        if engine.pixels == "nchw":
+            pixels = pixels.permute(0, 3, 1, 2).contiguous()
+        return run_engine(engine, pixels.split(size), advance)
 
 
 def draft_bundle(options: ExportOptions, plan: Plan) -> Path:
     """Write plan and bundle; the bundle keeps the suffix `.unverified` until it is sealed."""
     plan.save(options.output_dir)
-    return write_bundle(plan, options.bundle_path.with_suffix(".unverified"))
+    draft = options.bundle_path.with_suffix(".unverified")
+    return write_bundle(plan, draft, options=options.graph)
 
 
 def verify_and_seal(
@@ -91,6 +108,7 @@ def verify_and_seal(
     sets: ImageSets,
     calibration: Calibration,
     manifest: dict[str, Any],
+    plan: Plan,
 ) -> Agreement:
     """Give the bundle its name if what runs is what was simulated.
 
@@ -103,10 +121,14 @@ def verify_and_seal(
         agreement = replace(agreement, control=float64_control(calibration, images))
     try:
         agreement.check()
+        if find_target(options.target).form == "as_written":
+            pixels = sets.search.pixels[: options.certificate_images]
+            certify_bundle(draft, plan, options.graph, calibration, pixels)
     except VerificationError as error:
         rejected = options.bundle_path.with_suffix(".rejected")
         shutil.rmtree(rejected, ignore_errors=True)
         draft.rename(rejected)
         raise VerificationError(f"{error}; the bundle is kept as {rejected}") from error
-    seal_bundle(draft, options.bundle_path, manifest | {"agreement": agreement.to_json()})
+    found = {"agreement": agreement.to_json()} | monitor_entry(options, draft, sets.search)
+    seal_bundle(draft, options.bundle_path, manifest | found)
     return agreement

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from regcache_export.fold_names import EXPORT_FOLDS, check_switchable
 from regcache_export.regcache_config import MAX_PREFIX_COUNT
+from regcache_export.targets import DEFAULT_TARGET, GraphOptions
 
 from .errors import ConfigError
 from .paths import require_folder, require_writable
@@ -17,6 +19,11 @@ BASELINE_NAMES = ("naive", "ptq4vit", "repqvit")
 
 MAX_THREADS = 1024
 
+AUTO = "auto"
+
+REDUCED_BITS = 7
+"""Products of uint8 and 7-bit codes: two of them fit in 16 bits, whatever their signs."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -24,7 +31,7 @@ class ExportOptions:
 
     Attributes:
         baseline: quantizer that RegCache is added to.
-        model: `demo`, or a model name of open_clip.
+        model: `demo`, a model name of open_clip, `hf-hub:ORG/NAME`, or `timm/NAME`.
         pretrained: open_clip's tag, a checkpoint path, or `random[:SEED]`.
         data: image folder for calibration and search; None takes the demo's digits.
         eval_data: image folder for the final evaluation; None keeps a part of `data` for it.
@@ -36,6 +43,18 @@ class ExportOptions:
         batch_size: images per forward pass.
         threads: CPU threads; None leaves the libraries' own choice.
         seed: for every random choice.
+        target: form of the graph, of `regcache_export.targets`.
+        bake_preprocess: `nchw` or `nhwc`: the graph takes uint8 pixels.
+        batch: fixed batch size of the graph.
+        probes: outputs for the outlier monitor, 0 to 3.
+        no_fold: exact folds to leave out, by comma.
+        balance: also balance values and out_proj before calibration.
+        keep_float: linears that stay in float, by comma, or `auto`.
+        budget: loss of the search objective that `keep_float=auto` tolerates.
+        reduce_range: 7-bit weights, for CPUs whose u8s8 products saturate in 16 bits.
+        certificate_images: images of the calibration that travel in the bundle.
+        img_size: input size in pixels, `336` or `HEIGHTxWIDTH`; None is the model's own.
+        templates: prompts of the zero-shot head: `openai`, `simple`, or a file.
 
     Raises:
         ConfigError: a value is out of range, or two contradict each other.
@@ -57,6 +76,18 @@ class ExportOptions:
     batch_size: int = 32
     threads: int | None = None
     seed: int = 0
+    target: str = DEFAULT_TARGET
+    bake_preprocess: str | None = None
+    batch: int | None = None
+    probes: int = 0
+    no_fold: str = ""
+    balance: bool = False
+    keep_float: str = ""
+    budget: float = 0.01
+    reduce_range: bool = False
+    certificate_images: int = 32
+    img_size: str | None = None
+    templates: str = "openai"
 
     def __post_init__(self) -> None:
         if self.baseline not in BASELINE_NAMES:
@@ -79,6 +110,14 @@ class ExportOptions:
         _in_range("--batch-size", self.batch_size, 1)
         _in_range("--threads", self.threads, 1, MAX_THREADS)
         _in_range("--seed", self.seed, 0, 2**32 - 1)
+        _in_range("--certificate-images", self.certificate_images, 1)
+        if not 0 <= self.budget < 1:
+            raise ConfigError(f"--budget {self.budget} is out of range: take 0 to 1")
+        self.image_size  # noqa: B018
+        self.graph  # noqa: B018  (names are checked where they are read)
+        check_switchable(self.left_out)
+        if self.keep_float != AUTO:
+            layer_names(self.keep_float)
 
     def check_paths(self) -> None:
         """Look at the folders, not into them.
@@ -93,8 +132,37 @@ class ExportOptions:
         require_writable(self.output_dir)
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width that `--img-size` asks for."""
+        if self.img_size is None:
+            return None
+        match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(self.img_size))
+        if match is None:
+            raise ConfigError(
+                f"--img-size {self.img_size}: write pixels, for example 336 or HEIGHTxWIDTH"
+            )
+        return int(match[1]), int(match[2] or match[1])
+
+    @property
     def weight_bits(self) -> int:
-        return _bit_widths(self.bits)[0]
+        bits = _bit_widths(self.bits)[0]
+        return min(bits, REDUCED_BITS) if self.reduce_range else bits
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Folds that are switched off."""
+        return split_names(self.no_fold)
+
+    @property
+    def graph(self) -> GraphOptions:
+        """How the graph is written."""
+        return GraphOptions(
+            target=self.target,
+            pixels=self.bake_preprocess,  # type: ignore[arg-type]
+            without=tuple(name for name in self.left_out if name in EXPORT_FOLDS),
+            batch=self.batch,
+            probes=self.probes,
+        )
 
     @property
     def activation_bits(self) -> int:
@@ -118,6 +186,30 @@ class ExportOptions:
         """The resolved configuration, for the plan's provenance."""
         values = asdict(self) | {"output": self.output_dir}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def layer_names(text: str) -> frozenset[str]:
+    """Linears by comma: `blocks.7.fc2` is short for `blocks.7.mlp.fc2`.
+
+    Raises:
+        ConfigError: a word that names no linear.
+    """
+    names = set()
+    for word in split_names(text):
+        match = re.fullmatch(r"blocks\.(\d+)\.(?:attn\.|mlp\.)?(qkv|out_proj|fc1|fc2)", word)
+        if match is None:
+            raise ConfigError(
+                f"--keep-float {word}: write blocks.I.ROLE with ROLE in qkv, out_proj, fc1, fc2, "
+                f"several by comma, or {AUTO}"
+            )
+        part = "attn" if match[2] in ("qkv", "out_proj") else "mlp"
+        names.add(f"blocks.{int(match[1])}.{part}.{match[2]}")
+    return frozenset(names)
 
 
 def _bit_widths(bits: str) -> tuple[int, int]:

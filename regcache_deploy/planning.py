@@ -1,4 +1,4 @@
-"""From a calibration in PyTorch to a plan in numpy: the last step of room 1."""
+"""From a calibration in PyTorch to a plan in numpy, the last step of room 1, and back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from regcache_export.plan import LinearQuant, Plan, TensorQuant
 
-from .encoders.regcache import RegCacheConfig
+from .encoders.canonical import Encoder
+from .encoders.regcache import RegCache, RegCacheConfig
 from .errors import ConfigError
 from .quantization.quantizers import Quantizer, Uniform
-from .quantization.simulate import Calibration
+from .quantization.simulate import Calibration, LinearQuantization, Quantization
 
 
 def make_plan(
@@ -49,8 +51,6 @@ def make_plan(
     known = calibrated.config if calibrated and not calibrated.config.is_empty else None
     if config != known:
         raise ConfigError(f"the plan asks for {config}, but the ranges were calibrated for {known}")
-    if calibration.quantization.matmuls:
-        raise ConfigError(_only_simulated(next(iter(calibration.quantization.matmuls))))
     spec = calibration.encoder.spec
     register = calibrated.register if calibrated else {}
     prefix_blocks = config.prefix_blocks(spec.depth) if config else []
@@ -60,6 +60,10 @@ def make_plan(
         linears={
             name: LinearQuant(_uniform(name, layer.input), _uniform(name, layer.weight))
             for name, layer in calibration.quantization.linears.items()
+        },
+        matmuls={
+            name: (_uniform(name, left), _uniform(name, right))
+            for name, (left, right) in calibration.quantization.matmuls.items()
         },
         regcache=config,
         register={block: _array(register[block]) for block in prefix_blocks if block in register},
@@ -71,6 +75,36 @@ def make_plan(
     )
     plan.check()
     return plan
+
+
+def calibration_of(plan: Plan) -> Calibration:
+    """The inverse of `make_plan`: encoder, quantizers and register as the simulation has them."""
+    weights = {name: torch.from_numpy(np.array(plan.weights[name])) for name in plan.weights}
+    quantization = Quantization(
+        {
+            name: LinearQuantization(_quantizer(layer.input), _quantizer(layer.weight))
+            for name, layer in plan.linears.items()
+        },
+        {
+            name: (_quantizer(left), _quantizer(right))
+            for name, (left, right) in plan.matmuls.items()
+        },
+    )
+    regcache = None
+    if plan.regcache is not None:
+        register = {i: torch.from_numpy(np.array(v)) for i, v in plan.register.items()}
+        regcache = RegCache(plan.regcache, register)
+    return Calibration(Encoder(plan.encoder, weights), quantization, regcache)
+
+
+def _quantizer(quant: TensorQuant) -> Uniform:
+    shape = (-1, 1) if quant.per_channel else ()
+    return Uniform(
+        scale=torch.from_numpy(np.array(quant.scale, dtype=np.float32).reshape(shape)),
+        zero_point=torch.from_numpy(np.array(quant.zero_point, dtype=np.float32).reshape(shape)),
+        bits=quant.bits,
+        signed=quant.signed,
+    )
 
 
 def _uniform(name: str, quantizer: Quantizer) -> TensorQuant:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from regcache_engines.files import atomic_write_bytes
 
 from .encoders.regcache import RegCacheConfig
-from .evaluation.paired import PairedComparison
-from .search.grid import Trial
+from .search.result import Trial
 
 CORNERS = ("fp32", "baseline", "prefix_only", "delete_only", "regcache", "deployed")
+
+
+class Paired(Protocol):
+    """A paired comparison with FP32."""
+
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def p_value(self) -> float: ...
+    @property
+    def lost(self) -> int | None: ...
+    @property
+    def won(self) -> int | None: ...
+    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,8 @@ class ExportResult:
         paper_form: the same corners with every quantizer as published, where it differs.
         agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
         differences: where the deployed form of the baseline differs from the published one.
+        search_cost: see `search.cost.SearchCost`.
+        details: what a search reports beyond the decision; nothing after an export.
     """
 
     model: str
@@ -44,7 +64,7 @@ class ExportResult:
     n_search: int
     n_eval: int
     accuracy: dict[str, float]
-    paired: dict[str, PairedComparison]
+    paired: Mapping[str, Paired]
     agreement: dict[str, float]
     paper_form: dict[str, float] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
@@ -53,6 +73,8 @@ class ExportResult:
     results_csv: Path | None = None
     bundle: Path | None = None
     seconds: float = 0.0
+    search_cost: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sensitive_block(self) -> int:
@@ -79,7 +101,7 @@ class ExportResult:
             "results_csv": str(self.results_csv) if self.results_csv else None,
             "bundle": str(self.bundle) if self.bundle else None,
             "metric": self.metric,
-            "accuracy": {name: self.accuracy[name] for name in CORNERS},
+            "accuracy": {name: self.accuracy.get(name) for name in CORNERS},
             "n_eval": self.n_eval,
             "paired": {name: p.to_json() for name, p in self.paired.items()},
             "paper_form": self.paper_form,
@@ -88,15 +110,17 @@ class ExportResult:
             "warnings": list(self.warnings),
             "caution": self.caution,
             "seconds": round(self.seconds, 1),
+            "search_cost": self.search_cost,
+            **self.details,
         }
 
 
-def write_trials(path: Path, trials: list[Trial], objective: str, n: int) -> None:
-    """Write every evaluated choice as one CSV row."""
+def write_trials(path: Path, trials: list[Trial], objective: str) -> None:
+    """Write every evaluation as one CSV row; `n` is how many images it took."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = ["stage", "prefix_block", "prefix_count", "delete_block", "delete_count"]
-    writer.writerow([*columns, "objective", "value", "fidelity", "n"])
+    writer.writerow([*columns, "objective", "value", "fidelity", "n", "block_forwards"])
     for trial in trials:
         config = trial.config
         writer.writerow(
@@ -109,7 +133,8 @@ def write_trials(path: Path, trials: list[Trial], objective: str, n: int) -> Non
                 objective,
                 f"{trial.score.value:.6f}",
                 f"{trial.score.fidelity:.6f}",
-                n,
+                trial.images,
+                trial.work,
             ]
         )
     atomic_write_bytes(path, buffer.getvalue().encode())

@@ -50,7 +50,7 @@ def test_answers_without_heavy_imports(arguments):
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -68,7 +68,7 @@ def test_missing_extra_is_named_before_any_work(missing, extra):
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"regcache: error: this command needs {missing}")
@@ -189,7 +189,7 @@ class TestGuard:
                 stderr=subprocess.PIPE,
                 text=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                timeout=60,
+                timeout=600,
             )
         assert done.returncode == 2
         assert "regcache: error: cannot use the output: No space left on device" in done.stderr
@@ -209,7 +209,7 @@ class TestGuard:
             capture_output=True,
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            timeout=60,
+            timeout=600,
         )
         assert done.stderr == ""
 

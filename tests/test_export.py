@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from regcache_deploy import deploy
 from regcache_deploy.cli.main import export_main
+from regcache_deploy.evaluation.deployed import run_engine
 from regcache_engines.bundle import Bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.plan import Plan
@@ -92,13 +92,13 @@ def test_same_input_gives_the_same_bytes(
 def test_a_graph_that_differs_from_the_simulation_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = deploy.run_engine
+    honest = run_engine
 
     def perturbed(*arguments: Any, **keywords: Any) -> torch.Tensor:
         features = honest(*arguments, **keywords)
         return features + 0.5 * features.flip(0)
 
-    monkeypatch.setattr(deploy, "run_engine", perturbed)
+    monkeypatch.setattr("regcache_deploy.deploy.run_engine", perturbed)
     out = tmp_path / "run"
     assert export_main(["--baseline", "naive", "--output", str(out), *SMALL, *FIXED]) == 6
     assert "kept as" in capsys.readouterr().err

@@ -92,7 +92,7 @@ for name in {modules}:
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
 

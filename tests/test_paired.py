@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from regcache_deploy.evaluation import compare_paired
 from scipy.stats import binomtest
+
+from regcache_deploy.evaluation import compare_paired
 
 
 def test_flips_and_p_value() -> None:

@@ -197,6 +197,18 @@ def test_quantizers_that_only_simulation_has_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"blocks\.0\.mlp\.fc2.*deploy"):
         make_plan(replace(calibration, quantization=calibration.quantization.merge(odd)))
     uniform = Uniform.symmetric(torch.tensor(1.0), 8)
-    products = Quantization(matmuls={"blocks.0.attn.qk": (uniform, uniform)})
+    products = Quantization(matmuls={"blocks.0.attn.qk": (uniform, Halves())})
     with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.qk"):
         make_plan(replace(calibration, quantization=calibration.quantization.merge(products)))
+
+
+def test_attention_quantizers_survive_the_file(tmp_path: Path) -> None:
+    calibration = naive_calibration(tiny_encoder())
+    left, right = (Uniform.symmetric(torch.tensor(x), 8) for x in (1.0, 3.0))
+    products = Quantization(matmuls={"blocks.0.attn.qk": (left, right)})
+    plan = make_plan(replace(calibration, quantization=calibration.quantization.merge(products)))
+    plan.save(tmp_path)
+    loaded = Plan.load(tmp_path).matmuls["blocks.0.attn.qk"]
+    for quant, expected in zip(loaded, (left, right), strict=True):
+        assert quant.scale.tolist() == [float(expected.scale)]
+        assert (quant.bits, quant.signed, quant.zero_point.tolist()) == (8, True, [0])

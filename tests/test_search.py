@@ -1,109 +1,110 @@
-"""The search: shortcuts equal the long way, and the strategy finds known optima."""
+"""The search: shortcuts equal the long way, and its strategies find known optima."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from regcache_deploy.compat import import_open_clip
 from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
-from regcache_deploy.encoders.open_clip_vit import from_open_clip
-from regcache_deploy.errors import DataError
+from regcache_deploy.errors import ConfigError
 from regcache_deploy.evaluation import FeatureFidelity, Score, ZeroShotTop1
-from regcache_deploy.quantization import BASELINES, SimulatedNumerics, make_baseline
-from regcache_deploy.search import SearchProblem, measure_sensitivity, search
-from regcache_deploy.search.grid import SearchSpace
-from regcache_deploy.search.register import capture_register, find_candidates
+from regcache_deploy.quantization import BASELINES, Bits, SimulatedNumerics, make_baseline
+from regcache_deploy.search import SearchSettings, SearchSpace, measure_sensitivity, search
+from regcache_deploy.search.cost import Work, exhaustive_block_forwards
+from regcache_deploy.search.statistics import gain_probability, survivors
+from regcache_deploy.search.strategy import race_budget
+from tests.search_helpers import DEPTH, encoder_and_images, problem_for
 
-import_open_clip()
-from open_clip.transformer import VisionTransformer  # noqa: E402
-
-DEPTH = 4
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    torch.manual_seed(0)
-    tower = VisionTransformer(
-        image_size=64, patch_size=16, width=64, layers=DEPTH, heads=2, mlp_ratio=2, output_dim=16
-    )
-    return from_open_clip(tower.eval())
+BOTH = RegCacheConfig(1, 3, 2, 2)
 
 
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.randn(12, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-def test_candidates_are_the_largest_patches_and_never_cls(
-    encoder: Encoder, images: torch.Tensor
-) -> None:
-    found = find_candidates(encoder, images.split(5), [1, 2], size=7)
-    tokens = encoder.run_blocks(encoder.embed(images), stop=2)
-    norms = tokens[:, 1:].abs().amax(-1)
-    two_each = norms.topk(2, dim=1).values.flatten().sort(descending=True).values[:7]
-    assert [c.score for c in found[2]] == pytest.approx(two_each.tolist(), rel=1e-5)
-    assert all(c.position >= 1 for c in found[1] + found[2])
-    assert max(sum(c.image == i for c in found[2]) for i in range(12)) <= 2
-
-
-def test_register_is_the_mean_of_the_keys_in_their_own_images(
-    encoder: Encoder, images: torch.Tensor
-) -> None:
-    candidates = find_candidates(encoder, [images], [1], size=9)[1]
-    register = capture_register(encoder, images, candidates, 1, batch_size=2)
-    assert sorted(register) == [1, 2, 3]
-    tokens = encoder.run_blocks(encoder.embed(images), stop=2)
-    chosen = torch.stack([tokens[c.image, c.position] for c in candidates])
-    weight = encoder.weights["blocks.2.attn.qkv.weight"][64:128]
-    bias = encoder.weights["blocks.2.attn.qkv.bias"][64:128]
-    keys = encoder.norm("blocks.2.norm1", chosen) @ weight.T + bias
-    got, _ = encoder.prefix_kv(2, register[2])
-    assert torch.allclose(got.flatten(), keys.mean(0), atol=1e-5)
-
-
-def test_no_reference_images_is_a_data_error(encoder: Encoder) -> None:
-    with pytest.raises(DataError, match="reference images"):
-        find_candidates(encoder, [], [1])
-
-
-def problem_for(encoder: Encoder, images: torch.Tensor, name: str) -> SearchProblem:
-    tokens = encoder.embed(images)
-    reference = encoder(images)
-    candidates = find_candidates(encoder, [images], [1], size=6)[1]
-    return SearchProblem(
-        encoder=encoder,
-        baseline=make_baseline(name).fast(),
-        calibration_tokens=tokens[:6],
-        search_tokens=tokens[6:],
-        objective=FeatureFidelity(reference[6:]),
-        registers={1: capture_register(encoder, images, candidates, 1)},
-        batch_size=4,
-    )
+@lru_cache(maxsize=1)
+def made() -> tuple[Encoder, Tensor]:
+    return encoder_and_images()
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
 @pytest.mark.parametrize(
     "config",
-    [RegCacheConfig(1, 3, 2, 2), RegCacheConfig(1, 0, 2, 2), RegCacheConfig(1, 2, 2, 0)],
-    ids=["both", "delete", "prefix"],
+    [BOTH, RegCacheConfig(1, 0, 2, 2), RegCacheConfig(1, 2, 2, 0), RegCacheConfig(2, 0, 2, 0)],
+    ids=["both", "delete", "prefix", "nothing"],
 )
 def test_shared_hidden_states_give_what_a_full_calibration_gives(
-    encoder: Encoder, images: torch.Tensor, name: str, config: RegCacheConfig
+    name: str, config: RegCacheConfig
 ) -> None:
+    encoder, images = made()
     problem = problem_for(encoder, images, name)
     score = problem.evaluate(config)
     regcache = RegCache(config, problem.registers[1] if config.has_prefix else {})
     full = problem.baseline.calibrate(encoder, problem.calibration_tokens, regcache=regcache)
     after = full.encoder.run_blocks(
-        problem.search_tokens, numerics=full.numerics(), regcache=full.regcache
+        problem.tokens(problem.all_rows), numerics=full.numerics(), regcache=full.regcache
     )
     whole = problem.objective.score(encoder.pool(after))
     tolerance = 1e-6 if name != "ptq4vit" else 2e-3  # its probe is drawn anew from the later start
     assert score.value == pytest.approx(whole.value, abs=tolerance)
 
 
-def test_sensitivity_quantizes_one_layer_at_a_time(encoder: Encoder, images: torch.Tensor) -> None:
+def test_a_subset_of_the_images_gives_their_part_of_the_whole() -> None:
+    encoder, images = made()
+    problem = problem_for(encoder, images)
+    rows = torch.tensor([4, 0, 3])
+    part, whole = problem.evaluate(BOTH, rows), problem.evaluate(BOTH)
+    assert torch.allclose(part.per_image, whole.per_image[rows], atol=1e-6)
+
+
+class Counter:
+    """Counts images through `Encoder.block`, whoever calls it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, original = 0, Encoder.block
+
+        def block(encoder: Encoder, index: int, tokens: Tensor, *more: object) -> Tensor:
+            self.count += len(tokens)
+            return original(encoder, index, tokens, *more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Encoder, "block", block)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_exhaustive_count_is_what_really_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, images = made()
+    space = SearchSpace((0, 1), 2, prefix=(0, 1, 3), delete=(0, 2))
+    problem = problem_for(encoder, images, name, blocks=(0, 1))
+    counter = Counter(monkeypatch)
+    found = search(problem, space, SearchSettings(strategy="exhaustive"))
+    assert len(found.trials) == len(space.grid()) == 2 * 2 * 2 + 2
+    walks = 2 if name == "ptq4vit" else 1
+    formula = exhaustive_block_forwards(space, DEPTH, problem.size, 6, walks)
+    assert counter.count == problem.work.block_forwards == formula
+
+
+def test_race_counts_what_really_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, images = made()
+    problem = problem_for(encoder, images, blocks=(0, 1, 2))
+    counter = Counter(monkeypatch)
+    search(problem, SearchSpace((0, 1, 2), 2))
+    assert counter.count == problem.work.block_forwards > 0
+
+
+@pytest.mark.parametrize("memory", [0, 20_000, 10**9])
+def test_memory_budget_changes_the_work_and_not_the_result(memory: int) -> None:
+    encoder, images = made()
+    rich, poor = problem_for(encoder, images), problem_for(encoder, images, memory=memory)
+    for config in (BOTH, RegCacheConfig(1, 2, 2, 2), RegCacheConfig(2, 0, 2, 2)):
+        assert poor.evaluate(config).per_image.tolist() == rich.evaluate(config).per_image.tolist()
+    assert poor.budget.used <= memory
+    more = poor.work.block_forwards - rich.work.block_forwards
+    assert more > 0 if memory < 10**9 else more == 0
+
+
+def test_sensitivity_quantizes_one_layer_at_a_time() -> None:
+    encoder, images = made()
     weights = {"blocks.2.mlp.fc1.bias": encoder.weights["blocks.2.mlp.fc1.bias"].clone()}
     weights["blocks.2.mlp.fc1.bias"][5] = 4000.0  # one huge hidden unit, which nothing reads
     fc2 = encoder.weights["blocks.2.mlp.fc2.weight"].clone()
@@ -114,55 +115,141 @@ def test_sensitivity_quantizes_one_layer_at_a_time(encoder: Encoder, images: tor
     labels = torch.arange(12)
     head = torch.nn.functional.normalize(reference, dim=-1)
     objective = ZeroShotTop1(head, labels, reference)
-    told: list[int] = []
-    found = measure_sensitivity(broken, tokens, tokens, objective, 5, told.append)
+    found = measure_sensitivity(
+        broken, tokens, lambda rows: tokens[rows], 12, objective, batch_size=5
+    )
     assert (found.layer, found.block) == ("blocks.2.mlp.fc2", 2)
-    assert sum(told) == len(found.layers) == 4 * DEPTH
-    quantization = make_baseline("naive").calibrate(broken, tokens).quantization
+    assert len(found.layers) == 4 * DEPTH
+    quantization = make_baseline("naive", form="paper").calibrate(broken, tokens).quantization
     alone = broken(images, SimulatedNumerics(quantization.only("blocks.1.attn.qkv")))
     assert found.layers["blocks.1.attn.qkv"].fidelity == pytest.approx(
         objective.score(alone).fidelity, abs=1e-6
     )
 
 
+@dataclass
 class Surface:
-    """A search problem whose score is a formula."""
+    """A search problem whose score is a formula, with a fixed part of noise for every image."""
 
-    def __init__(self, peak: tuple[int, int, int], height: float = 1.0) -> None:
-        self.peak, self.height = peak, height
-        self.asked: list[RegCacheConfig] = []
+    peak: tuple[int, int, int]
+    height: float = 1.0
+    size: int = 256
+    depth: int = 8
+    calibration: int = 64
+    seed: int = 0
+    noise: float = 0.02
+    work: Work = field(default_factory=Work)
+    asked: list[tuple[RegCacheConfig, int]] = field(default_factory=list)
 
-    def evaluate(self, config: RegCacheConfig) -> Score:
-        self.asked.append(config)
+    def __post_init__(self) -> None:
+        self.objective = FeatureFidelity(torch.zeros(1, 1))
+        generator = np.random.default_rng(self.seed)
+        self.hard = generator.normal(0, 0.1, self.size)
+        self.own = generator.normal(0, self.noise, (self.size, 16, 16, 16))
+
+    def expected(self, config: RegCacheConfig) -> float:
         block, tau, count = self.peak
         if config.is_empty:
-            value = 0.5
-        else:
-            distance = abs(config.prefix_count - tau) / 15 + abs(config.delete_count - count) / 10
-            value = 0.5 + 0.5 * self.height - 0.2 * distance
-            value -= 0.1 * (config.has_prefix and config.prefix_block != block)
-        return Score(value, value, torch.tensor([value]))
+            return 0.5
+        distance = abs(np.log1p(config.prefix_count) - np.log1p(tau)) / 3
+        distance += min(abs(config.delete_count - count), 2) / 2
+        wrong = 0.3 * (config.has_prefix and config.prefix_block != block)
+        return float(0.5 + 0.4 * self.height - 0.2 * distance - 0.1 * wrong)
+
+    def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
+        return (images + (calibration or self.calibration)) * (self.depth - config.first_block)
+
+    def evaluate(
+        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+    ) -> Score:
+        rows = torch.arange(self.size) if rows is None else rows
+        self.asked.append((config, len(rows)))
+        self.work.add(self.price(config, len(rows), calibration))
+        own = self.own[:, config.prefix_block, config.prefix_count, config.delete_count]
+        values = torch.from_numpy((self.expected(config) + self.hard + own)[rows.numpy()])
+        return Score.of(values, values, values)
 
 
-@pytest.mark.parametrize("peak", [(2, 5, 7), (0, 15, 10), (3, 1, 1), (1, 11, 3)])
-def test_search_finds_the_peak_of_a_smooth_surface(peak: tuple[int, int, int]) -> None:
-    surface = Surface(peak)
-    found = search(surface, SearchSpace((0, 1, 2, 3), 3))  # type: ignore[arg-type]
-    best = found.best
-    assert (best.prefix_block, best.prefix_count, best.delete_count) == peak
-    assert len(surface.asked) == len(set(surface.asked)) < 100
-    corners = {(c.prefix_count > 0, c.delete_count > 0) for c in surface.asked}
+PEAKS = [(2, 5, 7), (0, 15, 10), (3, 1, 1), (1, 11, 3), (3, 4, 6)]
+SPACE = SearchSpace((0, 1, 2, 3), 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("peak", PEAKS)
+def test_race_is_as_good_as_the_full_grid_for_a_twentieth(
+    peak: tuple[int, int, int], seed: int
+) -> None:
+    surface, whole = Surface(peak, seed=seed), Surface(peak, seed=seed)
+    budget = race_budget(SPACE, surface.depth, surface.size, surface.calibration)
+    found = search(surface, SPACE, seed=seed, budget=budget)
+    grid = search(whole, SPACE, SearchSettings(strategy="exhaustive"))
+    error, least = 1 - found.score.value, 1 - grid.score.value
+    assert error <= 1.005 * least + 0.002
+    assert surface.work.block_forwards <= budget
+    corners = {(c.prefix_count > 0, c.delete_count > 0) for c, n in surface.asked if n == 256}
     assert len(corners) == 4
 
 
 def test_search_without_gain_chooses_nothing() -> None:
-    found = search(Surface((2, 5, 7), height=-0.5), SearchSpace((0, 1, 2), 2))  # type: ignore[arg-type]
-    assert found.best.is_empty
+    for strategy in ("default", "exhaustive"):
+        found = search(Surface((2, 5, 7), height=-0.5), SPACE, SearchSettings(strategy=strategy))
+        assert found.best.is_empty
+        assert found.p_value == 1.0
+
+
+def test_noise_alone_is_no_gain() -> None:
+    for seed in range(5):
+        flat = Surface((2, 5, 7), height=0.0, seed=seed, noise=0.1)
+        flat.expected = lambda config: 0.5  # type: ignore[method-assign]
+        found = search(flat, SPACE, SearchSettings(strategy="exhaustive"), seed=seed)
+        assert found.candidate is not None
+        assert not found.candidate.is_empty  # the best of many is ahead, by accident
+        assert found.best.is_empty
 
 
 def test_fixed_dimensions_stay_fixed() -> None:
     surface = Surface((1, 5, 7))
-    space = SearchSpace((2,), 2, prefix=(3,), delete=(1,))
-    found = search(surface, space)  # type: ignore[arg-type]
+    found = search(surface, SearchSpace((2,), 2, prefix=(3,), delete=(1,)))
     assert found.best == RegCacheConfig(2, 3, 2, 1)
-    assert surface.asked == [RegCacheConfig(2, 3, 2, 1)]
+    assert surface.asked == [(RegCacheConfig(2, 3, 2, 1), 256)]
+
+
+def test_search_on_healthy_random_weights_finds_nothing() -> None:
+    encoder, images = encoder_and_images(40)
+    for bits in (Bits(8, 8), Bits(6, 6)):
+        problem = problem_for(encoder, images, calibration=8, blocks=(0, 1), bits=bits)
+        assert search(problem, SearchSpace((0, 1), 1)).best.is_empty
+
+
+def test_survivors_keep_the_best_and_drop_the_hopeless() -> None:
+    generator = np.random.default_rng(0)
+    lost = 0
+    for trial in range(200):
+        means = {"best": 0.05, "close": 0.04, "far": -1.0}
+        full = {k: m + generator.normal(0, 0.3, 400) for k, m in means.items()}
+        truth = max(full, key=lambda k: full[k].mean())
+        alive = survivors({k: v[:40] for k, v in full.items()}, 400, 0.05, trial)
+        assert "far" not in alive
+        lost += truth not in alive
+    assert lost <= 0.05 * 200 + 10  # the stated error, and three standard deviations
+    assert list(survivors(full, 400, 0.05, 0)) == [truth]
+
+
+def test_gain_needs_size_and_evidence() -> None:
+    top1 = ZeroShotTop1(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1))
+    zeros, ones = torch.zeros(40).double(), torch.ones(40).double()
+    few, many = zeros.clone(), zeros.clone()
+    few[:2], many[:20] = 1, 1
+    nothing, a, b = (Score.of(x, ones, x) for x in (zeros, few, many))
+    assert gain_probability(top1, nothing, a) == pytest.approx(0.25)
+    assert gain_probability(top1, nothing, b) < 1e-5
+    assert gain_probability(top1, b, a) == 1.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strategy": "fast"}, {"ranking": "norm"}, {"memory": 0.0}, {"error": 0.9}],
+)
+def test_settings_are_checked(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="take"):
+        SearchSettings(**changes)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,8 @@ class Engine(Protocol):
     Attributes:
         image_size: height and width in pixels that `infer` takes.
         output_dim: length E of a feature.
+        pixels: `nchw` or `nhwc` where `infer` takes raw uint8 pixels, with preprocessing's mean
+            and std baked in; None where it takes normalized float32.
     """
 
     @property
@@ -36,8 +39,15 @@ class Engine(Protocol):
     @property
     def output_dim(self) -> int: ...
 
+    @property
+    def pixels(self) -> str | None: ...
+
     def infer(self, images: Array) -> FloatArray:
-        """Normalized float32 images `[B, 3, H, W]` -> features `[B, E]`, not L2-normalized.
+        """Images -> features `[B, E]`, not L2-normalized.
+
+        Args:
+            images: normalized float32 `[B, 3, H, W]`, or as `pixels` says uint8 `[B, 3, H, W]` or
+                `[B, H, W, 3]`.
 
         Raises:
             EngineError: wrong shape or type, NaN in the output, or the runtime failed.
@@ -58,23 +68,63 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-def check_images(images: Array, image_size: tuple[int, int]) -> None:
-    """Raise EngineError unless `images` is finite float32 `[B, 3, H, W]`, at least one image."""
+def input_shape(image_size: tuple[int, int], pixels: str | None) -> tuple[int, int, int]:
+    """Shape of one image in the layout that an engine takes."""
     height, width = image_size
+    return (height, width, 3) if pixels == "nhwc" else (3, height, width)
+
+
+def read_contract(
+    dtype: str, image: Sequence[Any], features: Sequence[Any]
+) -> tuple[tuple[int, int], int, str | None] | None:
+    """Image size, output length and pixel layout from a graph's input and output.
+
+    Args:
+        dtype: numpy name of the input's type.
+        image, features: shapes; a free dimension is anything but an int.
+
+    Returns:
+        None where this is no image encoder.
+    """
+    if len(image) != 4 or len(features) != 2 or not isinstance(features[1], int):
+        return None
+    if not all(isinstance(size, int) for size in image[1:]):
+        return None
+    if dtype == "uint8" and image[3] == 3:
+        return (image[1], image[2]), features[1], "nhwc"
+    if dtype in ("uint8", "float32") and image[1] == 3:
+        return (image[2], image[3]), features[1], "nchw" if dtype == "uint8" else None
+    return None
+
+
+def check_images(images: Array, image_size: tuple[int, int], pixels: str | None = None) -> None:
+    """Raise EngineError unless `images` is what the engine takes, at least one and finite.
+
+    Args:
+        images: float32 `[B, 3, H, W]`, or with `pixels` uint8 in that layout.
+        image_size: height and width.
+        pixels: layout of raw pixels, or None.
+    """
     if not isinstance(images, np.ndarray):
         raise EngineError(f"images must be a numpy array, not {type(images).__name__}")
-    if images.dtype != np.float32:
-        raise EngineError(
-            f"images are {images.dtype}, and the encoder takes normalized float32; "
-            "apply the bundle's preprocessing first"
+    wanted = "float32" if pixels is None else "uint8"
+    if images.dtype != wanted:
+        mend = (
+            "and the encoder takes normalized float32; apply the bundle's preprocessing first"
+            if pixels is None
+            else "and the encoder takes raw uint8 pixels; its mean and std are baked in"
         )
-    if images.ndim != 4 or images.shape[1:] != (3, height, width):
+        raise EngineError(f"images are {images.dtype}, {mend}")
+    shape = input_shape(image_size, pixels)
+    if images.ndim != 4 or images.shape[1:] != shape:
         raise EngineError(
             f"images have shape {list(images.shape)}, and the encoder takes "
-            f"[batch, 3, {height}, {width}]"
+            f"[batch, {', '.join(map(str, shape))}]"
         )
     if not len(images):
         raise EngineError("the batch holds no image")
+    if pixels is not None:
+        return
     # a quantized encoder turns NaN into an integer code and answers with plausible features, so
     # the input is the only place where it can be seen
     finite = np.isfinite(images).all(axis=(1, 2, 3))
@@ -135,23 +185,32 @@ def load_engine(
     threads: int | None = None,
     optimize: bool = True,
     provider: str = "CPUExecutionProvider",
+    runtime: str = "onnxruntime",
 ) -> Engine:
-    """Load a bundle, or a bare ONNX file, into ONNX Runtime.
+    """Load a bundle, or a bare ONNX file, into a runtime.
 
     Args:
         source: an open bundle, a bundle's folder, or a path to a `.onnx` file.
         threads: threads inside an operator; None takes one per physical core.
         optimize: False runs the graph as written, for verification.
         provider: ONNX Runtime execution provider that must really run.
+        runtime: `onnxruntime`, or `openvino` for the CPU (extra `openvino`).
 
     Raises:
         BundleError: the bundle is damaged.
-        EngineError: the runtime is missing or cannot run the model.
+        EngineError: the runtime is unknown, missing, or cannot run the model.
     """
     from .onnxruntime_engine import OnnxRuntimeEngine
+
+    if runtime not in ("onnxruntime", "openvino"):
+        raise EngineError(f"unknown runtime '{runtime}'; take onnxruntime or openvino")
 
     if not isinstance(source, Bundle):
         path = Path(source)
         source = Bundle.open(path) if path.is_dir() else path
     model = source.model_path if isinstance(source, Bundle) else source
+    if runtime == "openvino":
+        from .openvino_engine import OpenVINOEngine
+
+        return OpenVINOEngine(model, threads=threads)
     return OnnxRuntimeEngine(model, threads=threads, optimize=optimize, provider=provider)

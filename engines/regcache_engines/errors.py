@@ -20,7 +20,7 @@ class ConfigError(RegCacheError):
 
 
 class ModelError(RegCacheError):
-    """Weights or model: unknown architecture, missing key, wrong shape, NaN, unsupported feature."""
+    """Weights or model: unknown name, missing key, wrong shape, NaN, unsupported feature."""
 
     exit_code = 3
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine import Array, FloatArray, check_features, check_images
+from .engine import Array, FloatArray, check_features, check_images, read_contract
 from .errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class OnnxRuntimeEngine:
     """A model in an ONNX Runtime session.
 
     Args:
-        model_path: `.onnx` file with one input `[batch, 3, H, W]` and one output `[batch, E]`.
+        model_path: `.onnx` file with one input `[batch, 3, H, W]`, or uint8 `[batch, H, W, 3]`, and
+            one output `[batch, E]`.
         threads: threads inside an operator; None takes one per physical core.
         optimize: False runs the graph as written, node by node, for verification.
         provider: execution provider that must really run.
@@ -56,8 +57,8 @@ class OnnxRuntimeEngine:
             levels = onnxruntime.GraphOptimizationLevel
             options.graph_optimization_level = levels.ORT_DISABLE_ALL
         self._path = path
-        self._session: Any = _create_session(onnxruntime, path, options, provider)
-        self._image_size, self._output_dim = self._read_contract()
+        self._session: Any = self._create_session(onnxruntime, path, options, provider)
+        self._image_size, self._output_dim, self._pixels = self._read_contract()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -67,11 +68,15 @@ class OnnxRuntimeEngine:
     def output_dim(self) -> int:
         return self._output_dim
 
+    @property
+    def pixels(self) -> str | None:
+        return self._pixels
+
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
         if self._session is None:
             raise EngineError("this engine is closed; load it again")
-        check_images(images, self._image_size)
+        check_images(images, self._image_size, self._pixels)
         feed = {self._input_name: np.ascontiguousarray(images)}
         try:
             (features,) = self._session.run([self._output_name], feed)
@@ -94,25 +99,27 @@ class OnnxRuntimeEngine:
     ) -> None:
         self.close()
 
-    def _read_contract(self) -> tuple[tuple[int, int], int]:
+    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
+        return _create_session(onnxruntime, path, options, provider)
+
+    def _read_contract(self) -> tuple[tuple[int, int], int, str | None]:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        # behind the features may follow the integer codes of the outlier monitor's probes
+        codes = ("tensor(uint8)", "tensor(int8)")
+        outputs = [output for output in outputs if output.type not in codes]
         shapes = [value.shape for value in (*inputs, *outputs)]
-        fits = (
-            len(inputs) == len(outputs) == 1
-            and inputs[0].type == outputs[0].type == "tensor(float)"
-            and len(shapes[0]) == 4
-            and shapes[0][1] == 3
-            and all(isinstance(size, int) for size in shapes[0][2:])
-            and len(shapes[1]) == 2
-            and isinstance(shapes[1][1], int)
-        )
-        if not fits:
+        contract = None
+        if len(inputs) == len(outputs) == 1 and outputs[0].type == "tensor(float)":
+            dtype = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(inputs[0].type, "")
+            contract = read_contract(dtype, *shapes)
+        if contract is None:
             raise EngineError(
                 f"{self._path} has inputs and outputs {shapes}; an image encoder has one float32 "
-                "input [batch, 3, H, W] and one float32 output [batch, E]"
+                "input [batch, 3, H, W], or uint8 also [batch, H, W, 3], and one float32 output "
+                "[batch, E]"
             )
         self._input_name, self._output_name = inputs[0].name, outputs[0].name
-        return (shapes[0][2], shapes[0][3]), shapes[1][1]
+        return contract
 
 
 def import_onnxruntime() -> Any:

@@ -26,7 +26,10 @@ from .describe import summary, tokens_out, tool_version
 from .errors import BundleError
 from .files import atomic_write_bytes, sha256_bytes
 from .graph import INPUT_NAME, OPSET, OUTPUT_NAME, build_model, serialize
+from .graph.encoder import input_shape
+from .graph.probes import add_probes
 from .plan import Array, Plan
+from .targets import GraphOptions
 
 
 def write_bundle(
@@ -34,6 +37,7 @@ def write_bundle(
     folder: Path,
     extra_manifest: Mapping[str, Any] | None = None,
     plan_sha256: str | None = None,
+    options: GraphOptions | None = None,
 ) -> Path:
     """Write the bundle of a plan.
 
@@ -45,6 +49,7 @@ def write_bundle(
         folder: the bundle, by custom `NAME.regcache`.
         extra_manifest: more entries for the manifest, e.g. `{"accuracy": {...}}`.
         plan_sha256: hash of the plan's files, repeated in the model's metadata.
+        options: target, folds, input and batch of the graph.
 
     Returns:
         `folder`.
@@ -54,13 +59,18 @@ def write_bundle(
             entry clashes with one of ours or is no JSON, or the disk refuses.
     """
     _check_replaceable(folder)
+    options = options or GraphOptions()
+    model = build_model(plan, plan_sha256, options)
+    contract = _manifest(plan, options)
+    if options.probes:
+        contract["graph"]["probes"] = add_probes(model, plan, options.probes)
     files = {
-        MODEL: serialize(build_model(plan, plan_sha256)),
+        MODEL: serialize(model),
         PREPROCESS: _json_bytes(plan.preprocess, "the plan's preprocessing"),
     }
     if plan.text_features is not None:
         files[TEXT_FEATURES] = _text_features(plan, plan.text_features)
-    manifest = _extended(_manifest(plan) | {"files": {}}, extra_manifest)
+    manifest = _extended(contract | {"files": {}}, extra_manifest)
     with _staged(folder) as staging:
         _fill(staging, files, manifest)
     return folder
@@ -110,24 +120,26 @@ def add_files(path: Path, files: Mapping[str, bytes]) -> None:
         _fill(staging, files, manifest | {"files": kept})
 
 
-def _manifest(plan: Plan) -> dict[str, Any]:
+def _manifest(plan: Plan, options: GraphOptions) -> dict[str, Any]:
     spec = plan.encoder
+    batch: str | int = options.batch or "batch"
     return summary(plan) | {
         "schema": SCHEMA,
         "tool_version": tool_version(),
         "graph": {
             "input": {
                 "name": INPUT_NAME,
-                "dtype": "float32",
-                "shape": ["batch", 3, *spec.image_size],
+                "dtype": "uint8" if options.pixels else "float32",
+                "shape": input_shape(plan, options),
             },
             "output": {
                 "name": OUTPUT_NAME,
                 "dtype": "float32",
-                "shape": ["batch", spec.output_dim],
+                "shape": [batch, spec.output_dim],
                 "l2_normalized": False,
             },
             "opset": OPSET,
+            "target": options.target,
             "tokens": spec.num_tokens,
             "tokens_out": tokens_out(plan),
         },

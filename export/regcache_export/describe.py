@@ -7,6 +7,7 @@ from importlib import metadata as distributions
 from typing import Any
 
 from .plan import Plan
+from .targets import GraphOptions
 
 METADATA_SCHEMA = 1
 
@@ -48,9 +49,14 @@ def summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def metadata(plan: Plan, plan_sha256: str | None = None) -> dict[str, str]:
+def metadata(
+    plan: Plan, plan_sha256: str | None = None, options: GraphOptions | None = None
+) -> dict[str, str]:
     """ONNX `metadata_props`: what the file still says when it is alone, by sorted key."""
+    options = options or GraphOptions()
     essentials = summary(plan) | {
+        "target": options.target,
+        "pixels": options.pixels or "normalized float32",
         "schema": METADATA_SCHEMA,
         "tool_version": tool_version(),
         "preprocess": plan.preprocess,

@@ -8,6 +8,7 @@ SHA-256 of the tensors, so a plan is either whole or not there.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
 
 SCHEMA = 1
+
+LINEAR_ROLES = ("input", "weight")
+MATMUL_ROLES = ("left", "right")
 
 Array = npt.NDArray[Any]
 
@@ -66,6 +70,8 @@ class Plan:
         labels: class names of the head.
         logit_scale: factor on the cosine similarities.
         provenance: model, weights SHA-256, data hash, seed, versions, resolved configuration.
+        matmuls: `blocks.I.attn.qk` or `blocks.I.attn.pv` -> quantizers of its two operands, for
+            targets that compute attention in integers; a product that is absent stays in float.
     """
 
     encoder: EncoderSpec
@@ -78,6 +84,7 @@ class Plan:
     labels: tuple[str, ...] = ()
     logit_scale: float = 100.0
     provenance: dict[str, Any] = field(default_factory=dict)
+    matmuls: dict[str, tuple[TensorQuant, TensorQuant]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `plan.safetensors` and `plan.json` into `folder`."""
@@ -87,17 +94,14 @@ class Plan:
         tensors |= {f"register/{i}": v for i, v in self.register.items()}
         if self.text_features is not None:
             tensors["text_features"] = self.text_features
-        linears: dict[str, Any] = {}
-        for name, layer in self.linears.items():
-            linears[name] = {}
-            for role, quant in (("input", layer.input), ("weight", layer.weight)):
-                tensors[f"quant/{name}/{role}/scale"] = quant.scale.astype(np.float32)
-                tensors[f"quant/{name}/{role}/zero_point"] = quant.zero_point.astype(np.int32)
-                linears[name][role] = {
-                    "bits": quant.bits,
-                    "signed": quant.signed,
-                    "per_channel": quant.per_channel,
-                }
+        linears = {
+            name: _described(tensors, name, LINEAR_ROLES, (layer.input, layer.weight))
+            for name, layer in self.linears.items()
+        }
+        matmuls = {
+            name: _described(tensors, name, MATMUL_ROLES, operands)
+            for name, operands in self.matmuls.items()
+        }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "plan.safetensors"
         contiguous = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
@@ -107,6 +111,7 @@ class Plan:
             "tensors_sha256": sha256_file(path),
             "encoder": self.encoder.to_json(),
             "linears": linears,
+            "matmuls": matmuls,
             "regcache": self.regcache.to_json() if self.regcache else None,
             "preprocess": self.preprocess,
             "labels": list(self.labels),
@@ -139,22 +144,18 @@ class Plan:
                 raise BundleError(f"{path} does not belong to its plan.json (SHA-256 differs)")
             tensors: dict[str, Array] = load_file(path)
             linears = {
-                name: LinearQuant(
-                    *(
-                        TensorQuant(
-                            scale=tensors[f"quant/{name}/{role}/scale"],
-                            zero_point=tensors[f"quant/{name}/{role}/zero_point"],
-                            **layer[role],
-                        )
-                        for role in ("input", "weight")
-                    )
-                )
+                name: LinearQuant(*_quantizers(tensors, name, LINEAR_ROLES, layer))
                 for name, layer in document["linears"].items()
+            }
+            matmuls = {
+                name: _quantizers(tensors, name, MATMUL_ROLES, operands)
+                for name, operands in document.get("matmuls", {}).items()
             }
             plan = cls(
                 encoder=EncoderSpec.from_json(document["encoder"]),
                 weights=_under(tensors, "weights/"),
                 linears=linears,
+                matmuls=matmuls,
                 regcache=RegCacheConfig.from_json(document["regcache"])
                 if document["regcache"]
                 else None,
@@ -179,6 +180,36 @@ class Plan:
             for block in self.regcache.prefix_blocks(self.encoder.depth):
                 if block not in self.register:
                     raise BundleError(f"the plan lacks the register of block {block}")
+
+
+def _described(
+    tensors: dict[str, Array], name: str, roles: tuple[str, str], quants: Sequence[TensorQuant]
+) -> dict[str, Any]:
+    """Put the quantizers of a layer into `tensors`; returns what is no tensor."""
+    document = {}
+    for role, quant in zip(roles, quants, strict=True):
+        tensors[f"quant/{name}/{role}/scale"] = quant.scale.astype(np.float32)
+        tensors[f"quant/{name}/{role}/zero_point"] = quant.zero_point.astype(np.int32)
+        document[role] = {
+            "bits": quant.bits,
+            "signed": quant.signed,
+            "per_channel": quant.per_channel,
+        }
+    return document
+
+
+def _quantizers(
+    tensors: dict[str, Array], name: str, roles: tuple[str, str], document: dict[str, Any]
+) -> tuple[TensorQuant, TensorQuant]:
+    first, second = (
+        TensorQuant(
+            scale=tensors[f"quant/{name}/{role}/scale"],
+            zero_point=tensors[f"quant/{name}/{role}/zero_point"],
+            **document[role],
+        )
+        for role in roles
+    )
+    return first, second
 
 
 def _under(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:

@@ -18,9 +18,15 @@ of prefix tokens, `N` tokens):
 | `blocks.I.mlp.fc2.{weight,bias}` | `[D, M]`, `[D]` |
 | `blocks.I.ls1`, `blocks.I.ls2` (if `layer_scale`) | `[D]` |
 | `norm.{weight,bias}` (unless `final_norm` is `none`) | `[D]` |
-| `proj.weight`, `proj.bias` (if `projection`) | `[E, D]`, `[E]` |
+| `pool.query` (pool `map`, as this and the following; `A` pool width, `Q` pool MLP width) | `[A]` |
+| `pool.kv.{weight,bias}`, `pool.out_proj.{weight,bias}` | `[2A, D]`, `[2A]`; `[A, A]`, `[A]` |
+| `pool.norm.{weight,bias}` | `[A]` |
+| `pool.mlp.fc1.{weight,bias}`, `pool.mlp.fc2.{weight,bias}` (if `pool_mlp_width`) | as in a block |
+| `proj.weight`, `proj.bias` (if `projection`) | `[E, P]`, `[E]`; `P` is `A` or `D` |
 
-A bias that the original module lacks is stored as zeros.
+A bias that the original module lacks is stored as zeros, and so is the position embedding of prefix
+tokens that have none. `pool.query` is the latent after its norm and its projection, which are the
+same for every image.
 """
 
 from __future__ import annotations
@@ -50,7 +56,12 @@ class EncoderSpec:
             not to be confused with RegCache's key/value prefix).
         norm_eps: epsilon of every LayerNorm.
         final_norm: LayerNorm on all tokens before pooling, on the pooled vector, or not at all.
-        pool: `cls` takes token 0, `avg` the mean of the patch tokens.
+        pool: `cls` takes token 0, `avg` the mean of the patch tokens; in `map`, one latent query
+            attends to the patch tokens (SigLIP, CoCa).
+        pool_include_prefix: `avg` and `map` see the prefix tokens, too.
+        pool_heads, pool_width: heads and inner width A of `map`.
+        pool_mlp_width: `map` ends in `x + mlp(norm(x))` with this hidden width; 0 ends it in
+            `norm(x)`.
     """
 
     image_size: tuple[int, int]
@@ -68,6 +79,15 @@ class EncoderSpec:
     final_norm: FinalNorm = "before_pool"
     pool: Pool = "cls"
     projection: bool = True
+    pool_include_prefix: bool = False
+    pool_heads: int = 0
+    pool_width: int = 0
+    pool_mlp_width: int = 0
+
+    @property
+    def pooled_dim(self) -> int:
+        """Length of the pooled vector, before the projection."""
+        return self.pool_width if self.pool == "map" else self.width
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -120,8 +140,23 @@ class EncoderSpec:
             norms.append("norm")
         for norm in norms:
             shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (d,)
+        if self.pool == "map":
+            shapes |= self._pool_shapes()
         if self.projection:
-            shapes["proj.weight"], shapes["proj.bias"] = (self.output_dim, d), (self.output_dim,)
+            shapes["proj.weight"] = (self.output_dim, self.pooled_dim)
+            shapes["proj.bias"] = (self.output_dim,)
+        return shapes
+
+    def _pool_shapes(self) -> dict[str, tuple[int, ...]]:
+        a, q = self.pool_width, self.pool_mlp_width
+        sizes = {"pool.kv": (2 * a, self.width), "pool.out_proj": (a, a)}
+        if q:
+            sizes |= {"pool.mlp.fc1": (q, a), "pool.mlp.fc2": (a, q)}
+        shapes: dict[str, tuple[int, ...]] = {"pool.query": (a,)}
+        for name, (out_features, in_features) in sizes.items():
+            shapes[f"{name}.weight"] = (out_features, in_features)
+            shapes[f"{name}.bias"] = (out_features,)
+        shapes["pool.norm.weight"] = shapes["pool.norm.bias"] = (a,)
         return shapes
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from regcache_export.fold_names import SWITCHABLE
+from regcache_export.targets import TARGETS
+
 from ..compat import import_open_clip, require
 from ..options import BASELINE_NAMES, ExportOptions
 from ..progress import Reporter
@@ -24,12 +27,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=default.model,
         metavar="NAME",
-        help="model name of open_clip, or `demo`, the embedded one (default %(default)s)",
+        help="model name of open_clip, hf-hub:ORG/NAME, timm/NAME, or `demo`, the embedded one; "
+        "`regcache models` lists them (default %(default)s)",
     )
     model.add_argument(
         "--pretrained",
         metavar="TAG|PATH|random[:SEED]",
         help="open_clip's tag, a checkpoint, or random weights (for structure and speed)",
+    )
+    model.add_argument(
+        "--img-size",
+        metavar="N|HxW",
+        help="input size in pixels (default: the model's own)",
+    )
+    model.add_argument(
+        "--templates",
+        default=default.templates,
+        metavar="openai|simple|FILE",
+        help="prompts of the zero-shot head (default %(default)s)",
     )
     model.add_argument(
         "--baseline",
@@ -63,6 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_count(choice, "--prefix-count", default.prefix_count, "copies of the prefix; 0 is none")
     _add_count(choice, "--delete-count", default.delete_count, "sink tokens to delete; 0 is none")
 
+    add_graph_arguments(parser)
+
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--output", type=Path, metavar="DIR", help="result folder (default runs/MODEL-BASELINE)"
@@ -71,6 +88,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_count(machine, "--threads", default.threads, "CPU threads")
     add_run_arguments(parser)
     add_common_arguments(parser)
+
+
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides the form of the graph."""
+    default = ExportOptions
+    graph = parser.add_argument_group("graph")
+    graph.add_argument(
+        "--target",
+        default=default.target,
+        metavar="NAME",
+        help=f"form of the graph: {', '.join(TARGETS)} (default %(default)s)",
+    )
+    graph.add_argument(
+        "--bake-preprocess",
+        metavar="nchw|nhwc",
+        help="the graph takes uint8 pixels [B, 3, H, W] or [B, H, W, 3], mean and std folded in",
+    )
+    _add_count(graph, "--batch", default.batch, "fixed batch size of the graph (default: any)")
+    _add_count(graph, "--probes", default.probes, "outputs for the outlier monitor, 0 to 3")
+    graph.add_argument(
+        "--keep-float",
+        default=default.keep_float,
+        metavar="LAYERS",
+        help="linears to leave in float, by comma (blocks.7.fc2), or `auto` under --budget",
+    )
+    graph.add_argument(
+        "--budget",
+        type=float,
+        default=default.budget,
+        metavar="X",
+        help="loss of the search objective that --keep-float auto tolerates (default %(default)s)",
+    )
+    graph.add_argument(
+        "--reduce-range",
+        action=argparse.BooleanOptionalAction,
+        default=default.reduce_range,
+        help="7-bit weights: exact on CPUs without VNNI, whose u8s8 products saturate",
+    )
+    graph.add_argument(
+        "--no-fold",
+        default=default.no_fold,
+        metavar="NAMES",
+        help=f"exact folds to leave out, by comma: {', '.join(SWITCHABLE)}",
+    )
+    graph.add_argument(
+        "--balance",
+        action=argparse.BooleanOptionalAction,
+        default=default.balance,
+        help="balance values against out_proj per channel before calibration",
+    )
+    _add_count(
+        graph,
+        "--certificate-images",
+        default.certificate_images,
+        "calibration images that travel in the bundle, for `regcache verify`",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

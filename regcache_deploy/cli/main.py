@@ -19,7 +19,7 @@ from ..errors import ConfigError, RegCacheError
 from .common import Parser, did_you_mean, setup_logging
 from .config_file import parse_with_config
 
-COMMANDS = ("export", "doctor")
+COMMANDS = ("export", "search", "verify", "check", "build", "eval", "models", "report", "doctor")
 """In the order of `regcache --help`; each is a module beside this one."""
 
 EXIT_CODES = (
@@ -29,7 +29,8 @@ EXIT_CODES = (
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPE_CLOSED = 141  # 128 + SIGPIPE
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,16 +77,15 @@ def guard(action: Callable[[], int]) -> int:
         _drop_stdout()
         return _PIPE_CLOSED
     except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
+        if error.errno not in _FULL | _FORBIDDEN:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        if not where:
+        if not error.filename:
             _drop_stdout()
-        return _fail(
-            f"cannot write{where}: {error.strerror}; free space or choose another folder "
-            "with --output",
-            ConfigError.exit_code,
-        )
+        where = error.filename or "the output"
+        hint = "free space or choose another folder with --output"
+        if error.errno in _FORBIDDEN:
+            hint = "check its owner and mode, or choose another path"
+        return _fail(f"cannot use {where}: {error.strerror}; {hint}", ConfigError.exit_code)
 
 
 def _drop_stdout() -> None:

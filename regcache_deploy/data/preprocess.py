@@ -103,9 +103,9 @@ class Preprocess:
 
 def _timm_steps(config: Any, crop: Mapping[str, Any]) -> list[Callable[[Any], Any]]:
     """Steps of timm's evaluation transform, after the conversion to RGB that its readers do."""
-    import timm
+    from timm.data.transforms_factory import create_transform
 
-    transform = timm.data.create_transform(
+    transform = create_transform(
         input_size=config.input_size,
         is_training=False,
         interpolation=config.interpolation,

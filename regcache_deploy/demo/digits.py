@@ -69,7 +69,7 @@ class Canvases:
 
 @lru_cache(maxsize=1)
 def _digit_bank() -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
-    """All digits, float32 [1797, 10, 10] in 0..1 with an empty rim, and indices by split and class."""
+    """All digits, float32 [1797, 10, 10] in 0..1 with an empty rim; indices by split and class."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -109,7 +109,8 @@ def _warp(glyphs: np.ndarray, affine: np.ndarray) -> np.ndarray:
     flat = glyphs.reshape(-1)
     upper = flat[base] * (1 - fx) + flat[base + 1] * fx
     lower = flat[base + width] * (1 - fx) + flat[base + width + 1] * fx
-    return upper * (1 - fy) + lower * fy
+    sampled: np.ndarray = upper * (1 - fy) + lower * fy
+    return sampled
 
 
 def _placements(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -157,7 +158,10 @@ def _render_chunk(split: str, seed: int, chunk: int) -> Canvases:
     for affine, digits, draw in zip(
         _placements(rng, _CHUNK), (labels // 10, labels % 10), draws, strict=True
     ):
-        chosen = [members[split][d][int(r * len(members[split][d]))] for d, r in zip(digits, draw)]
+        chosen = [
+            members[split][d][int(r * len(members[split][d]))]
+            for d, r in zip(digits, draw, strict=True)
+        ]
         weight = rng.uniform(0.6, 1.5, (_CHUNK, 1, 1)).astype(np.float32)  # thick .. thin pen
         ink = np.maximum(ink, _warp(glyphs[np.array(chosen)], affine) ** weight)
     ink = np.maximum(ink, _blots(rng, _CHUNK))

@@ -132,7 +132,8 @@ def _plant_rest(attention: Any, plant: Plant, rest: float, seed: int) -> None:
 
 def resting_mass(mixed: Tensor, heads: int, plant: Plant) -> Tensor:
     """Attention that each query gives to sinks, from out_proj's input [B, N, D]: [B, N, heads]."""
-    return mixed.unflatten(-1, (heads, -1))[..., plant.value_dim] / plant.sink_value
+    per_head: Tensor = mixed.unflatten(-1, (heads, -1))
+    return per_head[..., plant.value_dim] / plant.sink_value
 
 
 def mark_logits(hidden: Tensor, plant: Plant) -> Tensor:

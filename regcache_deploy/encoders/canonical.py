@@ -28,8 +28,10 @@ class Numerics(Protocol):
         ...
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """`blocks.I.attn.qk`: `[B, H, N, d] @ [B, H, d, T]`; `blocks.I.attn.pv`: `[B, H, N, T]
-        @ [B, H, T, d]`, T keys with the prefix in front.
+        """Attention products over T keys, the prefix in front.
+
+        `blocks.I.attn.qk`: `[B, H, N, d] @ [B, H, d, T]`;
+        `blocks.I.attn.pv`: `[B, H, N, T] @ [B, H, T, d]`.
         """
         ...
 
@@ -154,17 +156,37 @@ class Encoder:
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens `[B, N, D]` after the last block -> embeddings `[B, E]`."""
         spec, w = self.spec, self.weights
+        if spec.pool != "cls" and not spec.pool_include_prefix:
+            tokens = tokens[:, spec.num_prefix_tokens :]
         if spec.final_norm == "before_pool":
             tokens = self.norm("norm", tokens)
         if spec.pool == "cls":
             pooled = tokens[:, 0]
+        elif spec.pool == "map":
+            pooled = self._attention_pool(tokens)
         else:
-            pooled = tokens[:, spec.num_prefix_tokens :].mean(dim=1)
+            pooled = tokens.mean(dim=1)
         if spec.final_norm == "after_pool":
             pooled = self.norm("norm", pooled)
         if spec.projection:
             pooled = F.linear(pooled, w["proj.weight"], w["proj.bias"])
         return pooled
+
+    def _attention_pool(self, tokens: Tensor) -> Tensor:
+        """One constant query attends to tokens `[B, N, D]` -> `[B, A]`."""
+        w, heads = self.weights, self.spec.pool_heads
+        batch, count, _ = tokens.shape
+        kv = F.linear(tokens, w["pool.kv.weight"], w["pool.kv.bias"])
+        k, v = kv.view(batch, count, 2, heads, -1).permute(2, 0, 3, 1, 4)
+        query = w["pool.query"].view(1, heads, 1, -1) * k.shape[-1] ** -0.5
+        mixed = ((query @ k.transpose(-2, -1)).softmax(dim=-1) @ v).reshape(batch, -1)
+        pooled = F.linear(mixed, w["pool.out_proj.weight"], w["pool.out_proj.bias"])
+        normed = self.norm("pool.norm", pooled)
+        if not self.spec.pool_mlp_width:
+            return normed
+        hidden = F.linear(normed, w["pool.mlp.fc1.weight"], w["pool.mlp.fc1.bias"])
+        hidden = ACTIVATIONS[self.spec.activation](hidden)
+        return pooled + F.linear(hidden, w["pool.mlp.fc2.weight"], w["pool.mlp.fc2.bias"])
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """LayerNorm over the last axis with the weights `name.weight`, `name.bias`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import nn
 
-from regcache_export.spec import Activation, EncoderSpec, FinalNorm
+from regcache_export.spec import EncoderSpec, FinalNorm, Pool
 
 from ..errors import UnsupportedEncoderError
 from .canonical import Encoder
+from .reading import Weights, activation_of, affine, contiguous, is_norm, single_eps, tensor
 
 
 def from_open_clip(visual: Any) -> Encoder:
@@ -27,66 +29,62 @@ def from_open_clip(visual: Any) -> Encoder:
     if not isinstance(visual, VisionTransformer):
         raise UnsupportedEncoderError(
             f"the image tower is a {type(visual).__name__}, not open_clip's VisionTransformer"
+            + (": a convolutional network" if "ResNet" in type(visual).__name__ else "")
         )
     blocks = list(visual.transformer.resblocks)
     odd = {type(block).__name__ for block in blocks if type(block) is not ResidualAttentionBlock}
     if odd:
         raise UnsupportedEncoderError(f"unsupported block type: {', '.join(sorted(odd))}")
-    if visual.attn_pool is not None:
-        raise UnsupportedEncoderError("attentional pooling (attn_pool) is not supported")
-    if visual.pool_type == "none":
-        raise UnsupportedEncoderError("pool_type 'none' gives no single embedding")
     first = blocks[0]
-    layer_scale = isinstance(first.ls_1, nn.Module) and not isinstance(first.ls_1, nn.Identity)
+    width = visual.conv1.out_channels
     final_norm: FinalNorm = "after_pool" if visual.final_ln_after_pool else "before_pool"
+    pool: Pool = "cls" if visual.pool_type == "tok" else "avg"
+    attention_pool: dict[str, int] = {}
+    if visual.attn_pool is not None:
+        attention_pool = _attention_pool(visual)
+        # CoCa: the pooler's own norm of its tokens takes the place of the final one
+        final_norm, pool = "before_pool", "map"
+    elif visual.pool_type == "none":
+        raise UnsupportedEncoderError("pool_type 'none' gives no single embedding")
+    pooled = attention_pool.get("pool_width", width)
     spec = EncoderSpec(
         image_size=(visual.image_size[0], visual.image_size[1]),
         patch_size=(visual.patch_size[0], visual.patch_size[1]),
-        width=visual.conv1.out_channels,
+        width=width,
         depth=len(blocks),
         heads=first.attn.num_heads,
         mlp_width=first.mlp.c_fc.out_features,
-        output_dim=visual.output_dim if visual.proj is not None else visual.conv1.out_channels,
+        output_dim=visual.output_dim if visual.proj is not None else pooled,
         num_prefix_tokens=1,
-        activation=_activation(first.mlp.gelu),
-        norm_eps=_single_eps(visual),
-        norm_pre=isinstance(visual.ln_pre, nn.LayerNorm),
-        layer_scale=layer_scale,
+        activation=activation_of(first.mlp.gelu),
+        norm_eps=single_eps(visual.modules()),
+        norm_pre=is_norm(visual.ln_pre),
+        layer_scale=not isinstance(first.ls_1, nn.Identity),
         final_norm=final_norm,
-        pool="cls" if visual.pool_type == "tok" else "avg",
+        pool=pool,
         projection=visual.proj is not None,
+        pool_include_prefix=pool == "map",
+        **attention_pool,
     )
-    return Encoder(spec, {k: v.contiguous() for k, v in _weights(visual, spec).items()})
+    return Encoder(spec, contiguous(_weights(visual, spec)))
 
 
-def _activation(module: nn.Module) -> Activation:
-    name = type(module).__name__
-    if name == "QuickGELU":
-        return "quick_gelu"
-    if isinstance(module, nn.GELU):
-        return "gelu_tanh" if module.approximate == "tanh" else "gelu"
-    raise UnsupportedEncoderError(f"unsupported MLP activation {name}")
+def _attention_pool(visual: Any) -> dict[str, int]:
+    """Spec fields of CoCa's attentional pooling, of which only the first query is used."""
+    if visual.attn_pool_contrastive is not None:
+        raise UnsupportedEncoderError(
+            f"attentional pooling of type '{visual.attn_pool_type}' is not supported"
+        )
+    if visual.pool_type != "tok":
+        raise UnsupportedEncoderError(
+            f"attentional pooling with pool_type '{visual.pool_type}' takes more than one query; "
+            "only 'tok' is supported"
+        )
+    attention = visual.attn_pool.attn
+    return {"pool_heads": attention.num_heads, "pool_width": attention.embed_dim}
 
 
-def _single_eps(visual: nn.Module) -> float:
-    epsilons = {m.eps for m in visual.modules() if isinstance(m, nn.LayerNorm)}
-    if len(epsilons) != 1:
-        raise UnsupportedEncoderError(f"LayerNorms with different epsilons: {sorted(epsilons)}")
-    return float(epsilons.pop())
-
-
-def _weights(visual: Any, spec: EncoderSpec) -> dict[str, Tensor]:
-    def tensor(parameter: Tensor) -> Tensor:
-        return parameter.detach().to(torch.float32)
-
-    def affine(module: nn.Module, name: str) -> dict[str, Tensor]:
-        bias = getattr(module, "bias", None)
-        weight = tensor(module.weight)  # type: ignore[arg-type]
-        return {
-            f"{name}.weight": weight,
-            f"{name}.bias": tensor(bias) if bias is not None else weight.new_zeros(len(weight)),
-        }
-
+def _weights(visual: Any, spec: EncoderSpec) -> Weights:
     out = affine(visual.conv1, "patch_embed")
     out["prefix_tokens"] = tensor(visual.class_embedding)[None]
     out["pos_embed"] = tensor(visual.positional_embedding)
@@ -103,8 +101,31 @@ def _weights(visual: Any, spec: EncoderSpec) -> dict[str, Tensor]:
         if spec.layer_scale:
             out[f"{name}.ls1"] = tensor(block.ls_1.gamma)
             out[f"{name}.ls2"] = tensor(block.ls_2.gamma)
-    out |= affine(visual.ln_post, "norm")
+    if spec.pool == "map":
+        out |= affine(visual.attn_pool.ln_k, "norm") | _pool_weights(visual)
+    else:
+        out |= affine(visual.ln_post, "norm")
     if spec.projection:
         out["proj.weight"] = tensor(visual.proj).T
         out["proj.bias"] = torch.zeros(spec.output_dim)
     return out
+
+
+@torch.no_grad()
+def _pool_weights(visual: Any) -> Weights:
+    pooler, attention = visual.attn_pool, visual.attn_pool.attn
+    width = attention.embed_dim
+    if attention.in_proj_weight is not None:  # where width and pool width are equal
+        query_weight, *kv = tensor(attention.in_proj_weight).split(width)
+    else:
+        query_weight = tensor(attention.q_proj_weight)
+        kv = [tensor(attention.k_proj_weight), tensor(attention.v_proj_weight)]
+    bias = tensor(attention.in_proj_bias)
+    query = tensor(pooler.ln_q(pooler.query[:1]))
+    return {
+        "pool.query": F.linear(query, query_weight, bias[:width])[0],
+        "pool.kv.weight": torch.cat(list(kv)),
+        "pool.kv.bias": bias[width:],
+        **affine(attention.out_proj, "pool.out_proj"),
+        **affine(visual.ln_post, "pool.norm"),
+    }

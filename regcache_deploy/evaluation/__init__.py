@@ -1,9 +1,10 @@
 """Objectives, zero-shot accuracy, and paired statistics."""
 
-from .objective import FeatureFidelity, Objective, Score, ZeroShotTop1
+from .objective import FeatureError, FeatureFidelity, Objective, Score, ZeroShotTop1
 from .paired import PairedComparison, compare_paired
 
 __all__ = [
+    "FeatureError",
     "FeatureFidelity",
     "Objective",
     "PairedComparison",

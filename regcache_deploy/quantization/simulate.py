@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
@@ -36,6 +36,11 @@ class Quantization:
     def merge(self, other: Quantization) -> Quantization:
         """Both together; `other` wins where both know a layer."""
         return Quantization(self.linears | other.linears, self.matmuls | other.matmuls)
+
+    def without(self, layers: Collection[str]) -> Quantization:
+        """Some linears back in floating point."""
+        kept = {name: layer for name, layer in self.linears.items() if name not in layers}
+        return Quantization(kept, self.matmuls)
 
     def only(self, layer: str) -> Quantization:
         """Just one linear quantized, as the sensitivity analysis wants it."""

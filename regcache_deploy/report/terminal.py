@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from ..result import CORNERS, ExportResult
 
@@ -34,6 +35,68 @@ def print_result(result: ExportResult, as_json: bool = False) -> None:
         console.print(line, soft_wrap=True)
 
 
+def print_search(result: ExportResult, as_json: bool = False) -> None:
+    """Print a search: one JSON object, or the tables."""
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    if result.caution:
+        console.print(f"[bold]Note:[/bold] {result.caution}.")
+    console.print(_choice_table(result))
+    console.print(_accuracy_table(result))
+    for row in result.details["ablation"]:
+        console.print(_ablation_table(result.metric, row))
+    for line in _search_footnotes(result):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    from ..search.ablation import TITLES
+
+    choice = row["choice"]
+    table = Table(
+        title=f"{row['baseline']}, {row['bits']} (prefix {choice['prefix_count']} from block "
+        f"{choice['prefix_block']}, {choice['delete_count']} deleted)"
+    )
+    for name in ("", _metric(metric), "against the baseline [95 %]", "p"):
+        table.add_column(name, justify="right" if name == _metric(metric) else "left")
+    digits = 2 if metric == "top1" else 5
+    for variant, cell in row["cells"].items():
+        pair = cell["against_baseline"]
+        difference, p = "", ""
+        if pair is not None:
+            low, high = (f"{pair[end]:+.{digits}f}" for end in ("low", "high"))
+            difference = rf"{pair['difference']:+.{digits}f} \[{low}, {high}]"
+            p = f"{pair['p_value']:.2g}"
+        value = "-" if cell["value"] is None else _value(metric, cell["value"])
+        table.add_row(TITLES[variant], value, difference or cell["reason"], p)
+    return table
+
+
+def _search_footnotes(result: ExportResult) -> list[str]:
+    details, cost = result.details, result.search_cost
+    proxy = details["sensitivity"]["proxy"]["block"]
+    recall = ", ".join(f"block {t} {share:.0%}" for t, share in details["ranking_recall"].items())
+    lines = [
+        f"Cost: {cost['block_forwards']:,} block-forwards in all; the full grid takes "
+        f"{cost['exhaustive_block_forwards']:,}.",
+        f"Most sensitive block by the one-pass proxy: {proxy}.",
+        f"Recall of fc2-input candidates by block-input ranking: {recall}.",
+    ]
+    if result.config.is_empty:
+        p = details["gain"]["p_value"]
+        lines.append(
+            "No gain: no prefix and no deletion beat the baseline alone on these images "
+            f"(best candidate: p = {p:.2g})."
+        )
+    return [*lines, *(f"warning: {text}" for text in result.warnings)]
+
+
 def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
@@ -55,7 +118,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
             f"{_value(result.search_metric, result.search_accuracy)} on {result.n_search} images"
         ),
         "results CSV": str(result.results_csv),
-        "bundle": str(result.bundle),
+        "bundle": str(result.bundle) if result.bundle else "none: `regcache export` writes one",
         "time": f"{result.seconds:.0f} s",
     }
     for name, text in rows.items():
@@ -74,6 +137,8 @@ def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
         table.add_column("lost / won", justify="right")
         table.add_column("McNemar p", justify="right")
     for corner in CORNERS:
+        if corner not in result.accuracy:
+            continue
         cells = [CORNER_TITLES[corner], _value(result.metric, result.accuracy[corner])]
         pair = result.paired.get(corner)
         if pair:
@@ -107,7 +172,7 @@ def _footnotes(result: ExportResult) -> list[str]:
 
 
 def _metric(name: str) -> str:
-    return {"top1": "top-1", "cosine": "cosine to FP32"}[name]
+    return {"top1": "top-1", "cosine": "cosine to FP32", "mse": "1 - relative error"}[name]
 
 
 def _value(metric: str, value: float) -> str:

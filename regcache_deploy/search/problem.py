@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,9 +11,13 @@ from torch import Tensor
 
 from ..encoders.canonical import FLOAT, Encoder, Numerics
 from ..encoders.regcache import RegCache, RegCacheConfig
+from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
+from .cache import PartCache, rows_key
+from .cost import Work, calibration_walks
+from .states import Budget, Embed, HiddenStates
 
 
 def run_in_batches(
@@ -34,28 +40,67 @@ def run_in_batches(
 
 @dataclass
 class SearchProblem:
-    """Scores RegCache choices; hidden states that choices share are computed once.
+    """Scores RegCache choices on any of the search images.
+
+    Blocks before a choice's first block see neither prefix nor deletion, so their quantizers and
+    hidden states are the plain baseline's; they are computed once for all choices.
 
     Attributes:
         encoder: in floating point.
         baseline: the quantizer to be rescued.
         calibration_tokens: `[c, N, D]` at the input of block 0.
-        search_tokens: `[n, N, D]` at the input of block 0.
+        tokens: search image indices -> tokens at the input of block 0.
+        size: number n of search images.
         objective: over the search images.
         registers: target block -> register.
+        cache: keeps finished evaluations, and counts the work.
+        memory: bytes of hidden states to keep.
+        batch_size: images per forward pass.
     """
 
     encoder: Encoder
     baseline: Baseline
     calibration_tokens: Tensor
-    search_tokens: Tensor
+    tokens: Embed
+    size: int
     objective: Objective
-    registers: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    registers: Mapping[int, Mapping[int, Tensor]]
+    cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
+    memory: int = 4 * 2**30
     batch_size: int = 64
-    _plain: Calibration | None = None
-    _float_states: dict[int, Tensor] = field(default_factory=dict)
-    _quantized_states: dict[int, Tensor] = field(default_factory=dict)
-    _search_states: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.work = self.cache.work
+        self.budget = Budget(self.memory)
+        self._plain: Calibration | None = None
+        self._plain_numerics: Numerics | None = None
+        state_bytes = self.calibration_tokens[0].numel() * self.calibration_tokens.element_size()
+
+        def plain_blocks(tokens: Tensor, start: int, stop: int) -> Tensor:
+            numerics = self._numerics_of_plain()
+            return self.plain.encoder.run_blocks(tokens, start, stop, numerics)
+
+        def float_blocks(tokens: Tensor, start: int, stop: int) -> Tensor:
+            return self.encoder.run_blocks(tokens, start, stop)
+
+        common = (state_bytes, self.budget, self.work, self.batch_size)
+        sequential = self.baseline.sequential
+        self._calibration_states = HiddenStates(
+            lambda rows: self.calibration_tokens[rows],
+            plain_blocks if sequential else float_blocks,
+            *common,
+        )
+        self._search_states = HiddenStates(self.tokens, plain_blocks, *common)
+        self._quantizer = {
+            "baseline": self.baseline.name,
+            "bits": str(self.baseline.bits),
+            "form": self.baseline.form,
+            "folds": list(self.baseline.folds),
+            "keep_float": sorted(self.baseline.keep_float),
+        }
+        self._walks = calibration_walks(self.baseline)
+        # The baseline alone is calibrated in any case: search states come from it.
+        self.work.add(self._walks * len(self.calibration_tokens) * self.encoder.spec.depth)
 
     @property
     def plain(self) -> Calibration:
@@ -64,56 +109,100 @@ class SearchProblem:
             self._plain = self.baseline.calibrate(self.encoder, self.calibration_tokens)
         return self._plain
 
+    @property
+    def all_rows(self) -> Tensor:
+        return torch.arange(self.size)
+
     def regcache(self, config: RegCacheConfig) -> RegCache:
         """The choice with its register."""
         register = self.registers[config.prefix_block] if config.has_prefix else {}
         return RegCache(config, register)
 
     @torch.no_grad()
-    def evaluate(self, config: RegCacheConfig) -> Score:
-        """Calibrate the blocks that `config` changes and score the search images.
+    def evaluate(
+        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+    ) -> Score:
+        """Calibrate the blocks that `config` changes and score search images.
 
-        Blocks before `config.first_block` see neither prefix nor deletion, so their quantizers
-        and hidden states are the plain baseline's.
+        Args:
+            config: the choice.
+            rows: indices `[m]` of the search images; None takes all.
+            calibration: how many calibration images; None takes all.
+
+        Raises:
+            DataError: non-finite activations.
+            ConfigError: the folder for finished parts cannot be written.
         """
-        start = config.first_block if not config.is_empty else 0
-        if config.is_empty:
-            calibration = self.plain
-        else:
-            calibration = self.baseline.calibrate(
-                self.encoder, self._calibration_state(start), start, self.regcache(config)
-            )
-        tokens = run_in_batches(
-            calibration.encoder,
-            self._search_state(start),
-            start,
-            numerics=calibration.numerics(),
-            regcache=calibration.regcache,
-            batch_size=self.batch_size,
+        rows = self.all_rows if rows is None else rows
+        count = len(self.calibration_tokens) if calibration is None else calibration
+        some = torch.arange(min(count, len(self.calibration_tokens)))
+        start = config.first_block
+        self._search_states.book(start, rows)
+        if not config.is_empty:
+            self._calibration_states.book(start, some)
+
+        def compute() -> dict[str, Tensor]:
+            score = self._evaluate(config, start, rows, some)
+            return {"p": score.per_image, "c": score.cosine, "m": score.margin}
+
+        found = self.cache.part(
+            "trial",
+            compute,
+            config=config.to_json(),
+            rows=rows_key(rows),
+            calibration=0 if config.is_empty else len(some),
+            register=register_hash(self.registers[config.prefix_block])
+            if config.has_prefix
+            else "",
+            baseline=self.baseline.name,
+            bits=str(self.baseline.bits),
+            objective=self.objective.name,
         )
-        return self.objective.score(self.encoder.pool(tokens))
+        return Score.of(found["p"], found["c"], found["m"])
 
-    def _calibration_state(self, block: int) -> Tensor:
-        sequential = self.baseline.sequential
-        states = self._quantized_states if sequential else self._float_states
-        if block not in states:
-            model = self.plain.encoder if sequential else self.encoder
-            numerics = self.plain.numerics() if sequential else FLOAT
-            states[block] = run_in_batches(
-                model, self.calibration_tokens, 0, block, numerics, batch_size=self.batch_size
-            )
-        return states[block]
+    def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
+        """Block-forwards of `evaluate`, hidden states at the first block not included."""
+        blocks = self.encoder.spec.depth - config.first_block
+        most = len(self.calibration_tokens)
+        count = 0 if config.is_empty else min(calibration or most, most)
+        return blocks * (images + self._walks * count)
 
-    def _search_state(self, block: int) -> Tensor:
-        if block == 0:
-            return self.search_tokens
-        if block not in self._search_states:
-            self._search_states[block] = run_in_batches(
-                self.plain.encoder,
-                self.search_tokens,
-                0,
-                block,
-                self.plain.numerics(),
-                batch_size=self.batch_size,
+    def _evaluate(self, config: RegCacheConfig, start: int, rows: Tensor, some: Tensor) -> Score:
+        blocks = self.encoder.spec.depth - start
+        calibration = self.plain
+        if not config.is_empty:
+            self.work.add(self._walks * len(some) * blocks)
+            calibration = self.baseline.calibrate(
+                self.encoder, self._calibration_states.at(start, some), start, self.regcache(config)
             )
-        return self._search_states[block]
+        numerics, features = calibration.numerics(), []
+        for piece in rows.split(self.batch_size):
+            self.work.add(len(piece) * blocks)
+            tokens = calibration.encoder.run_blocks(
+                self._search_states.at(start, piece),
+                start,
+                numerics=numerics,
+                regcache=calibration.regcache,
+            )
+            features.append(self.encoder.pool(tokens))
+        found = torch.cat(features)
+        if not torch.isfinite(found).all():
+            raise DataError(
+                f"the quantized encoder gives NaN or infinite features with {config}; "
+                "check the weights and the images"
+            )
+        return self.objective.score(found, rows)
+
+    def _numerics_of_plain(self) -> Numerics:
+        if self._plain_numerics is None:
+            self._plain_numerics = self.plain.numerics()
+        return self._plain_numerics
+
+
+def register_hash(register: Mapping[int, Tensor]) -> str:
+    """Hash of a register's vectors."""
+    digest = hashlib.sha256()
+    for block, vector in sorted(register.items()):
+        digest.update(str(block).encode())
+        digest.update(vector.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.canonical import Encoder
+from ..encoders.canonical import Encoder, FloatNumerics
+from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import make_baseline
 from ..quantization.quantizers import Bits
-from ..quantization.simulate import SimulatedNumerics
-from .problem import run_in_batches
+from ..quantization.simulate import Quantization, SimulatedNumerics
+from .cache import PartCache, rows_key
+from .cost import Work
+from .states import Embed
+from .statistics import survivors
+
+LAYERS = ("attn.qkv", "attn.out_proj", "mlp.fc1", "mlp.fc2")
+FIRST_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """What one float pass says about the same question.
+
+    Attributes:
+        fc2_input: per block, largest over median l-inf norm of the tokens at the input of fc2.
+        block_input: the same at the input of the block.
+    """
+
+    fc2_input: tuple[float, ...]
+    block_input: tuple[float, ...]
+
+    @property
+    def block(self) -> int:
+        """Where max/median at fc2's input is largest; the first one of equals."""
+        return int(np.asarray(self.fc2_input).argmax())
+
+    @property
+    def jump(self) -> float:
+        """max/median at fc2's input of that block."""
+        return self.fc2_input[self.block]
 
 
 @dataclass(frozen=True)
@@ -21,17 +52,19 @@ class Sensitivity:
     """Score of every layer quantized alone.
 
     Attributes:
-        full: score of the float model.
-        layers: layer name -> score with only this layer quantized, naive W8A8.
+        full: score of the float model on the images of the curve.
+        layers: layer name -> score with only this layer quantized, naive W8A8, on these images.
+        layer: the most sensitive one: by its loss on the most images that it was asked for; ties by
+            fidelity, then the earlier one.
+        proxy: the one-pass proxy, for comparison.
+        images: size of the curve's image set.
     """
 
     full: Score
     layers: dict[str, Score]
-
-    @property
-    def layer(self) -> str:
-        """The most sensitive layer: largest loss, ties by fidelity, then the earlier one."""
-        return min(self.layers, key=lambda name: self.layers[name].key)
+    layer: str
+    proxy: Proxy = field(default_factory=lambda: Proxy((), ()))
+    images: int = 0
 
     @property
     def block(self) -> int:
@@ -47,28 +80,162 @@ class Sensitivity:
 def measure_sensitivity(
     encoder: Encoder,
     calibration_tokens: Tensor,
-    search_tokens: Tensor,
+    tokens: Embed,
+    size: int,
     objective: Objective,
+    *,
+    cache: PartCache | None = None,
     batch_size: int = 64,
+    all_images: bool = False,
+    error: float = 0.05,
+    seed: int = 0,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Sensitivity:
-    """Quantize one linear at a time, naive W8A8, and score the search images.
+    """Quantize one linear at a time, naive W8A8, and score search images.
 
-    The float hidden states at each block's input are carried along, so that a layer of block i
-    costs only blocks i..L-1.
+    A layer of block i costs only blocks i..L-1. All layers are compared on a first subset, which
+    gives the curve; those that may still be the worst by a paired bootstrap go on to twice as many
+    images, until one is left.
 
     Args:
         calibration_tokens: `[c, N, D]` at the input of block 0; set the ranges.
-        search_tokens: `[n, N, D]` at the input of block 0.
+        tokens: search image indices -> tokens at the input of block 0.
+        size: search images.
+        all_images: no racing: every layer on every image, as published.
+        error: chance that racing loses the worst layer.
+        seed: order of the images, and the bootstrap.
         advance: told after every layer.
     """
-    quantization = make_baseline("naive", Bits()).calibrate(encoder, calibration_tokens).quantization
-    tokens, scores = search_tokens, {}
-    for block in range(encoder.spec.depth):
-        for name in (n for n in quantization.linears if n.startswith(f"blocks.{block}.")):
-            numerics = SimulatedNumerics(quantization.only(name))
-            after = run_in_batches(encoder, tokens, block, numerics=numerics, batch_size=batch_size)
-            scores[name] = objective.score(encoder.pool(after))
-            advance(1)
-        tokens = run_in_batches(encoder, tokens, block, block + 1, batch_size=batch_size)
-    return Sensitivity(objective.score(encoder.pool(tokens)), scores)
+    cache = cache or PartCache(None, {}, Work())
+    depth = encoder.spec.depth
+    naive = make_baseline("naive", Bits(), "paper")
+    quantization: Quantization | None = None
+
+    def ranges() -> Quantization:
+        nonlocal quantization
+        if quantization is None:
+            quantization = naive.calibrate(encoder, calibration_tokens).quantization
+        return quantization
+
+    def measure(names: list[str], rows: Tensor) -> dict[str, Score]:
+        def compute() -> dict[str, Tensor]:
+            found = _measure(encoder, ranges(), names, tokens, rows, batch_size, cache.work)
+            return _packed({n: objective.score(f, rows) for n, f in found.items()})
+
+        parts = cache.part("sensitivity", compute, names=names, rows=rows_key(rows))
+        return {name: _unpacked(parts, name) for name in ["", *names]}
+
+    cache.work.add(len(calibration_tokens) * depth)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(size))
+    names = [f"blocks.{block}.{layer}" for block in range(depth) for layer in LAYERS]
+    count = size if all_images else min(FIRST_IMAGES, size)
+    proxy = _cached_proxy(encoder, tokens, order[:count], batch_size, cache)
+    curve = measure(names, order[:count])
+    scores, alive = curve, names
+    advance(len(names))
+    while True:
+        # In the layers' order, so that ties stay with the earlier one.
+        losses = {name: -scores[name].cosine.numpy() for name in alive}
+        if not objective.smooth:
+            losses = {n: losses[n] - scores[n].per_image.numpy() for n in alive}
+        alive = sorted(survivors(losses, size, error, seed), key=names.index)
+        if len(alive) == 1 or count == size:
+            worst = min(alive, key=lambda name: scores[name].key)
+            break
+        count = min(2 * count, size)
+        scores = measure(alive, order[:count])
+    return Sensitivity(
+        curve.pop(""), {name: curve[name] for name in names}, worst, proxy, len(order[:count])
+    )
+
+
+def _measure(
+    encoder: Encoder,
+    quantization: Quantization,
+    names: list[str],
+    tokens: Embed,
+    rows: Tensor,
+    batch_size: int,
+    work: Work,
+) -> dict[str, Tensor]:
+    """Embeddings of the images `rows` for each layer of `names` alone, and ``""`` for none."""
+    depth = encoder.spec.depth
+    numerics = {name: SimulatedNumerics(quantization.only(name)) for name in names}
+    features: dict[str, list[Tensor]] = {name: [] for name in ["", *names]}
+    for piece in rows.split(batch_size):
+        state = tokens(piece)
+        for block in range(depth):
+            for name in (n for n in names if n.startswith(f"blocks.{block}.")):
+                after = encoder.run_blocks(state, block, numerics=numerics[name])
+                features[name].append(encoder.pool(after))
+                work.add(len(piece) * (depth - block))
+            state = encoder.block(block, state)
+            work.add(len(piece))
+        features[""].append(encoder.pool(state))
+    found = {name: torch.cat(parts) for name, parts in features.items()}
+    if not all(torch.isfinite(each).all() for each in found.values()):
+        raise DataError("the encoder gives NaN or infinite features on these images")
+    return found
+
+
+class _Fc2Inputs(FloatNumerics):
+    """Float arithmetic that notes the l-inf norm of every token at fc2's input."""
+
+    def __init__(self) -> None:
+        self.norms: list[Tensor] = []
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if name.endswith("mlp.fc2"):
+            self.norms.append(x.abs().amax(dim=-1))
+        return super().linear(name, x, weight, bias)
+
+
+def measure_proxy(
+    encoder: Encoder, tokens: Embed, rows: Tensor, batch_size: int, work: Work
+) -> Proxy:
+    """Largest over median l-inf norm, block by block, in one float pass over images `rows`."""
+    depth = encoder.spec.depth
+    at_input: list[list[Tensor]] = [[] for _ in range(depth)]
+    at_fc2: list[list[Tensor]] = [[] for _ in range(depth)]
+    for piece in rows.split(batch_size):
+        numerics = _Fc2Inputs()
+
+        def observe(index: int, state: Tensor) -> None:
+            at_input[index].append(state.abs().amax(dim=-1).flatten())
+
+        encoder.run_blocks(tokens(piece), numerics=numerics, observe=observe)
+        work.add(len(piece) * depth)
+        for index, norms in enumerate(numerics.norms):
+            at_fc2[index].append(norms.flatten())
+
+    def ratios(parts: list[list[Tensor]]) -> tuple[float, ...]:
+        joined = [torch.cat(each) for each in parts]
+        return tuple(float(x.max() / x.median().clamp_min(1e-12)) for x in joined)
+
+    return Proxy(ratios(at_fc2), ratios(at_input))
+
+
+def _cached_proxy(
+    encoder: Encoder, tokens: Embed, rows: Tensor, batch_size: int, cache: PartCache
+) -> Proxy:
+    def compute() -> dict[str, Tensor]:
+        proxy = measure_proxy(encoder, tokens, rows, batch_size, cache.work)
+        return {
+            "fc2": torch.tensor(proxy.fc2_input, dtype=torch.float64),
+            "input": torch.tensor(proxy.block_input, dtype=torch.float64),
+        }
+
+    found = cache.part("proxy", compute, rows=rows_key(rows))
+    return Proxy(tuple(found["fc2"].tolist()), tuple(found["input"].tolist()))
+
+
+def _packed(scores: dict[str, Score]) -> dict[str, Tensor]:
+    return {
+        f"{name}/{part}": value
+        for name, score in scores.items()
+        for part, value in (("p", score.per_image), ("c", score.cosine), ("m", score.margin))
+    }
+
+
+def _unpacked(parts: dict[str, Tensor], name: str) -> Score:
+    return Score.of(*(parts[f"{name}/{part}"] for part in ("p", "c", "m")))

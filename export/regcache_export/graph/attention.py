@@ -6,27 +6,32 @@ concatenated in front of the image's own. It has no query, no residual stream an
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..plan import Plan
+from ..passes.base import FoldState
+from ..targets import AttentionForm
 from .builder import Array, GraphBuilder
 from .linear import FloatArray, linear
 
+MICROSOFT = "com.microsoft"
+"""Operator domain of ONNX Runtime's own operators."""
 
-def prefix_kv(plan: Plan, index: int) -> tuple[FloatArray, FloatArray]:
+
+def prefix_kv(state: FoldState, index: int) -> tuple[FloatArray, FloatArray]:
     """Cached keys and values of block `index`, each `[1, H, tau, d]`.
 
     One GEMV with the key and value rows of the float QKV weight: the plan's register is a mean of
     LN1 outputs, and the mean commutes with a linear projection. Computed in float64, rounded once.
     """
-    spec = plan.encoder
-    assert plan.regcache is not None
-    weight = plan.weights[f"blocks.{index}.attn.qkv.weight"][spec.width :].astype(np.float64)
-    bias = plan.weights[f"blocks.{index}.attn.qkv.bias"][spec.width :].astype(np.float64)
-    kv = (weight @ plan.register[index].astype(np.float64) + bias).astype(np.float32)
-    shape = (1, spec.heads, plan.regcache.prefix_count, spec.head_dim)
+    spec, name = state.encoder, f"blocks.{index}.attn.qkv"
+    assert state.regcache is not None
+    weight = state.double(f"{name}.weight")[spec.width :]
+    bias = state.prefix_bias.get(index, state.double(f"{name}.bias"))[spec.width :]
+    kv = (weight @ state.register[index].astype(np.float64) + bias).astype(np.float32)
+    shape = (1, spec.heads, state.regcache.prefix_count, spec.head_dim)
     keys, values = (
         np.broadcast_to(part.reshape(1, spec.heads, 1, spec.head_dim), shape)
         for part in np.split(kv, 2)
@@ -34,49 +39,77 @@ def prefix_kv(plan: Plan, index: int) -> tuple[FloatArray, FloatArray]:
     return keys, values
 
 
-def attention(builder: GraphBuilder, plan: Plan, index: int, x: str) -> str:
+@dataclass(frozen=True)
+class Parts:
+    """Queries, keys and values of one block, on their way into a form of attention.
+
+    Attributes:
+        name: `blocks.I.attn`.
+        q, k, v: values `[B, N, D]`; q may have one row only.
+        scale: factor on the logits that q does not carry yet, or None.
+        prefix: cached keys and values `[1, H, tau, d]`, or None.
+    """
+
+    name: str
+    q: str
+    k: str
+    v: str
+    scale: float | None
+    prefix: tuple[FloatArray, FloatArray] | None
+
+
+def attention(
+    builder: GraphBuilder, state: FoldState, index: int, x: str, cls_only: bool = False
+) -> str:
     """Add the attention of block `index`, up to the input of its output projection.
 
     Args:
         builder: graph under construction.
-        plan: what to bake.
+        state: what to bake.
         index: block.
         x: normed tokens, value `[B, N, D]`.
+        cls_only: queries of token 0 alone.
 
     Returns:
-        Mixed values `[B, N, D]`, heads side by side.
+        Mixed values `[B, N, D]`, or `[B, 1, D]` with `cls_only`; heads side by side.
     """
-    spec, name = plan.encoder, f"blocks.{index}.attn"
-    scale = spec.head_dim**-0.5
-    folds = is_power_of_two(scale)
-    qkv = linear(
-        builder,
-        f"{name}.qkv",
-        x,
-        plan.weights[f"{name}.qkv.weight"],
-        plan.weights[f"{name}.qkv.bias"],
-        plan.linears.get(f"{name}.qkv"),
-        row_scale=_query_scale(spec.width, scale) if folds else None,
-    )
-    parts = [f"{name}/{part}" for part in ("q", "k", "v")]
+    spec, name = state.encoder, f"blocks.{index}.attn"
+    qkv = linear(builder, state, f"{name}.qkv", x)
+    q, k, v = parts = [f"{name}/{part}" for part in ("q", "k", "v")]
     sizes = builder.ints("shape/qkv", [spec.width] * 3)
     builder.node(f"{name}/Split", [qkv, sizes], {"axis": 2}, parts)
+    if cls_only:
+        q = first_token(builder, f"{name}/q", q)
+    scale = None if state.query_scaled else spec.head_dim**-0.5
+    prefix = prefix_kv(state, index) if state.has_prefix(index) else None
+    form = ATTENTION_FORMS[builder.target.attention]
+    return form(builder, state, Parts(name, q, k, v, scale, prefix))
+
+
+def first_token(builder: GraphBuilder, name: str, tokens: str) -> str:
+    """Token 0 of `[B, N, D]`, as `[B, 1, D]`."""
+    start, end, axis = (builder.ints(f"slice/{n}", [v]) for n, v in (("0", 0), ("1", 1), ("a", 1)))
+    return builder.node(f"{name}/Slice", [tokens, start, end, axis])
+
+
+def standard_attention(builder: GraphBuilder, state: FoldState, parts: Parts) -> str:
+    """MatMul, Softmax, MatMul over `[B, H, N, d]`: standard operators."""
+    spec, name = state.encoder, parts.name
     heads = builder.ints("shape/heads", [0, 0, spec.heads, spec.head_dim])
     q, k, v = (
         builder.node(
-            f"{part}/Transpose",
-            [builder.node(f"{part}/Reshape", [part, heads])],
+            f"{name}/{role}/Transpose",
+            [builder.node(f"{name}/{role}/Reshape", [part, heads])],
             {"perm": [0, 2, 1, 3]},
         )
-        for part in parts
+        for role, part in (("q", parts.q), ("k", parts.k), ("v", parts.v))
     )
-    if not folds:
-        factor = builder.constant("attention_scale", np.asarray(scale, np.float32))
+    if parts.scale is not None:
+        factor = builder.constant("attention_scale", np.asarray(parts.scale, np.float32))
         q = builder.node(f"{name}/q/Mul", [q, factor])
-    if plan.regcache and index in plan.regcache.prefix_blocks(spec.depth):
-        prefix_k, prefix_v = prefix_kv(plan, index)
-        k = _with_prefix(builder, f"{name}/prefix_k", prefix_k, k)
-        v = _with_prefix(builder, f"{name}/prefix_v", prefix_v, v)
+    if parts.prefix is not None:
+        k = _with_prefix(builder, f"{name}/prefix_k", parts.prefix[0], k, axis=2)
+        v = _with_prefix(builder, f"{name}/prefix_v", parts.prefix[1], v, axis=2)
     k = builder.node(f"{name}/qk/Transpose", [k], {"perm": [0, 1, 3, 2]})
     logits = builder.node(f"{name}/qk/MatMul", [q, k])
     weights = builder.node(f"{name}/Softmax", [logits], {"axis": -1})
@@ -87,19 +120,34 @@ def attention(builder: GraphBuilder, plan: Plan, index: int, x: str) -> str:
     )
 
 
-def is_power_of_two(value: float) -> bool:
-    """Multiplying by it is exact in floating point."""
-    return math.frexp(value)[0] == 0.5
+def multi_head_attention(builder: GraphBuilder, state: FoldState, parts: Parts) -> str:
+    """com.microsoft.MultiHeadAttention over `[B, N, D]`: no Reshape, no Transpose."""
+    spec, name = state.encoder, parts.name
+    k, v = parts.k, parts.v
+    if parts.prefix is not None:
+        rows = (prefix.transpose(0, 2, 1, 3).reshape(1, -1, spec.width) for prefix in parts.prefix)
+        k, v = (
+            _with_prefix(builder, f"{name}/prefix_{role}", row, tokens, axis=1)
+            for role, row, tokens in zip("kv", rows, (k, v), strict=True)
+        )
+    return builder.node(
+        f"{name}/MultiHeadAttention",
+        [parts.q, k, v],
+        {"num_heads": spec.heads, "scale": float(1.0 if parts.scale is None else parts.scale)},
+        domain=MICROSOFT,
+    )
 
 
-def _query_scale(width: int, scale: float) -> FloatArray:
-    factors = np.ones(3 * width, np.float32)
-    factors[:width] = scale
-    return factors
+Form = Callable[[GraphBuilder, FoldState, Parts], str]
+
+ATTENTION_FORMS: dict[AttentionForm, Form] = {
+    "standard": standard_attention,
+    "multi_head": multi_head_attention,
+}
 
 
-def _with_prefix(builder: GraphBuilder, name: str, prefix: Array, tokens: str) -> str:
+def _with_prefix(builder: GraphBuilder, name: str, prefix: Array, tokens: str, axis: int) -> str:
     # a batch-1 constant would not concatenate with a batch of B: ONNX's Concat does not broadcast
     constant = builder.constant(name, prefix)
-    expanded = builder.node(f"{name}/Expand", [constant, builder.batch_shape(4)])
-    return builder.node(f"{name}/Concat", [expanded, tokens], {"axis": 2})
+    expanded = builder.node(f"{name}/Expand", [constant, builder.batch_shape(prefix.ndim)])
+    return builder.node(f"{name}/Concat", [expanded, tokens], {"axis": axis})

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from ..targets import DEFAULT_TARGET, Target, find_target
+
 Array = npt.NDArray[Any]
 
 
@@ -24,7 +26,9 @@ class GraphBuilder:
     value names are separate namespaces in ONNX, so the two never clash.
     """
 
-    def __init__(self, input_name: str) -> None:
+    def __init__(self, input_name: str, target: Target | None = None) -> None:
+        """`target` decides in which operators linears and attention are written."""
+        self.target = target or find_target(DEFAULT_TARGET)
         self._input = input_name
         self._nodes: list[onnx.NodeProto] = []
         self._names: set[str] = set()
@@ -52,6 +56,7 @@ class GraphBuilder:
         inputs: Sequence[str],
         attributes: Mapping[str, Any] | None = None,
         outputs: Sequence[str] = (),
+        domain: str = "",
     ) -> str:
         """Add a node; its operator is the last part of its name.
 
@@ -60,6 +65,7 @@ class GraphBuilder:
             inputs: names of values; an empty string leaves an optional input out.
             attributes: ONNX attributes of the operator.
             outputs: names of the outputs, if there is more than the one named like the node.
+            domain: of the operator; empty for the standard ones.
 
         Returns:
             The name of the (first) output.
@@ -73,7 +79,14 @@ class GraphBuilder:
         operator = name.rsplit("/", 1)[-1]
         results = list(outputs) or [name]
         self._nodes.append(
-            helper.make_node(operator, list(inputs), results, name=name, **(attributes or {}))
+            helper.make_node(
+                operator,
+                list(inputs),
+                results,
+                name=name,
+                domain=domain or None,
+                **(attributes or {}),
+            )
         )
         return results[0]
 

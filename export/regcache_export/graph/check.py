@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import BundleError, ModelError, UnsupportedEncoderError
 from ..plan import Plan, TensorQuant
 from ..regcache_config import DeleteAt
-from ..spec import Activation, EncoderSpec, FinalNorm
+from ..spec import Activation, EncoderSpec, FinalNorm, Pool
 from .linear import CONTAINER_BITS, code_range
 
 MIN_BITS = 2
@@ -48,11 +48,10 @@ def check_exportable(plan: Plan) -> None:
 
 
 def _check_structure(spec: EncoderSpec) -> None:
-    if spec.pool not in ("cls", "avg"):
-        raise UnsupportedEncoderError(f"pooling '{spec.pool}' has no graph yet; take cls or avg")
     for what, value, known in (
         ("activation", spec.activation, get_args(Activation)),
         ("final norm", spec.final_norm, get_args(FinalNorm)),
+        ("pooling", spec.pool, get_args(Pool)),
     ):
         if value not in known:
             raise UnsupportedEncoderError(f"{what} '{value}' is not one of {', '.join(known)}")
@@ -60,8 +59,19 @@ def _check_structure(spec: EncoderSpec) -> None:
         raise ModelError("pooling 'cls' needs a class token, and this encoder has none")
     if spec.head_dim * spec.heads != spec.width:
         raise ModelError(f"width {spec.width} does not divide into {spec.heads} heads")
-    if not spec.projection and spec.output_dim != spec.width:
-        raise ModelError(f"output_dim {spec.output_dim} without projection must be {spec.width}")
+    if spec.pool == "map":
+        if spec.final_norm == "after_pool":
+            raise UnsupportedEncoderError(
+                "pooling 'map' has its own norm; final_norm is before_pool or none"
+            )
+        if not spec.pool_heads or spec.pool_width % spec.pool_heads:
+            raise ModelError(
+                f"pool width {spec.pool_width} does not divide into {spec.pool_heads} heads"
+            )
+    if not spec.projection and spec.output_dim != spec.pooled_dim:
+        raise ModelError(
+            f"output_dim {spec.output_dim} without projection must be {spec.pooled_dim}"
+        )
 
 
 def _check_regcache(plan: Plan) -> None:

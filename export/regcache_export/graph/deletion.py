@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..plan import Plan
+from ..passes.base import FoldState
 from .builder import GraphBuilder
 
 
-def delete_sinks(builder: GraphBuilder, plan: Plan, name: str, tokens: str) -> str:
+def delete_sinks(builder: GraphBuilder, plan: FoldState, name: str, tokens: str) -> str:
     """Drop the k~ patch tokens of largest l-inf norm, per image; special tokens stay in front.
 
     Blocks are equivariant under permutation of the tokens and both pools are invariant, so the

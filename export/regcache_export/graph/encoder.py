@@ -8,12 +8,16 @@ from onnx import TensorProto, helper
 
 from ..describe import metadata, tool_version
 from ..errors import BundleError
+from ..passes import FoldState, export_folds, run_folds
 from ..plan import Plan
-from .attention import attention
-from .builder import Array, GraphBuilder
+from ..targets import GraphOptions, find_target
+from .attention import MICROSOFT, attention, first_token
+from .builder import GraphBuilder
 from .check import check_exportable
 from .deletion import delete_sinks
 from .linear import linear
+from .parts import activation, float_constant, norm
+from .pooling import pool
 
 OPSET = 21
 """Newest opset of onnx 1.16; every operator used here runs from it in ONNX Runtime and TensorRT."""
@@ -26,52 +30,93 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "image_features"
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
-QUICK_GELU_FACTOR = 1.702
 
 
-def build_model(plan: Plan, plan_sha256: str | None = None) -> onnx.ModelProto:
+def build_model(
+    plan: Plan, plan_sha256: str | None = None, options: GraphOptions | None = None
+) -> onnx.ModelProto:
     """Write the ONNX model of a plan.
 
-    Input `image`: float32 `[batch, 3, H, W]`, normalized with the plan's mean and std. Output
-    `image_features`: float32 `[batch, E]`, not L2-normalized. Layers in `plan.linears` carry
-    QuantizeLinear/DequantizeLinear pairs; everything else is float32. Only standard operators.
+    Input `image`: float32 `[batch, 3, H, W]`, normalized with the plan's mean and std; or, with
+    `options.pixels`, uint8 `[batch, 3, H, W]` or `[batch, H, W, 3]`. Output `image_features`:
+    float32 `[batch, E]`, not L2-normalized. Layers in `plan.linears` are integer products in the
+    target's form; everything else is float32.
 
     Args:
         plan: what to bake.
         plan_sha256: hash of the plan's files, repeated in the metadata.
+        options: target, folds, input and batch.
 
     Raises:
         BundleError: the plan is incomplete, or quantized in a way that this graph cannot hold.
-        ConfigError: a RegCache number is out of range.
+        ConfigError: a RegCache number is out of range, or an unknown target or fold.
         ModelError: a weight is NaN or infinite, or the structure is unsupported.
     """
+    options = options or GraphOptions()
     check_exportable(plan)
-    builder = GraphBuilder(INPUT_NAME)
-    tokens = _embed(builder, plan)
-    for index in range(plan.encoder.depth):
-        tokens = _block(builder, plan, index, tokens)
-    pooled = _pool(builder, plan, tokens)
+    target = find_target(options.target)
+    state = run_folds(FoldState.of_plan(plan), export_folds(options))
+    builder = GraphBuilder(INPUT_NAME, target)
+    tokens = _embed(builder, state)
+    for index in range(state.encoder.depth):
+        tokens = _block(builder, state, index, tokens)
+    pooled = pool(builder, state, tokens)
     # the last computing node differs from plan to plan; runtimes drop an Identity
     builder.node("output/Identity", [pooled], outputs=[OUTPUT_NAME])
-    height, width = plan.encoder.image_size
+    batch: str | int = options.batch or "batch"
+    pixel_type = TensorProto.UINT8 if options.pixels else TensorProto.FLOAT
     graph = builder.graph(
         "regcache",
-        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["batch", 3, height, width])],
+        [helper.make_tensor_value_info(INPUT_NAME, pixel_type, input_shape(plan, options))],
         [
             helper.make_tensor_value_info(
-                OUTPUT_NAME, TensorProto.FLOAT, ["batch", plan.encoder.output_dim]
+                OUTPUT_NAME, TensorProto.FLOAT, [batch, plan.encoder.output_dim]
             )
         ],
     )
+    opsets = [helper.make_opsetid("", OPSET)]
+    if not target.portable:
+        opsets.append(helper.make_opsetid(MICROSOFT, 1))
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=opsets,
         ir_version=IR_VERSION,
         producer_name="regcache-deploy",
         producer_version=tool_version(),
     )
-    helper.set_model_props(model, metadata(plan, plan_sha256))
-    return model
+    helper.set_model_props(model, metadata(plan, plan_sha256, options))
+    return in_target_form(model, plan, options)
+
+
+def in_target_form(model: onnx.ModelProto, plan: Plan, options: GraphOptions) -> onnx.ModelProto:
+    """The finished graph rewritten for its target, where the target wants that.
+
+    Raises:
+        BundleError: attention is quantized, and the target computes it in floating point; or the
+            result breaks a rule of the target.
+    """
+    if find_target(options.target).form == "as_written":
+        if plan.matmuls:
+            raise BundleError(
+                f"the plan quantizes {next(iter(plan.matmuls))}, which target "
+                f"'{options.target}' computes in floating point; take --target tensorrt"
+            )
+        return model
+    from ..checks import require_tensorrt_rules
+    from .tensorrt import to_tensorrt
+
+    changed = to_tensorrt(model, plan, options.body)
+    require_tensorrt_rules(changed)
+    return changed
+
+
+def input_shape(plan: Plan, options: GraphOptions) -> list[str | int]:
+    """Shape of the graph's input."""
+    batch: str | int = options.batch or "batch"
+    height, width = plan.encoder.image_size
+    if options.pixels == "nhwc":
+        return [batch, height, width, 3]
+    return [batch, 3, height, width]
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -89,132 +134,69 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return data
 
 
-def _embed(builder: GraphBuilder, plan: Plan) -> str:
+def _embed(builder: GraphBuilder, state: FoldState) -> str:
     """Image to tokens `[B, N, D]`."""
-    spec, w = plan.encoder, plan.weights
+    spec, w = state.encoder, state.weights
     special_count = spec.num_prefix_tokens
+    image = INPUT_NAME
+    if state.pixels == "nhwc":
+        image = builder.node("pixels/Transpose", [image], {"perm": [0, 3, 1, 2]})
+    if state.pixels:
+        image = builder.node("pixels/Cast", [image], {"to": TensorProto.FLOAT})
     patches = builder.node(
         "patch_embed/Conv",
         [
-            INPUT_NAME,
-            _float(builder, "patch_embed.weight", w["patch_embed.weight"]),
-            _float(builder, "patch_embed.bias", w["patch_embed.bias"]),
+            image,
+            float_constant(builder, "patch_embed.weight", w["patch_embed.weight"]),
+            float_constant(builder, "patch_embed.bias", w["patch_embed.bias"]),
         ],
         {"kernel_shape": list(spec.patch_size), "strides": list(spec.patch_size)},
     )
     flat = builder.ints("shape/flat_patches", [0, 0, spec.num_patches])
     tokens = builder.node("patch_embed/Reshape", [patches, flat])
     tokens = builder.node("patch_embed/Transpose", [tokens], {"perm": [0, 2, 1]})
-    position = _float(builder, "pos_embed", w["pos_embed"][special_count:][None])
+    position = float_constant(builder, "pos_embed", w["pos_embed"][special_count:][None])
     tokens = builder.node("pos_embed/Add", [tokens, position])
     if special_count:
         # the special tokens' position embedding is added here, once, instead of for every image
         value = w["prefix_tokens"].astype(np.float32) + w["pos_embed"][:special_count]
-        special = _float(builder, "prefix_tokens", value[None])
+        special = float_constant(builder, "prefix_tokens", value[None])
         special = builder.node("prefix_tokens/Expand", [special, builder.batch_shape(3)])
         tokens = builder.node("prefix_tokens/Concat", [special, tokens], {"axis": 1})
-    return _norm(builder, plan, "norm_pre", tokens) if spec.norm_pre else tokens
+    return norm(builder, state, "norm_pre", tokens) if spec.norm_pre else tokens
 
 
-def _block(builder: GraphBuilder, plan: Plan, index: int, tokens: str) -> str:
+def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: str) -> str:
     name = f"blocks.{index}"
-    tokens = _delete(builder, plan, index, tokens, "block_input")
-    mixed = attention(builder, plan, index, _norm(builder, plan, f"{name}.norm1", tokens))
-    update = _scaled_linear(builder, plan, f"{name}.attn.out_proj", mixed, f"{name}.ls1")
+    cls_only = state.last_block_cls_only and index == state.encoder.depth - 1
+    tokens = _delete(builder, state, index, tokens, "block_input")
+    normed = norm(builder, state, f"{name}.norm1", tokens)
+    mixed = attention(builder, state, index, normed, cls_only)
+    if cls_only:
+        tokens = first_token(builder, f"{name}.attn/residual", tokens)
+    update = _scaled_linear(builder, state, f"{name}.attn.out_proj", mixed, f"{name}.ls1")
     tokens = builder.node(f"{name}.attn/residual/Add", [tokens, update])
-    tokens = _delete(builder, plan, index, tokens, "mlp_input")
-    normed = _norm(builder, plan, f"{name}.norm2", tokens)
-    fc1 = f"{name}.mlp.fc1"
-    hidden = linear(
-        builder,
-        fc1,
-        normed,
-        plan.weights[f"{fc1}.weight"],
-        plan.weights[f"{fc1}.bias"],
-        plan.linears.get(fc1),
-    )
-    hidden = _activation(builder, plan, f"{name}.mlp.act", hidden)
-    update = _scaled_linear(builder, plan, f"{name}.mlp.fc2", hidden, f"{name}.ls2")
+    if not cls_only:
+        tokens = _delete(builder, state, index, tokens, "mlp_input")
+    normed = norm(builder, state, f"{name}.norm2", tokens)
+    hidden = linear(builder, state, f"{name}.mlp.fc1", normed)
+    hidden = activation(builder, state, f"{name}.mlp.act", hidden)
+    update = _scaled_linear(builder, state, f"{name}.mlp.fc2", hidden, f"{name}.ls2")
     return builder.node(f"{name}.mlp/residual/Add", [tokens, update])
 
 
-def _delete(builder: GraphBuilder, plan: Plan, index: int, tokens: str, place: str) -> str:
-    choice = plan.regcache
+def _delete(builder: GraphBuilder, state: FoldState, index: int, tokens: str, place: str) -> str:
+    choice = state.regcache
     here = choice and choice.deletes and choice.delete_block == index and choice.delete_at == place
-    return delete_sinks(builder, plan, f"blocks.{index}.delete", tokens) if here else tokens
+    return delete_sinks(builder, state, f"blocks.{index}.delete", tokens) if here else tokens
 
 
-def _scaled_linear(builder: GraphBuilder, plan: Plan, name: str, x: str, scale_name: str) -> str:
-    """A linear followed by its layer scale, if the encoder has one."""
-    weight, bias = plan.weights[f"{name}.weight"], plan.weights[f"{name}.bias"]
-    quant = plan.linears.get(name)
-    if not plan.encoder.layer_scale:
-        return linear(builder, name, x, weight, bias, quant)
-    scale = plan.weights[scale_name]
-    if quant is None:
-        return linear(builder, name, x, weight * scale[:, None], bias * scale)
-    # folding into the weight's scale would be free, but layer scales may be negative or zero,
-    # which no runtime takes as a quantization scale
-    y = linear(builder, name, x, weight, bias, quant)
-    return builder.node(f"{scale_name}/Mul", [y, _float(builder, scale_name, scale[None, None])])
-
-
-def _activation(builder: GraphBuilder, plan: Plan, name: str, x: str) -> str:
-    kind = plan.encoder.activation
-    if kind == "quick_gelu":
-        factor = builder.constant("quick_gelu_factor", np.asarray(QUICK_GELU_FACTOR, np.float32))
-        gate = builder.node(f"{name}/gate/Mul", [x, factor])
-        gate = builder.node(f"{name}/Sigmoid", [gate])
-        return builder.node(f"{name}/Mul", [x, gate])
-    approximate = "tanh" if kind == "gelu_tanh" else "none"
-    return builder.node(f"{name}/Gelu", [x], {"approximate": approximate})
-
-
-def _pool(builder: GraphBuilder, plan: Plan, tokens: str) -> str:
-    """Tokens to embeddings `[B, E]`."""
-    spec = plan.encoder
-    if spec.pool == "cls":
-        # LayerNorm works token by token: only the pooled token needs it
-        token = builder.constant("cls_position", np.asarray(0, np.int64))
-        pooled = builder.node("pool/Gather", [tokens, token], {"axis": 1})
-    else:
-        if spec.final_norm == "before_pool":
-            tokens = _norm(builder, plan, "norm", tokens)
-        if spec.num_prefix_tokens:
-            bounds = [
-                builder.ints(f"pool/{end}", [position])
-                for end, position in (
-                    ("first_patch", spec.num_prefix_tokens),
-                    ("end", spec.num_tokens),
-                    ("axis", 1),
-                )
-            ]
-            tokens = builder.node("pool/Slice", [tokens, *bounds])
-        pooled = builder.node(
-            "pool/ReduceMean", [tokens, builder.ints("axes/tokens", [1])], {"keepdims": 0}
-        )
-    if spec.final_norm == "after_pool" or (spec.final_norm != "none" and spec.pool == "cls"):
-        pooled = _norm(builder, plan, "norm", pooled)
-    if not spec.projection:
-        return pooled
-    weight = _float(builder, "proj.weight", plan.weights["proj.weight"].T)
-    inputs = [pooled, weight]
-    if plan.weights["proj.bias"].any():
-        inputs.append(_float(builder, "proj.bias", plan.weights["proj.bias"]))
-    return builder.node("proj/Gemm", inputs)
-
-
-def _norm(builder: GraphBuilder, plan: Plan, name: str, x: str) -> str:
-    parameters = [
-        _float(builder, f"{name}.{part}", plan.weights[f"{name}.{part}"])
-        for part in ("weight", "bias")
-    ]
-    return builder.node(
-        f"{name}/LayerNormalization",
-        [x, *parameters],
-        {"axis": -1, "epsilon": plan.encoder.norm_eps},
-    )
-
-
-def _float(builder: GraphBuilder, name: str, value: Array) -> str:
-    return builder.constant(name, value.astype(np.float32))
+def _scaled_linear(
+    builder: GraphBuilder, state: FoldState, name: str, x: str, scale_name: str
+) -> str:
+    """A linear followed by its layer scale, where that was not folded away."""
+    y = linear(builder, state, name, x)
+    if not state.encoder.layer_scale:
+        return y
+    scale = float_constant(builder, scale_name, state.weights[scale_name][None, None])
+    return builder.node(f"{scale_name}/Mul", [y, scale])

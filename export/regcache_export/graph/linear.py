@@ -13,18 +13,19 @@ fused with the MatMul to a float Gemm, which then either stays in floating point
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ..passes.base import FoldState
 from ..plan import LinearQuant, TensorQuant
+from ..targets import LinearForm
 from .builder import Array, GraphBuilder
 
 FloatArray = npt.NDArray[np.float32]
 
 CONTAINER_BITS = 8
-
-OutputScale = Callable[[Array], Array]
 
 
 def code_range(quant: TensorQuant) -> tuple[int, int]:
@@ -53,77 +54,155 @@ def weight_codes(weight: Array, quant: TensorQuant) -> Array:
     return codes.astype(container(quant))
 
 
-def linear(
-    builder: GraphBuilder,
-    name: str,
-    x: str,
-    weight: Array,
-    bias: Array,
-    quant: LinearQuant | None = None,
-    row_scale: FloatArray | None = None,
-) -> str:
-    """Add one linear layer.
+@dataclass(frozen=True)
+class LinearParts:
+    """One linear layer, on its way into a form.
 
-    Args:
-        builder: graph under construction.
+    Attributes:
         name: e.g. `blocks.3.mlp.fc2`; prefix of every node and initializer of the layer.
         x: value `[B, N, C_in]`.
-        weight: float32 `[C_out, C_in]`, as in the plan.
-        bias: float32 `[C_out]`; an all-zero bias adds no node.
-        quant: its quantizers, or None for floating point.
-        row_scale: powers of two `[C_out]` multiplied into the output exactly: into weight scale
-            (or weight) and bias.
+        weight: `[C_out, C_in]`.
+        bias: float32 `[C_out]`, or None; with `row_scale` in it.
+        quant: its quantizers.
+        row_scale: factors `[C_out]` on the output of the product, or None.
+    """
+
+    name: str
+    x: str
+    weight: Array
+    bias: FloatArray | None
+    quant: LinearQuant
+    row_scale: Array | None
+
+
+def linear(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
+    """Add the linear layer `name`, quantized where the plan quantizes it.
+
+    Args:
+        builder: graph under construction; its target decides the form.
+        state: weights, bias, quantizers, and what folds did to the layer's rows.
+        name: e.g. `blocks.3.mlp.fc2`.
+        x: value `[B, N, C_in]`.
 
     Returns:
         Value `[B, N, C_out]`.
     """
+    weight, bias = state.weights[f"{name}.weight"], state.weights[f"{name}.bias"]
+    row_scale, quant = state.row_scale.get(name), state.linears.get(name)
+    if row_scale is not None:
+        bias = bias * row_scale
+    offset = bias.astype(np.float32) if bias.any() else None
     if quant is None:
-        scaled = weight if row_scale is None else weight * row_scale[:, None]
-        w = builder.constant(f"{name}.weight", scaled.astype(np.float32).T)
-    else:
-        x = quantize_activation(builder, name, x, quant.input)
-        w = _quantized_weight(builder, name, weight, quant.weight, row_scale)
+        return _float_linear(builder, name, x, weight, offset, row_scale)
+    if name in state.input_shift:
+        shift = np.asarray(state.input_shift[name], np.float32)
+        x = builder.node(f"{name}/shift/Add", [x, builder.constant(f"{name}.input_shift", shift)])
+    parts = LinearParts(name, x, weight, offset, quant, row_scale)
+    return LINEAR_FORMS[builder.target.linear](builder, parts)
+
+
+def _float_linear(
+    builder: GraphBuilder,
+    name: str,
+    x: str,
+    weight: Array,
+    bias: FloatArray | None,
+    row_scale: Array | None,
+) -> str:
+    scaled = weight if row_scale is None else weight * row_scale[:, None]
+    w = builder.constant(f"{name}.weight", scaled.astype(np.float32).T)
     y = builder.node(f"{name}/MatMul", [x, w])
-    if not bias.any():
+    if bias is None:
         return y
-    offset = (bias if row_scale is None else bias * row_scale).astype(np.float32)
     # in floating point one dimension is the better shape: ONNX Runtime fuses it into the GELU
-    shape = (-1,) if quant is None else (1, 1, -1)
-    stored = builder.constant(f"{name}.bias", offset.reshape(shape))
+    return builder.node(f"{name}/Add", [y, builder.constant(f"{name}.bias", bias)])
+
+
+def qdq_linear(builder: GraphBuilder, parts: LinearParts) -> str:
+    """QuantizeLinear, DequantizeLinear, MatMul, Add: standard operators."""
+    name, quant = parts.name, parts.quant
+    x = quantize_activation(builder, name, parts.x, quant.input)
+    w = _quantized_weight(builder, name, parts.weight, quant.weight, parts.row_scale)
+    y = builder.node(f"{name}/MatMul", [x, w])
+    if parts.bias is None:
+        return y
+    stored = builder.constant(f"{name}.bias", parts.bias.reshape(1, 1, -1))
     return builder.node(f"{name}/Add", [y, stored])
 
 
-def quantize_activation(builder: GraphBuilder, name: str, x: str, quant: TensorQuant) -> str:
-    """Q and DQ of an activation with one scale.
+def integer_to_float_linear(builder: GraphBuilder, parts: LinearParts) -> str:
+    """QuantizeLinear to uint8 and com.microsoft.MatMulIntegerToFloat, with the bias inside.
 
-    Below 8 bits, QuantizeLinear saturates only at the container's range, so a Clip in front of it
-    cuts at the values of the outermost codes. The bounds are `code * scale` rounded to float32;
-    dividing them by the scale again is off by an ulp at most, and rounds to the same code.
+    Signed activation codes are stored with 128 added: the kernel is fast for u8s8 only, and adds
+    the zero point's share by itself. The integers that are multiplied stay the same.
     """
-    scale = np.float32(quant.scale.reshape(()))
+    name, quant = parts.name, parts.quant
+    scale, zero_point = input_parameters(builder, name, quant.input, np.uint8)
+    x = _clip(builder, name, parts.x, quant.input)
+    codes = builder.node(f"{name}/QuantizeLinear", [x, scale, zero_point])
+    weight, weight_scale, weight_zero_point = _weight_constants(
+        builder, name, parts.weight, quant.weight, parts.row_scale
+    )
+    inputs = [codes, weight, scale, weight_scale, zero_point, weight_zero_point]
+    if parts.bias is not None:
+        inputs.append(builder.constant(f"{name}.bias", parts.bias))
+    return builder.node(f"{name}/MatMulIntegerToFloat", inputs, domain="com.microsoft")
+
+
+LINEAR_FORMS: dict[LinearForm, Callable[[GraphBuilder, LinearParts], str]] = {
+    "qdq": qdq_linear,
+    "integer_to_float": integer_to_float_linear,
+}
+
+
+def input_parameters(
+    builder: GraphBuilder, name: str, quant: TensorQuant, stored: type[np.int8] | type[np.uint8]
+) -> tuple[str, str]:
+    """Scale and zero point of an activation; signed codes may be stored as uint8, 128 higher."""
     zero_point = int(quant.zero_point.reshape(()))
-    if quant.bits < CONTAINER_BITS:
-        low, high = code_range(quant)
-        bounds = [
-            builder.constant(f"{name}.input_{end}", np.asarray((code - zero_point) * scale))
-            for end, code in (("min", low), ("max", high))
-        ]
-        x = builder.node(f"{name}/Clip", [x, *bounds])
-    parameters = [
-        builder.constant(f"{name}.input_scale", np.asarray(scale)),
-        builder.constant(f"{name}.input_zero_point", np.asarray(zero_point, container(quant))),
-    ]
+    if quant.signed and stored is np.uint8:
+        zero_point += 2 ** (CONTAINER_BITS - 1)
+    scale = np.asarray(np.float32(quant.scale.reshape(())))
+    return (
+        builder.constant(f"{name}.input_scale", scale),
+        builder.constant(f"{name}.input_zero_point", np.asarray(zero_point, stored)),
+    )
+
+
+def quantize_activation(builder: GraphBuilder, name: str, x: str, quant: TensorQuant) -> str:
+    """Q and DQ of an activation with one scale."""
+    x = _clip(builder, name, x, quant)
+    parameters = input_parameters(builder, name, quant, container(quant))
     codes = builder.node(f"{name}/QuantizeLinear", [x, *parameters])
     return builder.node(f"{name}/DequantizeLinear", [codes, *parameters])
 
 
-def _quantized_weight(
+def _clip(builder: GraphBuilder, name: str, x: str, quant: TensorQuant) -> str:
+    """Below 8 bits, cut at the values of the outermost codes.
+
+    QuantizeLinear saturates only at the container's range. The bounds are `code * scale` rounded
+    to float32; dividing them by the scale again is off by an ulp at most, and rounds to the same
+    code.
+    """
+    if quant.bits == CONTAINER_BITS:
+        return x
+    scale, zero_point = np.float32(quant.scale.reshape(())), int(quant.zero_point.reshape(()))
+    low, high = code_range(quant)
+    bounds = [
+        builder.constant(f"{name}.input_{end}", np.asarray((code - zero_point) * scale))
+        for end, code in (("min", low), ("max", high))
+    ]
+    return builder.node(f"{name}/Clip", [x, *bounds])
+
+
+def _weight_constants(
     builder: GraphBuilder,
     name: str,
     weight: Array,
     quant: TensorQuant,
-    row_scale: FloatArray | None,
-) -> str:
+    row_scale: Array | None,
+) -> list[str]:
+    """Codes `[C_in, C_out]`, scale and zero point, each `[C_out]` or a scalar."""
     scale = quant.scale.astype(np.float32)
     zero_point = quant.zero_point
     per_column = quant.per_channel or row_scale is not None
@@ -133,13 +212,24 @@ def _quantized_weight(
     if row_scale is not None:
         scale = scale * row_scale
     shape = (-1,) if per_column else ()
-    inputs = [
+    return [
         builder.constant(f"{name}.weight", weight_codes(weight, quant).T),
         builder.constant(f"{name}.weight_scale", scale.astype(np.float32).reshape(shape)),
         builder.constant(
             f"{name}.weight_zero_point", zero_point.astype(container(quant)).reshape(shape)
         ),
     ]
+
+
+def _quantized_weight(
+    builder: GraphBuilder,
+    name: str,
+    weight: Array,
+    quant: TensorQuant,
+    row_scale: Array | None,
+) -> str:
+    inputs = _weight_constants(builder, name, weight, quant, row_scale)
     # onnx wants an axis only where there is more than one scale; 1 is C_out
+    per_column = quant.per_channel or row_scale is not None
     attributes = {"axis": 1} if per_column else None
     return builder.node(f"{name}/weight/DequantizeLinear", inputs, attributes)

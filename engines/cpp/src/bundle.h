@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "preprocess_config.h"
+
+namespace regcache {
+
+// One quantized tensor whose integer codes the graph gives out, and what is normal for it.
+struct Probe {
+    std::string name;    // for people
+    std::string output;  // of the graph
+    int low = 0, high = 255;
+    double calibrated_rate = 0;  // NaN if unknown
+};
+
+// manifest.json, as far as a runtime needs it.
+struct Manifest {
+    struct File {
+        std::string sha256;
+        std::uint64_t size = 0;
+    };
+
+    std::string model;
+    std::map<std::string, File> files;
+    bool takes_bytes = false;  // uint8 pixels instead of normalized float32
+    std::string input, output;
+    std::vector<Probe> probes;
+
+    // Throws Error: no JSON object, another schema, an unsafe file name, an incomplete entry.
+    static Manifest parse(const std::string &json);
+};
+
+// The zero-shot head.
+struct Head {
+    std::int64_t classes = 0, dim = 0;
+    std::vector<float> features;      // [classes, dim], L2-normalized rows
+    std::vector<std::string> labels;  // one per class, or none
+    double logit_scale = 1;
+
+    // Read the bytes of a safetensors file.
+    // Throws Error: another tensor, shape or type than a head has.
+    static Head parse(const std::string &bytes);
+};
+
+// A folder NAME.regcache that is whole, unchanged, and of a known schema.
+struct Bundle {
+    std::string model_path;
+    Manifest manifest;
+    PreprocessConfig preprocess;
+    std::optional<Head> head;
+
+    // Throws Error: see the BUNDLE statuses.
+    static Bundle open(const std::string &folder);
+};
+
+// The part of `open` that looks at the files: each listed one is there, is no link, and has its
+// size and checksum; nothing else is there, hidden files apart.
+void check_files(const std::string &folder, const Manifest &manifest);
+
+}  // namespace regcache

@@ -1,0 +1,107 @@
+#include <cmath>
+#include <limits>
+
+#include <nlohmann/json.hpp>
+
+#include "bundle.h"
+#include "error.h"
+
+namespace regcache {
+namespace {
+
+using Json = nlohmann::json;
+
+[[noreturn]] void damaged(const std::string &what) {
+    throw Error(REGCACHE_BUNDLE_DAMAGED, "manifest.json " + what + "; " + kAgain);
+}
+
+// The entry of an object, or a null; never throws.
+const Json &at(const Json &json, const char *key) {
+    static const Json none;
+    if (!json.is_object()) return none;
+    const auto found = json.find(key);
+    return found == json.end() ? none : *found;
+}
+
+std::string text(const Json &json, const char *fallback) {
+    return json.is_string() ? json.get<std::string>() : fallback;
+}
+
+// A name from an untrusted file, short and printable.
+std::string shown(const std::string &name) {
+    std::string result;
+    for (char c : name.substr(0, 60)) result += c >= ' ' && c != 0x7f ? c : '?';
+    return "'" + result + "'";
+}
+
+bool unsafe(const std::string &name) {
+    return name.empty() || name == "." || name == ".." || name == "manifest.json" ||
+           name.find_first_of(std::string("/\\:\0", 4)) != std::string::npos;
+}
+
+void read_files(const Json &files, Manifest &manifest) {
+    if (!files.is_object()) damaged("lists no files");
+    for (const auto &[name, entry] : files.items()) {
+        if (unsafe(name))
+            throw Error(REGCACHE_BUNDLE_UNSAFE_NAME,
+                        "manifest.json lists the file name " + shown(name) +
+                            ", which could leave the bundle; do not use this bundle");
+        const Json &hash = at(entry, "sha256"), &size = at(entry, "size");
+        if (!hash.is_string()) damaged("has no SHA-256 for " + shown(name));
+        if (!size.is_number_unsigned()) damaged("has no size for " + shown(name));
+        manifest.files[name] = {hash.get<std::string>(), size.get<std::uint64_t>()};
+    }
+}
+
+int code(const Json &value, const char *key) {
+    const bool fits = value.is_number_integer() && value >= -128 && value <= 255;
+    if (!fits) damaged(std::string("has a probe without '") + key + "'");
+    return value.get<int>();
+}
+
+// `rates`: what the export measured, by output.
+void read_graph(const Json &graph, const Json &rates, Manifest &manifest) {
+    const Json &input = at(graph, "input"), &output = at(graph, "output");
+    const auto type = text(at(input, "dtype"), "");
+    if (type != "float32" && type != "uint8")
+        damaged("has an input of type " + shown(type) + ", and this version feeds float32 or uint8");
+    manifest.takes_bytes = type == "uint8";
+    manifest.input = text(at(input, "name"), "");
+    manifest.output = text(at(output, "name"), "");
+    if (manifest.input.empty() || manifest.output.empty()) damaged("does not name the graph's ends");
+    const Json &probes = at(graph, "probes");
+    if (!probes.is_array() && !probes.is_null()) damaged("has probes that are no list");
+    if (probes.size() > 64) damaged("has too many probes");
+    for (const Json &entry : probes) {
+        Probe probe;
+        probe.name = text(at(entry, "name"), "");
+        probe.output = text(at(entry, "output"), "");
+        if (probe.name.empty() || probe.output.empty()) damaged("has a probe without a name");
+        probe.low = code(at(entry, "low"), "low");
+        probe.high = code(at(entry, "high"), "high");
+        const Json &rate = at(rates, probe.output.c_str());
+        probe.calibrated_rate =
+            rate.is_number() ? rate.get<double>() : std::numeric_limits<double>::quiet_NaN();
+        manifest.probes.push_back(probe);
+    }
+}
+
+}  // namespace
+
+Manifest Manifest::parse(const std::string &json) {
+    const Json document = Json::parse(json, nullptr, false);
+    if (!document.is_object()) damaged("holds no JSON object");
+    const Json &schema = at(document, "schema");
+    if (!schema.is_number_integer() || schema != REGCACHE_BUNDLE_SCHEMA)
+        throw Error(REGCACHE_BUNDLE_SCHEMA_UNKNOWN,
+                    "the bundle has another schema than " + std::to_string(REGCACHE_BUNDLE_SCHEMA) +
+                        ", which this version reads; install the version of regcache-deploy that "
+                        "wrote it, or export again");
+    Manifest manifest;
+    manifest.model = text(at(document, "model"), "unknown");
+    read_files(at(document, "files"), manifest);
+    read_graph(at(document, "graph"), at(at(document, "monitor"), "calibrated_rates"), manifest);
+    return manifest;
+}
+
+}  // namespace regcache

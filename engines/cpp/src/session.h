@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+#include "onnxruntime.h"
+#include "regcache.h"
+
+namespace regcache {
+
+// The bundle's graph in ONNX Runtime. Running is safe from many threads at once.
+class Session {
+public:
+    // Throws Error: the provider or the model does not load, or the graph is not what the manifest
+    // and the preprocessing say.
+    Session(const Bundle &bundle, const regcache_model_params &params);
+
+    // `input`: float32 or uint8 [count, 3, height, width], or uint8 [count, height, width, 3] where
+    // `interleaved` -> `features` [count, dim]. The codes of the probes come back in `codes`, one
+    // vector per probe.
+    // Throws Error: ONNX Runtime failed, or gave NaN.
+    void run(void *input, std::size_t count, float *features,
+             std::vector<std::vector<std::uint8_t>> &codes) const;
+
+    std::int64_t dim() const { return dim_; }
+    bool takes_bytes() const { return type_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8; }
+    bool interleaved() const { return interleaved_; }
+    // Images of one run; 0 where the graph takes any number.
+    std::int64_t batch() const { return batch_; }
+
+private:
+    void check_contract(const Bundle &bundle);
+
+    mutable Ort::Session session_{nullptr};
+    std::string model_path_;
+    ONNXTensorElementDataType type_;
+    std::int64_t height_, width_, dim_ = 0, batch_ = 0;
+    bool interleaved_ = false;
+    std::vector<std::string> names_;  // input, features, probes
+};
+
+}  // namespace regcache

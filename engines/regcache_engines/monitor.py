@@ -1,0 +1,53 @@
+"""What is normal for a bundle's probes: how often its codes saturate on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .engine import Array
+from .errors import EngineError
+from .onnxruntime_engine import import_onnxruntime
+
+
+def probe_rates(
+    bundle: Bundle, batches: Iterable[Array], threads: int | None = None
+) -> dict[str, float]:
+    """Share of saturated codes of each probe, by graph output.
+
+    Args:
+        bundle: exported with probes.
+        batches: images as the bundle's graph takes them.
+        threads: inside an operator; None takes one per physical core.
+
+    Raises:
+        EngineError: the bundle has no probes, or ONNX Runtime failed.
+    """
+    probes: list[dict[str, Any]] = bundle.manifest["graph"].get("probes", [])
+    if not probes:
+        raise EngineError(f"{bundle.path} has no probes; export it with --probes 3")
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    outputs = [probe["output"] for probe in probes]
+    saturated, seen = np.zeros(len(probes)), np.zeros(len(probes))
+    try:
+        session = onnxruntime.InferenceSession(
+            str(bundle.model_path), options, providers=["CPUExecutionProvider"]
+        )
+        name = session.get_inputs()[0].name
+        for images in batches:
+            for i, codes in enumerate(session.run(outputs, {name: images})):
+                ends = (codes == probes[i]["low"]) | (codes == probes[i]["high"])
+                saturated[i] += np.count_nonzero(ends)
+                seen[i] += codes.size
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise EngineError(f"ONNX Runtime failed on {bundle.model_path}: {error}") from error
+    if not seen.all():
+        raise EngineError("no image to measure the probes with")
+    return {output: float(s / n) for output, s, n in zip(outputs, saturated, seen, strict=True)}

@@ -1,0 +1,127 @@
+"""OpenVINO on the CPU; imported only when an engine is made."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .engine import Array, FloatArray, check_features, check_images, read_contract
+from .errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class OpenVINOEngine:
+    """A model compiled by OpenVINO.
+
+    Float parts run in float32: OpenVINO's own choice of bfloat16 is slower where there is no matrix
+    unit, and another function than the one certified.
+
+    Args:
+        model_path: `.onnx` file; of the targets, `onnx` is the one that it fuses best.
+        threads: inference threads; None leaves OpenVINO's own choice.
+
+    Raises:
+        EngineError: openvino is missing, or the model does not load or is no image encoder.
+    """
+
+    def __init__(self, model_path: Path | str, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads is {threads}; take at least 1, or None for all cores")
+        path = Path(model_path)
+        if not path.is_file():
+            raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
+        openvino = import_openvino()
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = openvino.Core().read_model(str(path))
+            contract = _contract(model)
+            compiled = openvino.Core().compile_model(model, "CPU", properties)
+        except Exception as error:  # openvino raises RuntimeError and kinds of its own
+            first = str(error).strip().splitlines()[-1]
+            raise EngineError(
+                f"OpenVINO cannot load {path}: {first}. If the file is whole, export it with "
+                "--target onnx"
+            ) from error
+        if contract is None:
+            raise EngineError(f"{path} is no image encoder with one input and one output")
+        self._path = path
+        self._image_size, self._output_dim, self._pixels = contract
+        self._request: Any = compiled.create_infer_request()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._image_size
+
+    @property
+    def output_dim(self) -> int:
+        return self._output_dim
+
+    @property
+    def pixels(self) -> str | None:
+        return self._pixels
+
+    def infer(self, images: Array) -> FloatArray:
+        """See `Engine.infer`."""
+        if self._request is None:
+            raise EngineError("this engine is closed; load it again")
+        check_images(images, self._image_size, self._pixels)
+        try:
+            self._request.infer([np.ascontiguousarray(images)])
+            features = np.array(self._request.get_output_tensor(0).data)
+        except Exception as error:  # as above
+            raise EngineError(f"OpenVINO failed on {self._path}: {error}") from error
+        return check_features(features, len(images), self._output_dim)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._request = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def import_openvino() -> Any:
+    """Import openvino.
+
+    Raises:
+        EngineError: it is not installed, or its binary does not load.
+    """
+    try:
+        module = importlib.import_module("openvino")
+        module.Core  # noqa: B018  (a half-removed package imports as an empty namespace)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(
+            "this needs openvino, which is not installed or does not load "
+            f"({error}); run: pip install 'regcache-deploy[openvino]'"
+        ) from error
+    return module
+
+
+def _contract(model: Any) -> tuple[tuple[int, int], int, str | None] | None:
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return None
+    shapes = [
+        [size.get_length() if size.is_static else None for size in value.get_partial_shape()]
+        for value in (model.inputs[0], model.outputs[0])
+    ]
+    name = model.inputs[0].get_element_type().get_type_name()
+    return read_contract({"f32": "float32", "u8": "uint8"}.get(name, ""), *shapes)

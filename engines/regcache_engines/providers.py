@@ -1,0 +1,108 @@
+"""ONNX Runtime's execution providers for NVIDIA GPUs, each of which must really run.
+
+ONNX Runtime lists a provider as available whether or not its libraries load, and takes the CPU
+without a word where they do not. So the GPU is looked for first, and the session is asked
+afterwards (`OnnxRuntimeEngine`).
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle
+from .engine import Engine, load_engine
+from .errors import EngineError
+from .onnxruntime_engine import OnnxRuntimeEngine
+from .tensorrt.probe import find_gpu
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""Our names and ONNX Runtime's. CUDA has no INT8 kernels for Q/DQ graphs: it runs them in float."""
+
+PLUGIN_DISTRIBUTIONS = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx")
+PLUGIN_LIBRARY = "onnxruntime_providers_nv_tensorrt_rtx"
+
+
+class PluginEngine(OnnxRuntimeEngine):
+    """A model on a provider that comes as a plug-in library, here TensorRT-RTX."""
+
+    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
+        if not hasattr(onnxruntime, "register_execution_provider_library"):
+            raise EngineError("this ONNX Runtime takes no plug-in providers; install 1.23 or newer")
+        known = {device.ep_name for device in onnxruntime.get_ep_devices()}
+        if provider not in known:
+            library = plugin_library()
+            try:
+                onnxruntime.register_execution_provider_library(provider, str(library))
+            except Exception as error:  # onnxruntime's exceptions share no base class of their own
+                raise EngineError(f"{library} does not load: {error}") from error
+        devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider]
+        if not devices:
+            raise EngineError(f"{provider} supports no device of this machine")
+        options.add_provider_for_devices(devices[:1], {})
+        try:
+            session = onnxruntime.InferenceSession(str(path), options)
+        except Exception as error:
+            raise EngineError(f"{provider} cannot load {path}: {error}") from error
+        running = session.get_providers()
+        if running[0] != provider:
+            raise EngineError(
+                f"{provider} was asked for, but ONNX Runtime fell back to {running[0]}"
+            )
+        return session
+
+
+def plugin_library() -> Path:
+    """The TensorRT-RTX provider's library in an installed distribution.
+
+    Raises:
+        EngineError: not installed.
+    """
+    for name in PLUGIN_DISTRIBUTIONS:
+        try:
+            files = metadata.distribution(name).files or []
+        except metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            if PLUGIN_LIBRARY in file.name and file.suffix in (".so", ".dll"):
+                return Path(str(file.locate()))
+    raise EngineError(
+        f"ONNX Runtime's TensorRT-RTX provider is not installed; run: pip install "
+        f"{PLUGIN_DISTRIBUTIONS[0]}"
+    )
+
+
+def load_provider_engine(
+    source: Bundle | Path | str, provider: str, threads: int | None = None
+) -> Engine:
+    """Load a bundle or an ONNX file on an execution provider.
+
+    Args:
+        source: an open bundle, a bundle's folder, or a `.onnx` file.
+        provider: a key of `PROVIDERS`.
+        threads: threads inside an operator of the CPU's part.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        EngineError: unknown provider, no GPU, or another provider would run.
+    """
+    if provider not in PROVIDERS:
+        raise EngineError(f"unknown provider '{provider}'; take one of: {', '.join(PROVIDERS)}")
+    if provider == "cpu":
+        return load_engine(source, threads=threads)
+    gpu, reason = find_gpu()
+    if gpu is None:
+        raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
+    if provider != "tensorrt_rtx":
+        return load_engine(source, threads=threads, provider=PROVIDERS[provider])
+    if not isinstance(source, Bundle):
+        path = Path(source)
+        source = Bundle.open(path) if path.is_dir() else path
+    model = source.model_path if isinstance(source, Bundle) else source
+    return PluginEngine(model, threads=threads, provider=PROVIDERS[provider])

@@ -1,0 +1,232 @@
+"""From an ONNX file to an engine: one builder for TensorRT 10, 11 and TensorRT-RTX.
+
+Versions differ in what they offer, never in what it is called; so every option is guarded by the
+presence of its name, not by a version string.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import EngineError
+from ..files import atomic_write_bytes, sha256_bytes
+from .layers import Layer, count_kinds, layers_from_log, missing_promises
+from .lock import build_lock
+from .probe import EngineName, Probe, import_runtime, probe
+from .sidecar import Profile, Sidecar, cache_key
+
+Hardware = Literal["none", "ampere_plus", "same_compute_capability"]
+HARDWARE: tuple[Hardware, ...] = ("none", "ampere_plus", "same_compute_capability")
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a top-level phase of the build, steps done, and steps in all."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        profile: batch sizes.
+        workspace_mib: scratch memory a kernel may use; None leaves the runtime's default.
+        optimization_level: 0 to 5; None leaves the default.
+        version_compatible: newer runtimes may load the engine (not in TensorRT-RTX on a CPU).
+        hardware: compatibility across GPUs (full TensorRT).
+        strip_weights: leave out weights that a refit can restore (full TensorRT).
+        sms: GPUs to compile for, as `89` (TensorRT-RTX); empty takes its default.
+        timing_cache: file that keeps kernel timings between builds (full TensorRT).
+    """
+
+    profile: Profile = field(default_factory=Profile)
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware: Hardware = "none"
+    strip_weights: bool = False
+    sms: tuple[int, ...] = ()
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.hardware not in HARDWARE:
+            raise EngineError(f"hardware '{self.hardware}': take one of {', '.join(HARDWARE)}")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise EngineError(f"optimization level {self.optimization_level}: take 0 to 5")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise EngineError(f"workspace {self.workspace_mib} MiB: take at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the engine; the timing cache only decides how long the build takes."""
+        values = asdict(self) | {"sms": list(self.sms)}
+        del values["timing_cache"]
+        return values
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A built engine.
+
+    Attributes:
+        path: `KEY.engine`; its sidecar `KEY.json` lies beside it.
+        sidecar: its content.
+        reused: it was there already.
+    """
+
+    path: Path
+    sidecar: Sidecar
+    reused: bool
+
+
+class EngineBuilder:
+    """Builds engines with one runtime.
+
+    Args:
+        engine: `tensorrt` or `tensorrt_rtx`.
+
+    Raises:
+        EngineError: the runtime is missing, or needs a GPU that is not there.
+    """
+
+    def __init__(self, engine: EngineName) -> None:
+        self.engine = engine
+        self.probe: Probe = probe(engine)
+        self.probe.require_build()
+        self._trt = import_runtime(engine)
+
+    def build(
+        self,
+        model: bytes,
+        folder: Path,
+        options: BuildOptions | None = None,
+        promise: Mapping[str, str] | None = None,
+        strict: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> BuildResult:
+        """Build an engine, or find the one of the same key in `folder`.
+
+        Args:
+            model: an ONNX file.
+            folder: where engine and sidecar go.
+            options: see there.
+            promise: ONNX node -> layer kind, from the static check.
+            strict: a layer that is not of the promised kind fails the build, and nothing is
+                written; else the sidecar lists it.
+            on_progress: told of the builder's phases.
+
+        Raises:
+            EngineError: the parser refuses the graph, the build fails or breaks the promise, or
+                the disk refuses.
+        """
+        options = options or BuildOptions()
+        if options.hardware != "none" and self.engine == "tensorrt_rtx":
+            raise EngineError(
+                "TensorRT-RTX ignores hardware compatibility: its engines run on all GPUs that "
+                "they are built for; name those with --sm"
+            )
+        parts: dict[str, Any] = {
+            "onnx": sha256_bytes(model),
+            "engine": self.engine,
+            "version": self.probe.version,
+            "sm": self.probe.gpu.sm if self.probe.gpu else None,
+            "options": options.to_json(),
+        }
+        key = cache_key(parts)
+        path, description = folder / f"{key}.engine", folder / f"{key}.json"
+        with build_lock(folder / f".{key}.lock"):
+            if (known := _reusable(path, description)) is not None:
+                if strict and known.broken_promises:
+                    raise EngineError(_promise_message(known.broken_promises, known.layers))
+                return BuildResult(path, known, reused=True)
+            began = time.monotonic()
+            data, layers, contract = self._compile(model, options, on_progress)
+            broken = missing_promises(layers, promise or {})
+            if strict and broken:
+                raise EngineError(_promise_message(broken, count_kinds(layers)))
+            sidecar = Sidecar(
+                key=key,
+                engine=self.engine,
+                version=str(self.probe.version),
+                onnx_sha256=parts["onnx"],
+                engine_sha256=sha256_bytes(data),
+                engine_bytes=len(data),
+                profile=options.profile,
+                sms=options.sms or self._own_sm(),
+                hardware=options.hardware,
+                version_compatible=options.version_compatible,
+                options=options.to_json(),
+                layers=count_kinds(layers),
+                broken_promises=broken,
+                gpu=self.probe.gpu.name if self.probe.gpu else None,
+                build_seconds=round(time.monotonic() - began, 2),
+                **contract,
+            )
+            try:
+                atomic_write_bytes(path, data)
+                sidecar.write(description)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise EngineError(f"cannot write {path}: {error}; choose another folder") from error
+        return BuildResult(path, sidecar, reused=False)
+
+    def _own_sm(self) -> tuple[int, ...]:
+        """Full TensorRT builds for the GPU it times on; TensorRT-RTX for all that it knows."""
+        if self.engine == "tensorrt_rtx" or self.probe.gpu is None:
+            return ()
+        return (self.probe.gpu.sm,)
+
+    def _compile(
+        self, model: bytes, options: BuildOptions, on_progress: OnProgress | None
+    ) -> tuple[bytes, list[Layer], dict[str, Any]]:
+        from .trt_api import configure, make_logger, parse, read_contract
+
+        trt = self._trt
+        logger = make_logger(trt)
+        builder = trt.Builder(logger)
+        if builder is None:
+            raise EngineError(f"{self.engine} makes no builder: {logger.last_error()}")
+        network, parser = parse(trt, builder, logger, model)
+        contract = read_contract(trt, network)
+        config, cache = configure(trt, builder, network, options, on_progress)
+        try:
+            plan = builder.build_serialized_network(network, config)
+        except Exception as error:  # pybind11 turns C++ exceptions into RuntimeError and others
+            raise EngineError(f"{self.engine} failed to build: {error}") from error
+        if plan is None:
+            raise EngineError(_build_message(self.engine, logger.errors))
+        data = bytes(plan)
+        if cache is not None and options.timing_cache is not None:
+            atomic_write_bytes(options.timing_cache, bytes(cache.serialize()))
+        layers = layers_from_log(logger.messages)
+        if not layers:
+            raise EngineError(f"{self.engine} {self.probe.version} dumps no layers in its log")
+        del parser, network, config, builder  # in this order: each refers to the next
+        return data, layers, contract
+
+
+def _reusable(path: Path, description: Path) -> Sidecar | None:
+    """The sidecar, if engine and sidecar belong together."""
+    if not path.is_file() or not description.is_file():
+        return None
+    try:
+        known = Sidecar.read(description)
+    except EngineError:
+        return None
+    return known if sha256_bytes(path.read_bytes()) == known.engine_sha256 else None
+
+
+def _promise_message(broken: dict[str, str], layers: dict[str, int]) -> str:
+    node, found = next(iter(broken.items()))
+    return (
+        f"the build breaks the check's promise for {len(broken)} products, first {node}: found "
+        f"{found}. Layers: {layers}. Build with --layer-check warn to keep the engine"
+    )
+
+
+def _build_message(engine: str, errors: list[str]) -> str:
+    text = "; ".join(errors[-3:]) or "no reason given"
+    if any("memory" in error.lower() for error in errors):
+        text += ". Lower --workspace or the largest batch"
+    return f"{engine} failed to build: {text}"

@@ -1,0 +1,66 @@
+"""Device memory and streams through torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import EngineError
+from .device_memory import DeviceBuffer, PinnedBuffer, require
+
+
+class TorchDevice:
+    """torch tensors as memory, where torch is there anyway."""
+
+    name = "torch"
+    captures = True
+
+    def __init__(self) -> None:
+        self._torch = require("torch", "search")
+        if not self._torch.cuda.is_available():
+            raise EngineError("this torch finds no GPU; install its CUDA build")
+        self._streams: dict[int, Any] = {}
+        self._graphs: dict[int, Any] = {}
+
+    def allocate(self, size: int) -> DeviceBuffer:
+        tensor = self._torch.empty(size, dtype=self._torch.uint8, device="cuda")
+        return DeviceBuffer(tensor.data_ptr(), size, tensor)
+
+    def pinned(self, size: int) -> PinnedBuffer:
+        tensor = self._torch.empty(size, dtype=self._torch.uint8, pin_memory=True)
+        return PinnedBuffer(tensor.numpy(), tensor)
+
+    def stream(self) -> int:
+        stream = self._torch.cuda.Stream()
+        self._streams[int(stream.cuda_stream)] = stream
+        return int(stream.cuda_stream)
+
+    def copy(
+        self,
+        target: DeviceBuffer | PinnedBuffer,
+        source: DeviceBuffer | PinnedBuffer,
+        size: int,
+        stream: int,
+    ) -> None:
+        with self._torch.cuda.stream(self._streams[stream]):
+            target.owner[:size].copy_(source.owner[:size], non_blocking=True)
+
+    def synchronize(self, stream: int) -> None:
+        self._streams[stream].synchronize()
+
+    def begin_capture(self, stream: int) -> None:
+        graph = self._torch.cuda.CUDAGraph()
+        scope = self._torch.cuda.graph(graph, stream=self._streams[stream])
+        scope.__enter__()
+        self._graphs[stream] = graph, scope
+
+    def end_capture(self, stream: int) -> Any:
+        graph, scope = self._graphs.pop(stream)
+        scope.__exit__(None, None, None)
+        return graph
+
+    def launch(self, graph: Any, stream: int) -> None:
+        with self._torch.cuda.stream(self._streams[stream]):
+            graph.replay()
+
+    def release(self) -> None:
+        self._streams.clear()

@@ -1,0 +1,159 @@
+"""Run a built engine: a pool of execution contexts, one CUDA graph per batch size.
+
+Written against the documented API of TensorRT 10 and 11; in this project's tests it runs against
+fakes of runtime and device, not on a GPU.
+"""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine import Array, FloatArray, check_features, check_images, read_contract
+from ..errors import EngineError
+from .device import Device, open_device
+from .probe import EngineName, import_runtime, probe
+from .sidecar import Sidecar
+from .slot import Slot
+from .trt_api import make_logger
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TensorRTEngine:
+    """An engine on the first GPU. `infer` may be called from many threads.
+
+    Args:
+        path: `KEY.engine`; `KEY.json` lies beside it.
+        device: `cuda`, `pycuda`, `torch` or `auto`.
+        contexts: how many calls of `infer` run at once.
+        cuda_graphs: replay a captured graph for a batch size that was seen before.
+
+    Raises:
+        EngineError: no GPU, no runtime; or the engine is of another version, another GPU, or not
+            the file that was built. All of that before anything is deserialized.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        device: str = "auto",
+        contexts: int = 1,
+        cuda_graphs: bool = True,
+    ) -> None:
+        if contexts < 1:
+            raise EngineError(f"contexts is {contexts}; take at least 1")
+        path = Path(path)
+        self._sidecar = sidecar = Sidecar.read(path.with_suffix(".json"))
+        name: EngineName = "tensorrt_rtx" if sidecar.engine == "tensorrt_rtx" else "tensorrt"
+        sidecar.refuse(path, probe(name))
+        contract = read_contract(
+            sidecar.input_dtype, ("batch", *sidecar.image_shape), ("batch", sidecar.output_dim)
+        )
+        if contract is None:
+            raise EngineError(f"{path} is no image encoder's engine: {sidecar.image_shape}")
+        self._image_size, self._output_dim, self._pixels = contract
+        self._device: Device | None = open_device(device)
+        self._slots: queue.Queue[Slot] = queue.Queue()
+        try:
+            self._runtime, self._engine = _deserialize(import_runtime(name), path, sidecar)
+            for _ in range(contexts):
+                self._slots.put(Slot(self._engine, self._device, sidecar, cuda_graphs))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._image_size
+
+    @property
+    def output_dim(self) -> int:
+        return self._output_dim
+
+    @property
+    def pixels(self) -> str | None:
+        return self._pixels
+
+    def infer(self, images: Array) -> FloatArray:
+        """See `Engine.infer`.
+
+        More images than the profile's largest batch run in several steps of even size: nothing is
+        padded.
+
+        Raises:
+            EngineError: also for fewer images than the profile's smallest batch.
+        """
+        if self._device is None:
+            raise EngineError("this engine is closed; load it again")
+        check_images(images, self._image_size, self._pixels)
+        sizes = split_batch(len(images), self._sidecar.profile.min, self._sidecar.profile.max)
+        slot = self._slots.get()
+        try:
+            parts, start = [], 0
+            for size in sizes:
+                parts.append(slot.run(np.ascontiguousarray(images[start : start + size])))
+                start += size
+        finally:
+            self._slots.put(slot)
+        return check_features(np.concatenate(parts), len(images), self._output_dim)
+
+    def close(self) -> None:
+        """See `Engine.close`. Contexts go before the engine, the engine before the runtime."""
+        device, self._device = self._device, None
+        while not self._slots.empty():
+            self._slots.get().close()
+        self._engine = self._runtime = None
+        if device is not None:
+            device.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def split_batch(count: int, smallest: int, largest: int) -> list[int]:
+    """Sizes in `[smallest, largest]` that add up to `count`, as few and as even as possible.
+
+    Raises:
+        EngineError: there are none.
+    """
+    steps = -(-count // largest)
+    least, more = divmod(count, steps)
+    if least < smallest:
+        raise EngineError(
+            f"{count} images do not fit the engine's batch profile {smallest} to {largest}; "
+            "build it with a smaller --min-batch"
+        )
+    return [least + 1] * more + [least] * (steps - more)
+
+
+def _deserialize(trt: Any, path: Path, sidecar: Sidecar) -> tuple[Any, Any]:
+    logger = make_logger(trt)
+    runtime = trt.Runtime(logger)
+    data = path.read_bytes()
+    if hasattr(runtime, "get_engine_validity"):  # TensorRT-RTX
+        validity, diagnostics = runtime.get_engine_validity(data)
+        if validity == trt.EngineValidity.INVALID:
+            raise EngineError(
+                f"{path} does not run on this GPU (diagnostics {diagnostics}): "
+                f"{logger.last_error()}"
+            )
+    if sidecar.version_compatible:
+        runtime.engine_host_code_allowed = True  # a lean runtime is embedded in the plan
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise EngineError(f"{path} does not load: {logger.last_error()}; build it again")
+    return runtime, engine

@@ -1,0 +1,197 @@
+"""Which kernels a built engine has, from the builder's log or from the engine inspector.
+
+A layer of the log is one line:
+
+    Name: N, LayerType: gemm, Inputs: [ { Name: .., Datatype: Int8, .. }], Constants: [..],
+    Outputs: [..], TacticName: .., StreamId: 0, Metadata: [ONNX Layer: blocks.0.attn.q/MatMul]..
+
+The inspector says the same as JSON, in two schemas: TensorRT 10 has `Format/Datatype` in one string
+("Row major Int8 format") and lists `Bindings`; TensorRT 11 has `Datatype` apart, and `I/O Tensors`.
+The log's form was recorded from TensorRT-RTX 1.7.1; the JSON's is read from documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineError
+
+_LINE = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<type>\w+), (?P<rest>.*)$")
+_LISTS = re.compile(r"(Inputs|Constants|Outputs): \[(.*?)\](?=, (?:Constants|Outputs|TacticName))")
+_DATATYPE = re.compile(r"Datatype: (\w+)")
+_TACTIC = re.compile(r"TacticName: ([^,]*),")
+_ONNX = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+_TYPES = {
+    "int8": "int8",
+    "half": "half",
+    "fp16": "half",
+    "float16": "half",
+    "float": "float",
+    "fp32": "float",
+    "float32": "float",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "fp8": "fp8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+    "uint8": "uint8",
+}
+_CONTROL = frozenset({"signal", "wait", "shape_call", "NoOp", "Signal", "Wait"})
+_GEMM_TYPES = frozenset({"gemm", "MatrixMultiply", "fc", "FullyConnected"})
+_CONV_TYPES = frozenset({"correlation", "Convolution", "CaskConvolution", "conv"})
+_FUSED_GEMM = re.compile(r"(?:Fc|Gemm|Matm|MatMul)")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine.
+
+    Attributes:
+        name, type: as TensorRT calls them.
+        inputs, constants, outputs: element types, for example `int8`.
+        onnx: names of the ONNX nodes in it.
+        tactic: kernel name.
+    """
+
+    name: str
+    type: str
+    inputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    outputs: tuple[str, ...]
+    onnx: tuple[str, ...] = ()
+    tactic: str = ""
+
+    @property
+    def is_control(self) -> bool:
+        """It only orders other layers."""
+        return self.type in _CONTROL
+
+    @property
+    def kind(self) -> str:
+        """`int8_mha`, `half_mha`, `float_mha`; `*_gemm` (a weight), `*_bmm`; `conv`, `other`.
+
+        A product whose operands differ (int8 codes that are dequantized in front of a float16
+        GEMM) has the kind of the wider one.
+        """
+        if "mha" in self.name.lower() or "mha" in self.tactic.lower():
+            return f"{_widest(self.inputs)}_mha"
+        if self.type in _CONV_TYPES:
+            return "conv"
+        fused = self.type not in ("kgen", "PointWiseV2") and _FUSED_GEMM.search(self.name)
+        if self.type not in _GEMM_TYPES and not fused:
+            return "other"
+        products = [n for n in self.onnx if n.endswith(("qk/MatMul", "pv/MatMul"))]
+        weighted = self.constants and not products
+        if self.type in _GEMM_TYPES and weighted:
+            operands = (*self.inputs[:1], *self.constants[:1])
+        else:
+            operands = (*self.inputs, *(c for c in self.constants if c != "float"))
+        return f"{_widest(operands)}_{'bmm' if products else 'gemm'}"
+
+
+def layers_from_log(messages: Iterable[str]) -> list[Layer]:
+    """Layers of the builder's verbose log; empty if it holds no layer dump."""
+    layers = []
+    for message in messages:
+        if "LayerType: " not in message:
+            continue
+        for line in message.splitlines():
+            found = _LINE.match(line)
+            if not found:
+                continue
+            lists = {kind: _DATATYPE.findall(text) for kind, text in _LISTS.findall(line)}
+            tactic = _TACTIC.search(line)
+            layers.append(
+                Layer(
+                    name=found["name"],
+                    type=found["type"],
+                    inputs=_types(lists.get("Inputs", [])),
+                    constants=_types(lists.get("Constants", [])),
+                    outputs=_types(lists.get("Outputs", [])),
+                    onnx=tuple(_ONNX.findall(line)),
+                    tactic=tactic[1] if tactic else "",
+                )
+            )
+    return layers
+
+
+def layers_from_inspector(text: str) -> list[Layer]:
+    """Layers of `engine_inspector.get_engine_information(JSON)`, either schema.
+
+    Raises:
+        EngineError: no such JSON; or names only, because the engine was built without
+            detailed profiling.
+    """
+    try:
+        document = json.loads(text)
+        entries = document["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"the engine inspector's answer is not readable: {error}") from error
+    if entries and not isinstance(entries[0], dict):
+        raise EngineError("the engine lists names only; build it with detailed profiling")
+    return [
+        Layer(
+            name=str(entry.get("Name", "")),
+            type=str(entry.get("LayerType", "")),
+            inputs=_tensor_types(entry.get("Inputs", [])),
+            constants=_tensor_types(entry.get("Constants", [])),
+            outputs=_tensor_types(entry.get("Outputs", [])),
+            onnx=tuple(_ONNX.findall(str(entry.get("Metadata", "")))),
+            tactic=str(entry.get("TacticName", "")),
+        )
+        for entry in entries
+    ]
+
+
+def count_kinds(layers: Iterable[Layer]) -> dict[str, int]:
+    """Layers by kind, without those that only order others; sorted by name."""
+    counts = Counter(layer.kind for layer in layers if not layer.is_control)
+    return dict(sorted(counts.items()))
+
+
+def missing_promises(layers: Iterable[Layer], promise: Mapping[str, str]) -> dict[str, str]:
+    """Promised kinds that no layer keeps: ONNX node -> what holds it instead.
+
+    A node may be named by several layers, for the scale of a GEMM is fused into what follows; one
+    layer of the promised kind is enough.
+    """
+    kinds: dict[str, set[str]] = {}
+    for layer in layers:
+        for node in layer.onnx:
+            kinds.setdefault(node, set()).add(layer.kind)
+    missing = {}
+    for node, kind in promise.items():
+        found = kinds.get(node, set())
+        if kind not in found:
+            missing[node] = ", ".join(sorted(found)) or "no layer names it"
+    return missing
+
+
+def _types(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_TYPES.get(name.lower(), name.lower()) for name in names)
+
+
+def _tensor_types(tensors: list[dict[str, Any]]) -> tuple[str, ...]:
+    out = []
+    for tensor in tensors:
+        text = str(
+            tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype", "")
+        )
+        words = re.findall(r"\w+", text.lower())
+        out.append(next((_TYPES[word] for word in words if word in _TYPES), "unknown"))
+    return tuple(out)
+
+
+def _widest(types: Iterable[str]) -> str:
+    known = [kind for kind in types if kind not in ("int32", "int64", "bool", "unknown")]
+    for kind in ("float", "bfloat16", "half", "fp8", "int8"):
+        if kind in known:
+            return kind
+    return "unknown"

@@ -1,0 +1,281 @@
+"""The certificate: what was compared, on which images, with which outcome.
+
+`certificate.json` and `certificate_images.safetensors` lie in the bundle. Four claims:
+
+1. codes: ONNX Runtime without optimizations computes the integer codes of the simulation, block by
+   block (see `compare`), and the hash of every node's codes is stored;
+2. parameters: a hash of every constant and of every node, so that a later change has a name;
+3. runtime: with optimizations the features and classes are the same;
+4. equality is judged by bounds that stand in the file.
+
+`regcache verify` checks all of it again without torch, against the numpy `reference`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .compare import Comparison, NodeCount, Simulator, compare_floats, compare_trace, levels
+from .errors import BundleError
+from .graph import OUTPUT_NAME
+from .reference import Array, Reference
+from .reference_pool import pooled_features
+from .regcache_config import RegCacheConfig
+from .spec import EncoderSpec
+from .targets import GraphOptions
+from .trace import Trace, Tracer, fixed_batch, graph_input
+
+SCHEMA = 1
+CERTIFICATE = "certificate.json"
+IMAGES = "certificate_images.safetensors"
+IMAGES_KEY = "pixels"
+
+MAX_DIFFERENT = 1e-4
+"""Largest share of a node's codes that may differ, all of them rounding ties of one step."""
+
+MAX_FLOAT_ERROR = 1e-4
+"""Largest difference of a block's output, relative to its largest value."""
+
+TRACE_BYTES = 256 * 2**20
+"""Most memory that the inner tensors of one traced batch may take."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is certified.
+
+    Attributes:
+        model: the ONNX model.
+        spec, regcache, options: what it was written from.
+        offsets: linear -> what is subtracted from its codes to give levels.
+        preprocess: with mean and std.
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    spec: EncoderSpec
+    regcache: RegCacheConfig | None
+    options: GraphOptions
+    offsets: Mapping[str, int]
+    preprocess: Mapping[str, Any]
+
+    def header(self) -> dict[str, Any]:
+        """What `subject_of` needs to make it again from the file."""
+        return {
+            "encoder": self.spec.to_json(),
+            "regcache": self.regcache.to_json() if self.regcache else None,
+            "options": asdict(self.options) | {"without": list(self.options.without)},
+            "offsets": dict(self.offsets),
+        }
+
+
+def subject_of(document: Mapping[str, Any], model: onnx.ModelProto, preprocess: Any) -> Subject:
+    """The subject of a stored certificate. Raises BundleError where it is not readable."""
+    try:
+        options = dict(document["options"])
+        options["without"] = tuple(options["without"])
+        regcache = document["regcache"]
+        return Subject(
+            model=model,
+            spec=EncoderSpec.from_json(document["encoder"]),
+            regcache=RegCacheConfig.from_json(regcache) if regcache else None,
+            options=GraphOptions(**options),
+            offsets={str(name): int(value) for name, value in document["offsets"].items()},
+            preprocess=preprocess,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{CERTIFICATE} is not readable ({error}); export again") from error
+
+
+@dataclass
+class Evidence:
+    """What a run over the images found.
+
+    Attributes:
+        comparison: counts by node.
+        code_hashes: node -> SHA-256 of its levels over all images.
+        features: of the graph as written, `[n, E]`.
+    """
+
+    comparison: Comparison
+    code_hashes: dict[str, str]
+    features: Array
+
+
+def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None) -> Evidence:
+    """Trace the graph on images and compare it with a simulation.
+
+    Args:
+        subject: what to run.
+        pixels: uint8 `[n, H, W, 3]`.
+        simulator: the other side; None takes the numpy reference.
+
+    Raises:
+        BundleError: the graph is not one of ours.
+        EngineError: it does not run.
+    """
+    constants = _constants(subject.model)
+    reference = Reference(
+        constants, subject.spec, subject.regcache, subject.options, subject.offsets
+    )
+    tracer = Tracer(subject.model, subject.spec)
+    tensors, comparison, features = tracer.tensors, Comparison(), []
+    missing = sorted(tensors.codes.keys() - subject.offsets.keys())
+    missing += sorted(subject.offsets.keys() - tensors.codes.keys())
+    if missing:
+        raise BundleError(f"graph and certificate disagree on whether {missing[0]} is quantized")
+    hashes = {name: hashlib.sha256() for name in tensors.codes}
+    for part in _batches(pixels, subject):
+        image = graph_input(part, subject.preprocess, subject.model)
+        trace = tracer.run(image)
+        first = tensors.block_inputs[0]
+        comparison.add(compare_floats(first, trace.values[first], reference.embed(image)))
+        compare_trace(trace, tensors, subject.offsets, simulator or reference, comparison)
+        tail = pooled_features(reference, trace.values[tensors.outputs[-1]])
+        comparison.add(compare_floats(OUTPUT_NAME, trace.features, tail))
+        _hash_codes(trace, tensors.codes, subject.offsets, hashes)
+        features.append(trace.features)
+    return Evidence(
+        comparison,
+        {tensors.codes[name]: digest.hexdigest() for name, digest in hashes.items()},
+        np.concatenate(features),
+    )
+
+
+def free_run(subject: Subject, pixels: Array) -> Array:
+    """Features `[n, E]` of the numpy reference on its own, nothing forced: float64 control."""
+    constants = _constants(subject.model)
+    reference = Reference(
+        constants, subject.spec, subject.regcache, subject.options, subject.offsets
+    )
+    features = []
+    for part in _batches(pixels, subject):
+        tokens: Array = reference.embed(graph_input(part, subject.preprocess, subject.model))
+        for index in range(subject.spec.depth):
+            tokens = reference.block(index, tokens).output
+        features.append(pooled_features(reference, tokens))
+    return np.concatenate(features)
+
+
+def parameter_hashes(model: onnx.ModelProto) -> dict[str, str]:
+    """SHA-256 (16 digits) of every constant and every node, in the order of the nodes.
+
+    A constant is named `CONSTANT`, a node by its name; a constant comes right before the first
+    node that reads it, so that the first difference is the first node that is affected.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            if name in constants and f"constant {name}" not in found:
+                data = constants[name].SerializeToString(deterministic=True)
+                found[f"constant {name}"] = hashlib.sha256(data).hexdigest()[:16]
+        data = node.SerializeToString(deterministic=True)
+        found[f"node {node.name}"] = hashlib.sha256(data).hexdigest()[:16]
+    return found
+
+
+def first_user(model: onnx.ModelProto, entry: str) -> str:
+    """The node that an entry of `parameter_hashes` speaks of."""
+    kind, name = entry.split(" ", 1)
+    if kind == "node":
+        return name
+    users = (node.name for node in model.graph.node if name in node.input)
+    return next(users, name)
+
+
+def make_document(
+    subject: Subject, evidence: Evidence, extra: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """The content of `certificate.json`.
+
+    Args:
+        subject: what was certified.
+        evidence: from the simulation that the quantizers were chosen by.
+        extra: more sections, e.g. `optimized`.
+        source: which simulation that was.
+    """
+    import onnxruntime
+
+    return {
+        "schema": SCHEMA,
+        **subject.header(),
+        "simulation": source,
+        "environment": {
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+        },
+        "bounds": {"different": MAX_DIFFERENT, "float_error": MAX_FLOAT_ERROR},
+        "images": len(evidence.features),
+        "nodes": [asdict(count) for count in evidence.comparison.counts.values()],
+        "code_sha256": evidence.code_hashes,
+        "parameters": parameter_hashes(subject.model),
+        **extra,
+    }
+
+
+def first_divergence(counts: Sequence[NodeCount]) -> NodeCount | None:
+    """The first node beyond the bounds, in the graph's order."""
+    for count in counts:
+        share = count.different / max(count.elements, 1)
+        # on a small tensor one tie is more than the share; a tie is a tie all the same
+        too_many = share > MAX_DIFFERENT and count.different > 1
+        if count.off_tie or too_many or not count.error <= MAX_FLOAT_ERROR:
+            return count
+    return None
+
+
+def describe(count: NodeCount) -> str:
+    """A count in words."""
+    if count.elements and not count.different:
+        return f"{count.node}: values differ by {count.error:.2g} of the largest"
+    return (
+        f"{count.node}: {count.different} of {count.elements} codes differ, "
+        f"{count.off_tie} of them by more than a rounding tie"
+    )
+
+
+def images_file(pixels: Array) -> bytes:
+    """The content of `certificate_images.safetensors`: uint8 `[n, H, W, 3]`."""
+    from safetensors.numpy import save
+
+    data: bytes = save({IMAGES_KEY: np.ascontiguousarray(pixels)})
+    return data
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=False, allow_nan=False) + "\n").encode()
+
+
+def _batches(pixels: Array, subject: Subject) -> Iterator[Array]:
+    size = fixed_batch(subject.model)
+    if size is None:
+        spec = subject.spec
+        inside = spec.num_tokens * spec.depth * (6 * spec.width + spec.mlp_width)
+        size = max(1, min(len(pixels), TRACE_BYTES // inside))
+    usable = len(pixels) if fixed_batch(subject.model) is None else len(pixels) // size * size
+    if not usable:
+        raise BundleError(f"the graph takes batches of {size}, and there are {len(pixels)} images")
+    for start in range(0, usable, size):
+        yield pixels[start : start + size]
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, Array]:
+    from .reference import initializers
+
+    return initializers(model)
+
+
+def _hash_codes(
+    trace: Trace, names: Mapping[str, str], offsets: Mapping[str, int], hashes: Mapping[str, Any]
+) -> None:
+    for name, tensor in names.items():
+        hashes[name].update(levels(trace.values[tensor], offsets[name]).tobytes())

@@ -1,0 +1,172 @@
+"""Teacher-forced comparison of a graph's trace with a simulation, block by block.
+
+Equality of all codes end to end cannot be had in a deep encoder: float sums in another order move
+one value across a rounding tie, and from there on everything differs a little (a float32 and a
+float64 run of one and the same simulation diverge as much). So every block of the simulation gets
+the graph's own block input, and behind every quantizer it goes on with the graph's own codes. What
+is compared then is one stage at a time, and only a rounding tie can differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from .trace import Array, Tensors, Trace
+
+TIE = 0.01
+"""Farthest from a rounding tie, in steps, at which float noise may decide a code. Sums in float32
+are off by less than 1e-3 steps on the encoders measured; a wrong parameter is off by far more."""
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the graph computed in one block.
+
+    Attributes:
+        codes: linear -> levels (see `levels`), in the first rows of the tokens where the graph
+            has fewer.
+        positions: of the surviving patches `[B, n]`, or None.
+    """
+
+    codes: Mapping[str, Array]
+    positions: Array | None
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulation makes of one block.
+
+    Attributes:
+        steps: linear -> input in steps of its quantizer, neither rounded nor clipped, on the same
+            origin as levels.
+        codes: linear -> levels.
+        positions: of the surviving patches, or None.
+        output: tokens at the block's end.
+    """
+
+    steps: Mapping[str, Array]
+    codes: Mapping[str, Array]
+    positions: Array | None
+    output: Array
+
+
+class Simulator(Protocol):
+    """A simulation of the blocks; independent of the graph's nodes and kernels."""
+
+    def block(self, index: int, tokens: Array, forced: Forced) -> Simulated:
+        """Simulate block `index` on `tokens [B, N, D]`, going on with what is forced."""
+        ...
+
+
+@dataclass(frozen=True)
+class NodeCount:
+    """How a node of the graph compares with the simulation, over all images so far.
+
+    Attributes:
+        node: of the graph.
+        elements: compared values.
+        different: values whose code is another one.
+        off_tie: of these, values that are no rounding tie of one step.
+        error: largest difference relative to the tensor's largest value; for float tensors.
+    """
+
+    node: str
+    elements: int = 0
+    different: int = 0
+    off_tie: int = 0
+    error: float = 0.0
+
+    def __add__(self, other: NodeCount) -> NodeCount:
+        return replace(
+            self,
+            elements=self.elements + other.elements,
+            different=self.different + other.different,
+            off_tie=self.off_tie + other.off_tie,
+            error=max(self.error, other.error),
+        )
+
+
+@dataclass
+class Comparison:
+    """Counts by node, in the graph's order."""
+
+    counts: dict[str, NodeCount] = field(default_factory=dict)
+
+    def add(self, count: NodeCount) -> None:
+        known = self.counts.get(count.node)
+        self.counts[count.node] = known + count if known else count
+
+
+def levels(codes: Array, offset: int) -> Array:
+    """Codes as int16 on a common origin, whatever integer type a target stores them in."""
+    return codes.astype(np.int16) - np.int16(offset)
+
+
+def compare_trace(
+    trace: Trace,
+    tensors: Tensors,
+    offsets: Mapping[str, int],
+    simulator: Simulator,
+    comparison: Comparison,
+) -> None:
+    """Add one batch to a comparison.
+
+    Args:
+        trace: from the graph.
+        tensors: names of its tensors.
+        offsets: linear -> what is subtracted from the graph's codes to give levels.
+        simulator: the other side.
+        comparison: grows.
+    """
+    for index, block_input in enumerate(tensors.block_inputs):
+        inside = {
+            name: levels(trace.values[tensor], offsets[name])
+            for name, tensor in tensors.codes.items()
+            if name.startswith(f"blocks.{index}.")
+        }
+        positions = None
+        if index in tensors.positions:
+            positions = trace.values[tensors.positions[index]]
+        tokens = trace.values[block_input]
+        simulated = simulator.block(index, tokens, Forced(inside, positions))
+        if positions is not None:
+            assert simulated.positions is not None
+            node = tensors.positions[index].replace("/positions", "/TopK")
+            wrong = int((positions != simulated.positions).sum())
+            comparison.add(NodeCount(node, positions.size, wrong, wrong))
+        for name, codes in inside.items():
+            rows = codes.shape[1]
+            comparison.add(
+                _compare_codes(
+                    tensors.codes[name],
+                    codes,
+                    simulated.codes[name][:, :rows],
+                    simulated.steps[name][:, :rows],
+                )
+            )
+        output = trace.values[tensors.outputs[index]]
+        expected = simulated.output[:, : output.shape[1]]
+        comparison.add(compare_floats(tensors.outputs[index], output, expected))
+
+
+def _compare_codes(node: str, codes: Array, simulated: Array, steps: Array) -> NodeCount:
+    different = codes != simulated
+    count = int(different.sum())
+    off_tie = 0
+    if count:
+        apart = np.abs(codes[different].astype(int) - simulated[different].astype(int))
+        value = steps[different].astype(np.float64)
+        from_tie = np.abs(value - np.floor(value) - 0.5)
+        off_tie = int(((apart > 1) | (from_tie > TIE)).sum())
+    return NodeCount(node, codes.size, count, off_tie)
+
+
+def compare_floats(node: str, found: Array, expected: Array) -> NodeCount:
+    """Largest difference, relative to the largest expected value."""
+    largest = max(float(np.abs(expected).max()), 1e-30)
+    error = float(np.abs(found.astype(np.float64) - expected).max()) / largest
+    return NodeCount(node, found.size, error=error if np.isfinite(error) else float("inf"))

@@ -1,0 +1,103 @@
+"""The graph with ONNX Runtime's optimizations against the graph as written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regcache_engines.engine import load_engine
+
+from .trace import Array, fixed_batch, graph_input
+
+if TYPE_CHECKING:
+    from .certificate import Subject
+
+MIN_COSINE = 0.9999
+CONTROL_FACTOR = 4.0
+"""How much farther from the written graph than rounding noise the optimized one may be."""
+
+
+@dataclass(frozen=True)
+class OptimizedRun:
+    """Agreement on the same images.
+
+    Attributes:
+        top1: share of images with the same class, or None without a zero-shot head.
+        mean_cosine, min_cosine: of the features.
+        control: mean cosine of the written graph with its float64 reference, each running freely;
+            measured only where the usual bound is missed. Nothing can agree with a graph better
+            than exact arithmetic does.
+    """
+
+    top1: float | None
+    mean_cosine: float
+    min_cosine: float
+    control: float | None = None
+
+    @property
+    def near(self) -> bool:
+        return self.mean_cosine >= MIN_COSINE
+
+    @property
+    def bound(self) -> float:
+        """The mean cosine that is asked for."""
+        if self.control is None:
+            return MIN_COSINE
+        return min(MIN_COSINE, 1 - CONTROL_FACTOR * (1 - self.control))
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, or None."""
+        if not self.mean_cosine >= self.bound:
+            return (
+                f"with optimizations the features have mean cosine {self.mean_cosine:.6f} with "
+                f"those of the graph as written (at least {self.bound:.6f} expected)"
+            )
+        if self.top1 is not None and self.top1 < 1:
+            return f"with optimizations only {self.top1:.2%} of the images keep their class"
+        return None
+
+    def with_control(self, features: Array, exact: Array) -> OptimizedRun:
+        """The same with the control measured."""
+        return replace(self, control=float(cosine(features, exact).mean()))
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Cosine similarity of the rows of two `[n, E]`."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    result: Array = (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
+    return result
+
+
+def compare_optimized(
+    model_path: Path, subject: Subject, pixels: Array, written: Array, head: Array | None
+) -> OptimizedRun:
+    """Run the optimized graph.
+
+    Args:
+        model_path: the model's file.
+        subject: what it was written from.
+        pixels: uint8 `[n, H, W, 3]`.
+        written: features of the graph as written, `[m, E]` with m <= n.
+        head: zero-shot head `[C, E]`, or None.
+
+    Raises:
+        EngineError: ONNX Runtime is missing or fails.
+    """
+    size = fixed_batch(subject.model) or 8
+    features = []
+    with load_engine(model_path) as engine:
+        for start in range(0, len(written), size):
+            part = pixels[start : min(start + size, len(written))]
+            features.append(engine.infer(graph_input(part, subject.preprocess, subject.model)))
+    found = np.concatenate(features)
+    similar = cosine(found, written)
+    top1 = None
+    if head is not None:
+        same = (found @ head.T).argmax(axis=1) == (written @ head.T).argmax(axis=1)
+        top1 = float(same.mean())
+    return OptimizedRun(top1, float(similar.mean()), float(similar.min()))

@@ -1,0 +1,223 @@
+"""A second implementation of the graph's arithmetic: numpy in float64, from the stored constants.
+
+It reads the initializers by name and the structure from the encoder's description, never the
+nodes, so that a wrong wire, attribute or kernel shows as a difference. No torch, no runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from .compare import Forced, Simulated, levels
+from .errors import BundleError
+from .regcache_config import RegCacheConfig
+from .spec import EncoderSpec
+from .targets import GraphOptions
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+WHITE = 255.0
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, Array]:
+    """Constants of a model by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+class Reference:
+    """Simulator of one model's blocks (see `compare.Simulator`), and its pooling.
+
+    Args:
+        constants: the model's initializers.
+        spec: the encoder.
+        regcache: the choice that is baked in, or None.
+        options: how the graph was written.
+        offsets: linear -> what is subtracted from stored codes to give levels.
+    """
+
+    def __init__(
+        self,
+        constants: Mapping[str, Array],
+        spec: EncoderSpec,
+        regcache: RegCacheConfig | None,
+        options: GraphOptions,
+        offsets: Mapping[str, int],
+    ) -> None:
+        self.constants, self.spec, self.regcache = constants, spec, regcache
+        self.options, self.offsets = options, offsets
+        cls_only = spec.pool == "cls" and "cls-only" not in options.without
+        self._cls_only_block = spec.depth - 1 if cls_only else None
+        folded = "attention-scale" not in options.without
+        self._logit_scale = 1.0 if folded else spec.head_dim**-0.5
+
+    def block(self, index: int, tokens: Array, forced: Forced | None = None) -> Simulated:
+        """One block on `tokens [B, N, D]`; without `forced` it goes on with its own codes."""
+        run = _Run(self, forced)
+        name = f"blocks.{index}"
+        x = run.delete(index, tokens.astype(np.float64), "block_input")
+        mixed = self._attention(run, index, self.norm(f"{name}.norm1", x))
+        if index == self._cls_only_block:
+            x = x[:, :1]
+        x = x + self._layer_scale(f"{name}.ls1", run.linear(f"{name}.attn.out_proj", mixed))
+        if index != self._cls_only_block:
+            x = run.delete(index, x, "mlp_input")
+        hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x))
+        hidden = activation(self.spec.activation, hidden)
+        output = x + self._layer_scale(f"{name}.ls2", run.linear(f"{name}.mlp.fc2", hidden))
+        return Simulated(run.steps, run.codes, run.positions, output)
+
+    def constant(self, name: str) -> Float64:
+        if name not in self.constants:
+            raise BundleError(f"the graph has no constant {name}; it is not one of ours")
+        return self.constants[name].astype(np.float64)
+
+    def norm(self, name: str, x: Float64) -> Float64:
+        mean = x.mean(axis=-1, keepdims=True)
+        centred = x - mean
+        variance = (centred**2).mean(axis=-1, keepdims=True)
+        scaled = centred / np.sqrt(variance + self.spec.norm_eps)
+        result: Float64 = scaled * self.constant(f"{name}.weight") + self.constant(f"{name}.bias")
+        return result
+
+    def embed(self, image: Array) -> Float64:
+        """The graph's input -> tokens `[B, N, D]` at the input of block 0."""
+        spec = self.spec
+        if self.options.pixels == "nhwc":
+            image = image.transpose(0, 3, 1, 2)
+        (rows, columns), (ph, pw) = spec.grid, spec.patch_size
+        image = image[:, :, : rows * ph, : columns * pw]
+        patches = image.astype(np.float64).reshape(len(image), 3, rows, ph, columns, pw)
+        flat = patches.transpose(0, 2, 4, 1, 3, 5).reshape(len(image), rows * columns, -1)
+        weight = self.constant("patch_embed.weight").reshape(spec.width, -1)
+        tokens: Float64 = flat @ weight.T + self.constant("patch_embed.bias")
+        tokens = tokens + self.constant("pos_embed")
+        if spec.num_prefix_tokens:
+            special = self.constant("prefix_tokens")
+            special = np.broadcast_to(special, (len(image), *special.shape[1:]))
+            tokens = np.concatenate([special, tokens], axis=1)
+        return self.norm("norm_pre", tokens) if spec.norm_pre else tokens
+
+    def _layer_scale(self, name: str, x: Float64) -> Float64:
+        return x * self.constant(name) if name in self.constants else x
+
+    def _attention(self, run: _Run, index: int, x: Float64) -> Float64:
+        spec, name = self.spec, f"blocks.{index}.attn"
+        batch, count, width = x.shape
+        qkv = run.linear(f"{name}.qkv", x)
+        q, k, v = (
+            part.reshape(batch, count, spec.heads, spec.head_dim).transpose(0, 2, 1, 3)
+            for part in np.split(qkv, 3, axis=-1)
+        )
+        if index == self._cls_only_block:
+            q = q[:, :, :1]
+        if self.regcache and index in self.regcache.prefix_blocks(spec.depth):
+            k, v = (
+                np.concatenate([self._prefix(f"{name}/prefix_{role}", batch), part], axis=2)
+                for role, part in (("k", k), ("v", v))
+            )
+        logits = (q @ k.transpose(0, 1, 3, 2)) * self._logit_scale
+        logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        mixed = (logits / logits.sum(axis=-1, keepdims=True)) @ v
+        merged: Float64 = mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width)
+        return merged
+
+    def _prefix(self, name: str, batch: int) -> Float64:
+        stored = self.constant(name)
+        if stored.ndim == 3:  # [1, tau, D], as MultiHeadAttention wants it
+            stored = stored.reshape(1, -1, self.spec.heads, self.spec.head_dim)
+            stored = stored.transpose(0, 2, 1, 3)
+        return np.broadcast_to(stored, (batch, *stored.shape[1:]))
+
+
+class _Run:
+    """One block on its way through: what is forced, and what was found."""
+
+    def __init__(self, reference: Reference, forced: Forced | None) -> None:
+        self.reference, self.forced = reference, forced
+        self.steps: dict[str, Array] = {}
+        self.codes: dict[str, Array] = {}
+        self.positions: Array | None = None
+
+    def linear(self, name: str, x: Float64) -> Float64:
+        known = self.reference.constants
+        weight = known[f"{name}.weight"].astype(np.float64)
+        product = x @ weight if f"{name}.input_scale" not in known else self._integers(name, x)
+        bias = known.get(f"{name}.bias")
+        return product if bias is None else product + bias.astype(np.float64).reshape(-1)
+
+    def _integers(self, name: str, x: Float64) -> Float64:
+        known, offset = self.reference.constants, self.reference.offsets[name]
+        scale = float(known[f"{name}.input_scale"])
+        stored = known[f"{name}.input_zero_point"]
+        zero_point, limits = int(stored), np.iinfo(stored.dtype)
+        if f"{name}.input_shift" in known:
+            x = x + float(known[f"{name}.input_shift"])
+        if f"{name}.input_min" in known:
+            x = np.clip(x, float(known[f"{name}.input_min"]), float(known[f"{name}.input_max"]))
+        steps = x / scale
+        codes = np.clip(np.rint(steps) + zero_point, limits.min, limits.max)
+        self.steps[name] = steps + (zero_point - offset)
+        self.codes[name] = levels(codes, offset)
+        if self.forced is not None:
+            codes = self.forced.codes[name].astype(np.float64) + offset
+        weight = known[f"{name}.weight"].astype(np.float64)
+        weight_scale = known[f"{name}.weight_scale"].astype(np.float64)
+        weight = weight - known[f"{name}.weight_zero_point"].astype(np.float64)
+        result: Float64 = ((codes - zero_point) @ weight) * (scale * weight_scale)
+        return result
+
+    def delete(self, index: int, tokens: Float64, place: str) -> Float64:
+        choice, special = self.reference.regcache, self.reference.spec.num_prefix_tokens
+        if not choice or not choice.deletes or choice.delete_block != index:
+            return tokens
+        if choice.delete_at != place:
+            return tokens
+        patches = tokens[:, special:]
+        order = np.argsort(np.abs(patches).max(axis=-1), axis=1, kind="stable")
+        self.positions = order[:, : patches.shape[1] - choice.delete_count]
+        kept = self.positions
+        if self.forced is not None and self.forced.positions is not None:
+            kept = self.forced.positions
+        survivors = np.take_along_axis(patches, kept[..., None], axis=1)
+        return np.concatenate([tokens[:, :special], survivors], axis=1)
+
+
+def activation(kind: str, x: Float64) -> Float64:
+    """The encoder's MLP activation in float64."""
+    if kind == "quick_gelu":
+        gate = 1 / (1 + np.exp(-1.702 * x))
+    elif kind == "gelu_tanh":
+        gate = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    else:
+        gate = 0.5 * (1 + erf(x / math.sqrt(2)))
+    result: Float64 = x * gate
+    return result
+
+
+_STEP = 1 / 256
+_GRID = np.arange(0, 6 + 2 * _STEP, _STEP)
+_ERF_GRID = np.array([math.erf(value) for value in _GRID])
+
+
+def erf(x: Float64) -> Float64:
+    """Error function, within 1e-14: numpy has none.
+
+    Taylor series of fifth order around the nearest of a grid of exact values.
+    """
+    size = np.minimum(np.abs(x), 6.0)  # erf(6) is 1 in float64
+    index = np.rint(size / _STEP).astype(np.int64)
+    a = _GRID[index]
+    d = size - a
+    slope = (2 / math.sqrt(math.pi)) * np.exp(-a * a)
+    series = 1 - a * d + (2 * a**2 - 1) / 3 * d**2 + (3 * a - 2 * a**3) / 6 * d**3
+    series += (4 * a**4 - 12 * a**2 + 3) / 30 * d**4
+    result: Float64 = np.sign(x) * (_ERF_GRID[index] + slope * d * series)
+    return result

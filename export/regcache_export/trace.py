@@ -1,0 +1,146 @@
+"""Run a bundle's graph as written, and look inside: integer codes, block inputs, kept positions.
+
+ONNX Runtime with all optimizations off, on a temporary copy of the model whose inner tensors are
+extra outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from regcache_engines.onnxruntime_engine import import_onnxruntime
+
+from .errors import BundleError, EngineError
+from .graph import INPUT_NAME, OUTPUT_NAME
+from .spec import EncoderSpec
+
+Array = npt.NDArray[Any]
+
+QUANTIZE = "/QuantizeLinear"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Names of the inner tensors of an encoder's graph.
+
+    Attributes:
+        block_inputs: one a block, before deletion.
+        outputs: the output of every block.
+        codes: linear -> its integer codes; only quantized linears.
+        positions: block -> positions of the surviving patches, where tokens are deleted.
+    """
+
+    block_inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    codes: Mapping[str, str]
+    positions: Mapping[int, str]
+
+    @classmethod
+    def find(cls, model: onnx.ModelProto, spec: EncoderSpec) -> Tensors:
+        """Read them off the graph. Raises BundleError where a block has no output."""
+        made = {value for node in model.graph.node for value in node.output}
+        outputs = tuple(f"blocks.{index}.mlp/residual/Add" for index in range(spec.depth))
+        for name in outputs:
+            if name not in made:
+                raise BundleError(f"the graph has no tensor {name}; it is not one of ours")
+        embeddings = ("norm_pre/LayerNormalization", "prefix_tokens/Concat", "pos_embed/Add")
+        first = next((name for name in embeddings if name in made), None)
+        if first is None:
+            raise BundleError("the graph has no patch embedding; it is not one of ours")
+        codes = {name: name + QUANTIZE for name in spec.linears() if name + QUANTIZE in made}
+        places = {index: f"blocks.{index}.delete/positions" for index in range(spec.depth)}
+        return cls(
+            block_inputs=(first, *outputs[:-1]),
+            outputs=outputs,
+            codes=codes,
+            positions={index: name for index, name in places.items() if name in made},
+        )
+
+    def all(self) -> list[str]:
+        names = [*self.block_inputs, self.outputs[-1], *self.codes.values()]
+        return [*names, *self.positions.values()]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one batch looked like inside.
+
+    Attributes:
+        values: tensor name -> array.
+        features: `[B, E]`.
+    """
+
+    values: Mapping[str, Array] = field(repr=False)
+    features: Array = field(repr=False)
+
+
+class Tracer:
+    """A session with every optimization off and its inner tensors exposed.
+
+    Args:
+        model: the model; it is copied.
+        spec: the encoder that it holds.
+
+    Raises:
+        BundleError: a tensor is missing.
+        EngineError: ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, model: onnx.ModelProto, spec: EncoderSpec) -> None:
+        self.tensors = Tensors.find(model, spec)
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(model)
+        names = self.tensors.all()
+        # a name without a type: ONNX Runtime infers it
+        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        self._names = [OUTPUT_NAME, *names]
+        self._session = _session(exposed.SerializeToString())
+
+    def run(self, images: Array) -> Trace:
+        """Trace a batch of the graph's input."""
+        try:
+            features, *values = self._session.run(self._names, {INPUT_NAME: images})
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise EngineError(f"ONNX Runtime failed on the traced graph: {error}") from error
+        return Trace(dict(zip(self._names[1:], values, strict=True)), features)
+
+
+def _session(data: bytes) -> Any:
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise EngineError(f"ONNX Runtime cannot load the traced graph: {error}") from error
+
+
+def graph_input(pixels: Array, preprocess: Mapping[str, Any], model: onnx.ModelProto) -> Array:
+    """uint8 images `[B, H, W, 3]` in the form that the graph takes.
+
+    Raises:
+        BundleError: the preprocessing lacks mean or std.
+    """
+    value = model.graph.input[0].type.tensor_type
+    if value.elem_type == onnx.TensorProto.UINT8:
+        last = value.shape.dim[3].dim_value
+        return pixels if last == 3 else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    try:
+        mean, std = (np.asarray(preprocess[k], np.float32).reshape(3) for k in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"the preprocessing has no usable mean and std ({error})") from error
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch size of the graph, or None where any will do."""
+    size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    return int(size) or None

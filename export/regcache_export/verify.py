@@ -1,0 +1,162 @@
+"""Check a bundle against its certificate: numpy, onnx and ONNX Runtime, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from regcache_engines.bundle import Bundle
+
+from .certificate import (
+    CERTIFICATE,
+    IMAGES,
+    IMAGES_KEY,
+    SCHEMA,
+    Evidence,
+    Subject,
+    collect,
+    describe,
+    first_divergence,
+    first_user,
+    free_run,
+    parameter_hashes,
+    subject_of,
+)
+from .errors import BundleError, VerificationError
+from .optimized import OptimizedRun, compare_optimized
+from .plan import Array
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of a verification.
+
+    Attributes:
+        images: how many were run.
+        nodes: compared nodes.
+        codes: compared integer codes.
+        ties: codes that differ by a rounding tie.
+        same_codes: share of nodes whose codes have the stored hash; below 1 on another machine or
+            runtime, where float sums are ordered otherwise.
+        optimized: with optimizations on against off.
+        problem: what is wrong, with the first divergent node, or None.
+    """
+
+    images: int
+    nodes: int
+    codes: int
+    ties: int
+    same_codes: float
+    optimized: OptimizedRun
+    problem: str | None = None
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"verified": self.problem is None}
+
+    def check(self) -> None:
+        """Raise VerificationError where something is wrong."""
+        if self.problem:
+            raise VerificationError(self.problem)
+
+
+def read_certificate(bundle: Bundle) -> tuple[dict[str, Any], Array]:
+    """Document and images `[n, H, W, 3]`.
+
+    Raises:
+        BundleError: the bundle has none, or it is damaged or of another schema.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    for name in (CERTIFICATE, IMAGES):
+        if name not in bundle.manifest["files"]:
+            raise BundleError(
+                f"{bundle.path} has no {name}, so there is nothing to verify it by; export it again"
+            )
+    try:
+        document = json.loads((bundle.path / CERTIFICATE).read_text(encoding="utf-8"))
+        pixels: Array = load((bundle.path / IMAGES).read_bytes())[IMAGES_KEY]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BundleError(f"the certificate of {bundle.path} is not readable: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{bundle.path}/{CERTIFICATE} has schema {schema}, and this version reads {SCHEMA}"
+        )
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
+        raise BundleError(f"{bundle.path}/{IMAGES} must hold uint8 images [n, H, W, 3]")
+    return document, pixels
+
+
+def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
+    """Recompute a certificate.
+
+    Args:
+        bundle: an open bundle; opening it has checked its files' hashes.
+        limit: run on the first images only. Code hashes are then not compared.
+
+    Raises:
+        BundleError: no certificate, or no model of ours.
+        EngineError: ONNX Runtime is missing or cannot run the model.
+    """
+    document, pixels = read_certificate(bundle)
+    pixels = pixels[:limit]
+    model = onnx.load(str(bundle.model_path), load_external_data=False)
+    subject = subject_of(document, model, bundle.preprocess)
+    changed = _changed_parameters(model, document)
+    evidence = collect(subject, pixels)
+    counts = list(evidence.comparison.counts.values())
+    head = bundle.text_features if bundle.has_text_features else None
+    optimized = compare_optimized(bundle.model_path, subject, pixels, evidence.features, head)
+    if not optimized.near:
+        control = free_run(subject, pixels[: len(evidence.features)])
+        optimized = optimized.with_control(evidence.features, control)
+    stored = document.get("code_sha256", {})
+    other = [n for n, digest in evidence.code_hashes.items() if stored.get(n) != digest]
+    if len(pixels) != document.get("images"):
+        other = []
+    return Report(
+        images=len(evidence.features),
+        nodes=len(counts),
+        codes=sum(count.elements for count in counts if count.node in evidence.code_hashes),
+        ties=sum(count.different for count in counts),
+        same_codes=1 - len(other) / max(len(evidence.code_hashes), 1),
+        optimized=optimized,
+        problem=_problem(model, changed, other, evidence, optimized),
+        details={"changed": changed[:20], "other_codes": other[:20]},
+    )
+
+
+def _changed_parameters(model: onnx.ModelProto, document: Mapping[str, Any]) -> list[str]:
+    found, stored = parameter_hashes(model), document.get("parameters", {})
+    changed = [entry for entry, digest in found.items() if stored.get(entry) != digest]
+    return changed + [entry for entry in stored if entry not in found]
+
+
+def _problem(
+    model: onnx.ModelProto,
+    changed: list[str],
+    other: list[str],
+    evidence: Evidence,
+    optimized: OptimizedRun,
+) -> str | None:
+    divergent = first_divergence(list(evidence.comparison.counts.values()))
+    if changed:
+        node = first_user(model, changed[0])
+        behind = f"; the first other codes are those of {other[0]}" if other else ""
+        return (
+            f"first divergent node: {node} ({changed[0]} is not the certified one, "
+            f"{len(changed)} differ in all){behind}"
+        )
+    if divergent is not None:
+        return f"first divergent node: {describe(divergent)}"
+    return optimized.problem
+
+
+__all__ = ["Report", "Subject", "read_certificate", "verify_bundle"]

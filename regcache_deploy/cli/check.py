@@ -1,0 +1,69 @@
+"""Hold a bundle's graph against the rules of a runtime, without building anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..compat import require
+from ..errors import BundleError
+from .common import add_common_arguments
+
+if TYPE_CHECKING:
+    from regcache_export.checks import Report
+
+HELP = "hold a bundle's graph against TensorRT's rules, without a GPU"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `regcache check`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle, or an .onnx file")
+    parser.add_argument(
+        "--target",
+        choices=("tensorrt",),
+        default="tensorrt",
+        help="whose rules (default: tensorrt)",
+    )
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the verdict. Returns 0, or BundleError's code where a rule is broken."""
+    require("onnx", "export")
+    from regcache_export.checks import check_file
+
+    report = check_file(model_path(args.bundle))
+    print(json.dumps(report.to_json(), indent=1) if args.json else "\n".join(table(report)))
+    return BundleError.exit_code if report.findings else 0
+
+
+def model_path(source: Path) -> Path:
+    """The ONNX file of a bundle, which is checked first, or the file itself.
+
+    Raises:
+        BundleError: neither.
+    """
+    from regcache_engines.bundle import Bundle
+
+    if source.is_dir():
+        return Bundle.open(source).model_path
+    if not source.is_file():
+        raise BundleError(f"there is no {source}; give a bundle or an .onnx file")
+    return source
+
+
+def table(report: Report) -> list[str]:
+    """The report as lines of text."""
+    lines = [f"{'block':<7}{'INT8 linears':<14}attention"]
+    for block in report.blocks:
+        linears = f"{block.int8_linears}/{block.linears}"
+        attention = block.attention + (f" ({block.why})" if block.why else "")
+        lines.append(f"{block.block:<7}{linears:<14}{attention}")
+    lines.append("")
+    if not report.findings:
+        return [*lines, "every rule of TensorRT holds"]
+    for finding in report.findings:
+        lines.append(f"broken: {finding.rule}: {finding.node}: {finding.message}")
+    return lines

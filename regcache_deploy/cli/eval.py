@@ -1,0 +1,136 @@
+"""Evaluate a bundle, the simulation it came from, and FP32 on the same images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..progress import Reporter
+from .common import QUIET, add_common_arguments, add_run_arguments
+
+HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
+
+TASKS = ("auto", "fidelity", "knn", "linear_probe", "retrieval")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `regcache eval`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder NAME.regcache")
+    parser.add_argument(
+        "--on",
+        default="onnxruntime",
+        metavar="LIST",
+        help="what to evaluate: fp32, simulated, onnxruntime, openvino; the first one is what the "
+        "others are compared with (default %(default)s)",
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="DIR",
+        help="folder of plan.json, for fp32 and simulated (default: beside the bundle)",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--images", type=Path, nargs="+", metavar="FILE", help="name the classes of single images"
+    )
+    data.add_argument(
+        "--data",
+        metavar="DATA",
+        help="a folder of class folders or of images, webdataset shards (DIR, x-{000..012}.tar), "
+        "torchvision:NAME:ROOT, or demo",
+    )
+    data.add_argument(
+        "--transfer", nargs="+", default=[], metavar="DATA", help="more data sets: one table of all"
+    )
+    data.add_argument(
+        "--task",
+        default="auto",
+        choices=TASKS,
+        help="auto is zero-shot with labels and a head, else fidelity; retrieval takes --data as "
+        "COCO_DATA_ROOT (default %(default)s)",
+    )
+    data.add_argument("--train-data", metavar="DATA", help="labelled images for knn, linear_probe")
+    data.add_argument("--captions", type=Path, metavar="FILE", help="COCO captions, for retrieval")
+    data.add_argument(
+        "--templates",
+        default="openai",
+        metavar="openai|simple|FILE",
+        help="prompts for class names that the bundle's head does not have (default %(default)s)",
+    )
+    data.add_argument("--limit", type=int, metavar="N", help="at most N images of a data set")
+    data.add_argument(
+        "--top", type=int, default=5, metavar="K", help="classes per image (default %(default)s)"
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images per pass (default 32)"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    machine.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
+    )
+    machine.add_argument("--csv", type=Path, metavar="FILE", help="write the records as CSV, too")
+    add_run_arguments(parser)
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print. Returns the exit code."""
+    _check(args)
+    if args.dry_run:
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
+        return 0
+    from ..compat import import_open_clip
+
+    import_open_clip()
+    from ..evaluation.runners import parse_runners
+    from ..evaluation.session import Session
+    from ..report.evaluation import print_images, print_records, write_csv
+
+    session = Session(
+        args.bundle,
+        parse_runners(args.on),
+        Reporter(quiet=args.verbosity == QUIET),
+        plan_folder=args.plan,
+        templates=args.templates,
+        batch_size=args.batch_size,
+        threads=args.threads,
+        workers=args.workers,
+        seed=args.seed,
+        limit=args.limit,
+    )
+    with session:
+        if args.images:
+            print_images(session, session.images(args.images, args.top), args.json)
+            return 0
+        if args.task == "retrieval":
+            records = session.retrieve(Path(args.data), args.captions)
+        else:
+            records = []
+            for data in (args.data, *args.transfer):
+                records += session.evaluate(data, args.task, args.train_data)
+        if args.csv is not None:
+            write_csv(args.csv, session, records)
+        print_records(session, records, args.json)
+    sys.stdout.flush()
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if bool(args.images) == bool(args.data):
+        raise ConfigError("pass either --images FILE... or --data DATA")
+    if args.images and args.transfer:
+        raise ConfigError("--transfer goes with --data")
+    if args.task == "retrieval" and args.transfer:
+        raise ConfigError("--transfer does not go with --task retrieval")
+    for name in ("limit", "top", "batch_size", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} {value} is out of range: take at least 1")
+    if args.workers < 0:
+        raise ConfigError(f"--workers {args.workers} is out of range: take 0 or more")

@@ -1,0 +1,99 @@
+"""Image-text pairs in COCO's captions format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+from .preprocess import Preprocess
+from .stream import ImageStream, Item
+
+TEXTS_PER_IMAGE = 5
+"""COCO has five captions an image and a few with more; clip_benchmark takes the first five."""
+
+LAYOUTS = ("val2017", "val2014", "images/val2017", "images/val2014", "images", "")
+CAPTION_FILES = ("captions_val2017.json", "captions_val2014.json")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts and the images they describe.
+
+    Attributes:
+        images: one item per described image.
+        texts: all texts.
+        image_of_text: index into `images`.
+        source: for reports.
+    """
+
+    images: tuple[Item, ...]
+    texts: tuple[str, ...]
+    image_of_text: tuple[int, ...]
+    source: str
+
+    def stream(self, preprocess: Preprocess) -> ImageStream:
+        return ImageStream(lambda: self.images, preprocess, self.source, length=len(self.images))
+
+
+def read_captions(root: Path, captions: Path | None = None, limit: int | None = None) -> Captions:
+    """Read a captions file.
+
+    Args:
+        root: `COCO_DATA_ROOT`: `annotations/captions_val2017.json` and `val2017/` (or 2014), or a
+            folder of images together with `captions`.
+        captions: the file, where it lies elsewhere.
+        limit: number of images.
+
+    Raises:
+        DataError: no such file, not of this format, empty, or an image is missing.
+    """
+    file = captions if captions is not None else _find(root)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        names = {entry["id"]: str(entry["file_name"]) for entry in document["images"]}
+        pairs = [(entry["image_id"], str(entry["caption"])) for entry in document["annotations"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file} is no captions file: expected COCO's `images` and `annotations` "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    texts: dict[int, list[str]] = {}
+    for image_id, text in pairs:
+        if image_id not in names:
+            raise DataError(f"{file}: a caption belongs to image {image_id}, which is not listed")
+        if text.strip():
+            texts.setdefault(image_id, []).append(text.strip())
+    chosen = list(texts)[:limit]
+    if not chosen:
+        raise DataError(f"{file} holds no captions")
+    folder = _image_folder(root, names[chosen[0]])
+    images, flat, owner = [], [], []
+    for index, image_id in enumerate(chosen):
+        path = folder / names[image_id]
+        if not path.is_file():
+            raise DataError(f"{file}: the image {path} is missing; the set must be whole")
+        images.append(Item(names[image_id], path))
+        for text in texts[image_id][:TEXTS_PER_IMAGE]:
+            flat.append(text)
+            owner.append(index)
+    return Captions(tuple(images), tuple(flat), tuple(owner), str(file))
+
+
+def _find(root: Path) -> Path:
+    for name in CAPTION_FILES:
+        for place in (root / "annotations", root):
+            if (place / name).is_file():
+                return place / name
+    raise DataError(
+        f"{root} holds no annotations/{CAPTION_FILES[0]}; pass --captions FILE, or set --data to "
+        "the folder that COCO_DATA_ROOT names"
+    )
+
+
+def _image_folder(root: Path, example: str) -> Path:
+    for layout in LAYOUTS:
+        if (root / layout / example).is_file():
+            return root / layout
+    raise DataError(f"the image {example} is in none of the image folders of {root}")

@@ -1,0 +1,155 @@
+"""webdataset shards: tar files whose members share a key, `000123.jpg` and `000123.cls`.
+
+Read with the standard library's tarfile in one pass and in order. A shard that was cut is an
+error, never a smaller data set; webdataset's own reader can be told to go on, and then no one
+counts what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DataError
+from .scan import IMAGE_SUFFIXES
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+LABEL, CAPTION = "cls", "txt"
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass
+class Sample:
+    """Members of one key: suffix (in lower case, without its dot) -> bytes."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def image(self) -> bytes | None:
+        for suffix in IMAGE_SUFFIXES:
+            if suffix[1:] in self.members:
+                return self.members[suffix[1:]]
+        return None
+
+
+def is_shards(text: str) -> bool:
+    """Whether a path names shards: a tar file, a brace pattern, or a folder of tar files."""
+    path = Path(text)
+    return text.endswith(SUFFIXES) or (path.is_dir() and bool(_tars(path)))
+
+
+def expand(text: str) -> list[Path]:
+    """Files of `DIR`, `name.tar` or `name-{000..012}.tar`, in order.
+
+    Raises:
+        DataError: a file of the pattern is missing, or the folder holds no tar file.
+    """
+    path = Path(text)
+    if path.is_dir():
+        found = _tars(path)
+        if not found:
+            raise DataError(f"{path} holds no shards (*.tar)")
+        return found
+    match = _BRACES.search(text)
+    names = [text]
+    if match:
+        low, high = match[1], match[2]
+        names = [
+            f"{text[: match.start()]}{number:0{len(low)}d}{text[match.end() :]}"
+            for number in range(int(low), int(high) + 1)
+        ]
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing or not names:
+        raise DataError(
+            f"{len(missing)} of {len(names)} shards are missing, the first is "
+            f"{missing[0] if missing else text}"
+        )
+    return [Path(name) for name in names]
+
+
+def samples(shards: Sequence[Path]) -> Iterator[Sample]:
+    """Samples of all shards, in order.
+
+    Raises:
+        DataError: a shard is cut or damaged; the message says where.
+    """
+    for shard in shards:
+        yield from _samples_of(shard)
+
+
+def read_classes(text: str) -> tuple[str, ...] | None:
+    """Class names beside the shards: `classnames.txt`, one a line, as clip_benchmark keeps them."""
+    path = Path(text)
+    folder = path if path.is_dir() else path.parent
+    for place in (folder, folder.parent):
+        file = place / "classnames.txt"
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+    return None
+
+
+def label_of(sample: Sample, shard_source: str, classes: int) -> int:
+    """The class index in `.cls`.
+
+    Raises:
+        DataError: there is none, or it is out of range.
+    """
+    text = sample.members.get(LABEL)
+    try:
+        label = int(text) if text is not None else -1
+    except ValueError:
+        label = -1
+    if not 0 <= label < classes:
+        found = "no .cls file" if text is None else f"label {text[:20]!r}"
+        raise DataError(
+            f"{shard_source}: sample {sample.key} has {found}; expected 0 to {classes - 1}"
+        )
+    return label
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
+
+
+def _samples_of(shard: Path) -> Iterator[Sample]:
+    if shard.name.endswith(".tar") and not _is_closed(shard):
+        raise DataError(
+            f"the shard {shard} is cut: it lacks the two empty blocks at its end; copy it again"
+        )
+    current, count = Sample(""), 0
+    try:
+        with tarfile.open(shard, "r|*") as archive:
+            for member in archive:
+                if not member.isfile() or Path(member.name).name.startswith("."):
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if key != current.key:
+                    if current.members:
+                        count += 1
+                        yield current
+                    current = Sample(key)
+                file = archive.extractfile(member)
+                current.members[suffix.lower()] = file.read() if file is not None else b""
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DataError(
+            f"the shard {shard} is damaged after {count} samples ({error}); copy it again"
+        ) from error
+    if current.members:
+        yield current
+
+
+def _is_closed(shard: Path) -> bool:
+    """A whole tar file ends in two blocks of zeros; tarfile itself takes their lack for an end."""
+    size = shard.stat().st_size
+    if size < 1024 or size % 512:
+        return False
+    with shard.open("rb") as file:
+        file.seek(-1024, 2)
+        return not any(file.read())

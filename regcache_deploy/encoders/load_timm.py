@@ -1,0 +1,134 @@
+"""`--model timm/NAME`: encoders without a text side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compat import import_open_clip, require
+from ..errors import ConfigError, ModelError
+from .checkpoint import explain, looks_like_path, read_state_dict
+from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
+from .model import LoadedModel, random_caution, random_seed, suggest
+from .structure import TIMM
+from .timm_vit import from_timm
+
+
+def load_timm(
+    name: str, pretrained: str | None, image_size: tuple[int, int] | None = None
+) -> LoadedModel:
+    """Load an image encoder of timm without its classifier.
+
+    Args:
+        name: `timm/NAME` or `timm/NAME.TAG`.
+        pretrained: a tag of timm, a checkpoint path, or `random[:SEED]`; None takes the tag in the
+            name, or timm's default one.
+        image_size: another input size; timm resamples the position embedding.
+
+    Raises:
+        ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
+    """
+    import_open_clip()
+    timm = require("timm", "search")
+    architecture, _, tag = name.removeprefix(TIMM).partition(".")
+    if not timm.is_model(architecture):
+        raise ModelError(f"unknown model '{name}'{suggest(architecture, timm.list_models())}")
+    seed = random_seed(pretrained)
+    path = None
+    if pretrained and seed is None:
+        if looks_like_path(pretrained):
+            path = Path(pretrained)
+        elif tag and tag != pretrained:
+            raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
+        else:
+            tag = pretrained
+    full = f"{architecture}.{tag}" if tag else architecture
+    _check_tag(timm, architecture, tag)
+    model = _create(timm, full, seed, path, image_size)
+    return LoadedModel(
+        name=name,
+        pretrained=pretrained,
+        encoder=from_timm(model),
+        preprocess=_preprocess(timm, model, image_size),
+        caution=random_caution(seed),
+    )
+
+
+def _check_tag(timm: Any, architecture: str, tag: str) -> None:
+    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in known:
+        raise ModelError(f"{architecture} has no pretrained tag '{tag}'{suggest(tag, known)}")
+
+
+def _create(
+    timm: Any, name: str, seed: int | None, path: Path | None, size: tuple[int, int] | None
+) -> nn.Module:
+    keywords: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
+    download = seed is None and path is None
+    if download:
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is None or not (cfg.hf_hub_id or cfg.url):
+            raise ModelError(
+                f"timm knows no weights for {name}; pass --pretrained TAG, PATH or random[:SEED]"
+            )
+        if cfg.hf_hub_id:
+            repository = cfg.hf_hub_id
+            repository += (
+                cfg.architecture + (f".{cfg.tag}" if cfg.tag else "")
+                if (repository.endswith("/"))
+                else ""
+            )
+            require_hub_files(
+                f"the weights of {name}", repository, TIMM_WEIGHT_FILES, "--pretrained PATH"
+            )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed or 0)
+            model: nn.Module = timm.create_model(name, pretrained=download, **keywords)
+    except (RuntimeError, TypeError) as error:
+        if not download:
+            raise ModelError(f"{name} cannot be built: {explain(error)}") from error
+        raise explain_failure(f"the weights of {name}", error, "--pretrained PATH") from error
+    except Exception as error:  # the network, the hub, the file
+        raise explain_failure(f"the weights of {name}", error, "--pretrained PATH") from error
+    if path is not None:
+        _load(model, path)
+    return model.eval()
+
+
+def _load(model: Any, path: Path) -> None:
+    """Load a local checkpoint; a classifier in it is left out, all else must fit."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    state = read_state_dict(path)
+    try:
+        converted = checkpoint_filter_fn(state, model) if hasattr(model, "pos_embed") else state
+        heads = ("head.", "head_dist.")
+        converted = {k: v for k, v in converted.items() if not k.startswith(heads)}
+        model.load_state_dict(converted, strict=True)
+    except Exception as error:  # the converter indexes what it expects to find
+        raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
+
+
+def _preprocess(timm: Any, model: Any, image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """The evaluation transform in open_clip's layout, plus timm's `crop_pct` and `crop_mode`.
+
+    timm resizes to `size / crop_pct` and cuts the centre out; open_clip has no word for that.
+    """
+    config = timm.data.resolve_model_data_config(model)
+    return {
+        "size": list(image_size or config["input_size"][1:]),
+        "mode": "RGB",
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "interpolation": config["interpolation"],
+        "resize_mode": {"center": "shortest", "squash": "squash", "border": "longest"}[
+            config["crop_mode"]
+        ],
+        "fill_color": 0,
+        "crop_pct": float(config["crop_pct"]),
+        "crop_mode": config["crop_mode"],
+    }

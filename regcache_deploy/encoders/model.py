@@ -1,0 +1,74 @@
+"""What a loaded model is, and the words of `--pretrained` that every loader shares."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError
+from .canonical import Encoder
+from .zero_shot_head import TextHead
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An encoder and what belongs to it.
+
+    Attributes:
+        name, pretrained: as the user gave them.
+        encoder: canonical, float32.
+        preprocess: open_clip's preprocess_cfg: size, mode, mean, std, interpolation, resize_mode;
+            for timm's encoders also crop_pct and crop_mode.
+        text_head: zero-shot head for class names, or None where there is no text encoder.
+        text_features: texts -> features `[n, E]`, not normalized, or None; for retrieval.
+        logit_scale: factor on cosine similarities.
+        caution: what every figure of this model must be read with, or None for real weights.
+    """
+
+    name: str
+    pretrained: str | None
+    encoder: Encoder
+    preprocess: dict[str, Any]
+    text_head: TextHead | None = field(default=None, repr=False)
+    text_features: Any | None = field(default=None, repr=False)
+    logit_scale: float = 100.0
+    caution: str | None = None
+
+    @property
+    def is_random(self) -> bool:
+        return (self.pretrained or "").startswith("random")
+
+    def weights_sha256(self) -> str:
+        """Hash of every weight's name and bytes, in name order."""
+        digest = hashlib.sha256()
+        for name in sorted(self.encoder.weights):
+            digest.update(name.encode())
+            digest.update(self.encoder.weights[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def random_seed(pretrained: str | None) -> int | None:
+    """The seed of `random[:SEED]`, or None for other words.
+
+    Raises:
+        ConfigError: the seed is no whole number.
+    """
+    kind, _, seed = (pretrained or "").partition(":")
+    if kind != "random":
+        return None
+    if seed and not seed.isdecimal():
+        raise ConfigError(f"--pretrained {pretrained}: the seed must be a whole number")
+    return int(seed or 0)
+
+
+def random_caution(seed: int | None) -> str | None:
+    return None if seed is None else f"random weights (seed {seed}): structure and speed only"
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean: ...?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"; did you mean: {', '.join(close)}?" if close else ""

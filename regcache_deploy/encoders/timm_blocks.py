@@ -1,0 +1,85 @@
+"""timm's pre-norm blocks: what of them fits the canonical block, and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedEncoderError
+from .reading import Weights, affine, is_norm, tensor
+
+BLOCKS = ("Block", "EvaBlock")
+ATTENTIONS = ("Attention", "EvaAttention")
+
+
+def check_blocks(blocks: Sequence[Any]) -> None:
+    """Raise UnsupportedEncoderError, naming the feature, where a block does not fit."""
+    for block in blocks:
+        kind = type(block).__name__
+        if kind == "EvaBlockPostNorm":
+            raise UnsupportedEncoderError("post-norm blocks are not supported (EvaBlockPostNorm)")
+        if kind not in BLOCKS:
+            raise UnsupportedEncoderError(f"unsupported block type {kind}")
+        attention, mlp = block.attn, block.mlp
+        if type(attention).__name__ not in ATTENTIONS:
+            raise UnsupportedEncoderError(f"unsupported attention {type(attention).__name__}")
+        if type(mlp).__name__ != "Mlp":
+            raise UnsupportedEncoderError(
+                f"gated MLP {type(mlp).__name__} (SwiGLU and its kin) is not supported"
+            )
+        if not (is_norm(block.norm1) and is_norm(block.norm2)):
+            raise UnsupportedEncoderError("a block without its two norms is not supported")
+        if attention.head_dim * attention.num_heads != attention.proj.out_features:
+            raise UnsupportedEncoderError(
+                f"{attention.num_heads} heads of {attention.head_dim} do not make up the width "
+                f"{attention.proj.out_features}; such attention is not supported"
+            )
+        for module, feature in (
+            (attention.q_norm, "QK norm"),
+            (attention.norm, "a norm inside attention"),
+            (mlp.norm, "a norm inside the MLP"),
+            (getattr(attention, "gate", None), "gated attention"),
+        ):
+            if module is not None and not isinstance(module, nn.Identity):
+                raise UnsupportedEncoderError(f"{feature} is not supported")
+
+
+def has_layer_scale(block: Any) -> bool:
+    return any(scale is not None for scale in _scales(block))
+
+
+def block_weights(block: Any, name: str, layer_scale: bool) -> Weights:
+    """Weights of one block under `name`, e.g. `blocks.0`."""
+    out = affine(block.norm1, f"{name}.norm1") | affine(block.norm2, f"{name}.norm2")
+    out |= _qkv(block.attn, f"{name}.attn.qkv")
+    out |= affine(block.attn.proj, f"{name}.attn.out_proj")
+    out |= affine(block.mlp.fc1, f"{name}.mlp.fc1") | affine(block.mlp.fc2, f"{name}.mlp.fc2")
+    if layer_scale:
+        width = block.attn.proj.out_features
+        for part, scale in zip(("ls1", "ls2"), _scales(block), strict=True):
+            out[f"{name}.{part}"] = torch.ones(width) if scale is None else tensor(scale)
+    return out
+
+
+def _scales(block: Any) -> tuple[Tensor | None, Tensor | None]:
+    if hasattr(block, "ls1"):
+        first, second = (getattr(m, "gamma", None) for m in (block.ls1, block.ls2))
+        return first, second
+    return getattr(block, "gamma_1", None), getattr(block, "gamma_2", None)
+
+
+def _qkv(attention: Any, name: str) -> Weights:
+    """The packed QKV linear; EVA keeps three linears, or one with two separate biases."""
+    if getattr(attention, "qkv", None) is None:
+        parts = [affine(getattr(attention, f"{p}_proj"), p) for p in "qkv"]
+        weight = torch.cat([part[f"{p}.weight"] for p, part in zip("qkv", parts, strict=True)])
+        bias = torch.cat([part[f"{p}.bias"] for p, part in zip("qkv", parts, strict=True)])
+        return {f"{name}.weight": weight, f"{name}.bias": bias}
+    out = affine(attention.qkv, name)
+    if getattr(attention, "q_bias", None) is not None:
+        biases = (attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias)
+        out[f"{name}.bias"] = torch.cat([tensor(b) for b in biases])
+    return out

@@ -1,0 +1,166 @@
+"""The zero-shot head: class names through the text tower, once, then from the disk cache.
+
+ImageNet's 1000 classes with 80 templates are 80,000 texts: an hour and more on a small CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from regcache_engines.files import atomic_write_bytes
+
+from ..errors import ConfigError, ModelError
+from ..progress import Reporter
+from .hub import first_line
+
+CLASSES_AT_ONCE = 10
+TEMPLATE_SETS = ("openai", "simple")
+DEFAULT_TEMPLATES = "openai"
+
+
+class TextHead(Protocol):
+    """Class names -> L2-normalized zero-shot head `[C, E]`."""
+
+    def __call__(self, names: Sequence[str], reporter: Reporter | None = None) -> Tensor: ...
+
+
+def read_templates(choice: str) -> tuple[str, ...]:
+    """Prompt templates with `{}` where the class name goes.
+
+    Args:
+        choice: `openai` (80 of the CLIP paper), `simple` (its 7 best), or a file with one template
+            a line; `{c}` stands for the class, too, as in clip_benchmark.
+
+    Raises:
+        ConfigError: no such file or set, an empty file, or a line without a place for the class.
+    """
+    if choice in TEMPLATE_SETS:
+        import open_clip
+
+        sets = (open_clip.OPENAI_IMAGENET_TEMPLATES, open_clip.SIMPLE_IMAGENET_TEMPLATES)
+        return tuple(template("{}") for template in sets[TEMPLATE_SETS.index(choice)])
+    path = Path(choice)
+    if not path.is_file():
+        raise ConfigError(
+            f"--templates {choice}: neither {' nor '.join(TEMPLATE_SETS)}, and no such file"
+        )
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    templates = tuple(line.replace("{c}", "{}") for line in lines if line)
+    wrong = next((line for line in templates if line.count("{}") != 1), None)
+    if wrong is not None:
+        raise ConfigError(f"{path}: '{wrong}' needs {{}} once, where the class name goes")
+    if not templates:
+        raise ConfigError(f"{path} holds no templates; write one a line, e.g. a photo of a {{}}.")
+    return templates
+
+
+@dataclass(frozen=True)
+class OpenClipHead:
+    """The head of an open_clip model; implements `TextHead`.
+
+    Attributes:
+        model: with a text tower.
+        tokenizer: makes the tokenizer (which may need a download of its own).
+        templates: with `{}` for the class name.
+        cache: folder of finished heads; None computes anew.
+    """
+
+    model: Any = field(repr=False)
+    tokenizer: Callable[[], Any] = field(repr=False)
+    templates: tuple[str, ...] = field(repr=False)
+    cache: Path | None = None
+
+    def __call__(self, names: Sequence[str], reporter: Reporter | None = None) -> Tensor:
+        """Compute the head, or read it from the cache.
+
+        Raises:
+            ModelError: the tokenizer cannot be had, or the text tower gives NaN.
+        """
+        path = self.cache / f"{self.key(names)}.safetensors" if self.cache else None
+        if path is not None and path.is_file():
+            found = _read(path, len(names))
+            if found is not None:
+                return found
+        head = self.compute(names, reporter or Reporter(quiet=True))
+        if path is not None:
+            _write(path, head)
+        return head
+
+    def key(self, names: Sequence[str]) -> str:
+        """Hash of the text tower's weights, the names and the templates."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            if not name.startswith("visual."):
+                digest.update(name.encode())
+                digest.update(value.detach().float().contiguous().numpy().tobytes())
+        digest.update(json.dumps([list(names), list(self.templates)]).encode())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def compute(self, names: Sequence[str], reporter: Reporter) -> Tensor:
+        """Run the text tower over every class name in every template."""
+        import open_clip
+
+        try:
+            tokenizer = self.tokenizer()
+        except Exception as error:  # a tokenizer of another library, from the network
+            raise ModelError(
+                f"the tokenizer of this text tower could not be had ({first_line(error)}); place "
+                "its files into the Hugging Face cache, or evaluate without class names"
+            ) from error
+        parts = []
+        templates = [template.format for template in self.templates]
+        title = f"zero-shot head ({len(self.templates)} templates)"
+        with reporter.stage(title, len(names)) as advance:
+            for start in range(0, len(names), CLASSES_AT_ONCE):
+                chunk = list(names[start : start + CLASSES_AT_ONCE])
+                part = open_clip.build_zero_shot_classifier(
+                    self.model,
+                    tokenizer=tokenizer,
+                    classnames=chunk,
+                    templates=templates,
+                    num_classes_per_batch=None,
+                    device="cpu",
+                )
+                parts.append(part.T.float())
+                advance(len(chunk))
+        head = torch.cat(parts).contiguous()
+        if not torch.isfinite(head).all():
+            raise ModelError("the text tower gives NaN for a class name; its weights are damaged")
+        return head
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/regcache-deploy/heads`, by default below `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "regcache-deploy" / "heads"
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """A cached head, or None where the file is not whole: the cache is disposable."""
+    from safetensors.torch import load_file
+
+    try:
+        head = load_file(path)["head"]
+    except Exception:  # any damage: computed again and replaced
+        return None
+    return head if head.ndim == 2 and len(head) == count else None
+
+
+def _write(path: Path, head: Tensor) -> None:
+    from safetensors.torch import save
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, save({"head": head}))
+    except OSError:  # no room, read-only home: only the next run is slower
+        return

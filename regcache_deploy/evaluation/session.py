@@ -1,0 +1,246 @@
+"""What `regcache eval` does: open the bundle, its runners and the data, and collect records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regcache_engines.bundle import Bundle
+
+from ..data.captions import read_captions
+from ..data.preprocess import Preprocess
+from ..data.sources import open_data, open_files
+from ..data.stream import ImageStream
+from ..encoders.load import LoadedModel, load_model
+from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
+from ..errors import BundleError, ConfigError, DataError
+from ..progress import Reporter
+from .evaluate import (
+    KNN,
+    PROBE,
+    RETRIEVAL,
+    Embedded,
+    Record,
+    classify,
+    compare,
+    embed,
+    fidelity_records,
+    top_classes,
+    zero_shot_records,
+)
+from .metrics import resolution_line, retrieval_metrics, zero_shot_logits
+from .probes import knn_logits, linear_probe_logits
+from .runners import Runner, make_runners
+
+log = logging.getLogger(__name__)
+
+TASKS = ("auto", "fidelity", KNN, PROBE)
+
+
+@dataclass
+class Session:
+    """An open bundle with its runners. Use `with session:`.
+
+    Attributes:
+        path: the bundle.
+        on: names of runners; the first one is the reference of comparisons.
+        plan_folder: where plan.json is; None is beside the bundle.
+        templates: prompts for classes that the bundle's head does not have.
+        batch_size, threads, workers, seed, limit: as on the command line.
+    """
+
+    path: Path
+    on: tuple[str, ...]
+    reporter: Reporter
+    plan_folder: Path | None = None
+    templates: str = DEFAULT_TEMPLATES
+    batch_size: int = 32
+    threads: int | None = None
+    workers: int = 0
+    seed: int = 0
+    limit: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    _stack: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def __enter__(self) -> Session:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        self.bundle = Bundle.open(self.path)
+        self.preprocess = Preprocess(self.bundle.preprocess)
+        try:
+            self.runners: list[Runner] = make_runners(
+                self.on, self.bundle, self.plan_folder, self.threads, self._stack
+            )
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stack.close()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of the bundle's head; empty without one."""
+        return self.bundle.labels if self.bundle.has_text_features else ()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        found = self.bundle.manifest.get("provenance")
+        return dict(found) if isinstance(found, dict) else {}
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The model that the bundle was made from, with its text side.
+
+        Raises:
+            BundleError: the bundle does not say which model that is.
+            ConfigError, ModelError: it cannot be loaded.
+        """
+        name = self.provenance.get("model")
+        if not isinstance(name, str):
+            raise BundleError(f"{self.path} does not say which model it was made from")
+        return load_model(name, self.provenance.get("pretrained"), templates=self.templates)
+
+    def images(self, files: Sequence[Path], top: int) -> list[dict[str, Any]]:
+        """Top classes of single images, per runner.
+
+        Raises:
+            BundleError: the bundle has no head.
+            DataError: a file is missing or cannot be read.
+        """
+        if not self.labels:
+            raise BundleError(
+                f"{self.path} has no zero-shot head, so it cannot name classes; compare its "
+                "features with --data DIR --task fidelity"
+            )
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"there is no image {file}")
+        embedded = self._embed(open_files(files, self.preprocess))
+        if len(embedded.keys) < len(files):
+            raise DataError(self.warnings[-1])
+        head = torch.from_numpy(self.bundle.text_features)
+        results = []
+        for name, features in embedded.features.items():
+            logits = zero_shot_logits(features, head, self.bundle.logit_scale)
+            results += top_classes(logits, self.labels, embedded.keys, name, top)
+        return results
+
+    def evaluate(
+        self, data: str, task: str = "auto", train_data: str | None = None
+    ) -> list[Record]:
+        """Records of one data set: zero-shot where there is a head, else fidelity.
+
+        Raises:
+            DataError, ConfigError: as `open_data`; or no labels where the task needs them.
+        """
+        stream = self._open(data)
+        embedded = self._embed(stream)
+        records = fidelity_records(data, embedded)
+        if task in (KNN, PROBE):
+            return self._probe(data, task, embedded, stream, train_data) + records
+        if task == "fidelity" or embedded.labels is None:
+            return self._need(records, data)
+        head = self._head(stream.class_names)
+        if head is None:
+            return self._need(records, data)
+        features, scale = head
+        return zero_shot_records(data, embedded, features, scale, self.seed) + records
+
+    def retrieve(self, root: Path, captions: Path | None) -> list[Record]:
+        """Image-text retrieval, R@1 and R@5 in both directions.
+
+        Raises:
+            DataError: no or empty captions, or an image is missing.
+            ConfigError: the model has no text side.
+        """
+        pairs = read_captions(root, captions, self.limit)
+        if self.model.text_features is None:
+            raise ConfigError(f"{self.model.name} has no text side; retrieval needs one")
+        texts = []
+        with self.reporter.stage("captions", len(pairs.texts)) as advance:
+            for start in range(0, len(pairs.texts), self.batch_size):
+                part = pairs.texts[start : start + self.batch_size]
+                texts.append(self.model.text_features(part))
+                advance(len(part))
+        stream = pairs.stream(self.preprocess)
+        stream.workers = self.workers
+        embedded = self._embed(stream)
+        if len(embedded.keys) < len(pairs.images):
+            raise DataError(f"{pairs.source}: {self.warnings[-1]}; the set must be whole")
+        owner, text_features = torch.tensor(pairs.image_of_text), torch.cat(texts)
+        records: list[Record] = []
+        reference: Tensor | None = None
+        for name, features in embedded.features.items():
+            metrics, hits = retrieval_metrics(features, text_features, owner)
+            found = hits["image_retrieval"]
+            paired = None if reference is None else compare(reference, found, self.seed)
+            reference = found if reference is None else reference
+            line = resolution_line(paired.n, paired.lost, paired.won) if paired else None
+            records.append(
+                Record(pairs.source, RETRIEVAL, name, metrics, len(features), paired, line)
+            )
+        return records + fidelity_records(pairs.source, embedded)
+
+    def _open(self, data: str, train: bool = False, classes: Sequence[str] = ()) -> ImageStream:
+        limit = None if train else self.limit
+        known = classes or self.labels
+        stream = open_data(data, self.preprocess, known, limit, self.seed, train)
+        stream.workers = self.workers
+        return stream
+
+    def _embed(self, stream: ImageStream) -> Embedded:
+        embedded = embed(stream, self.runners, self.batch_size, self.reporter)
+        for line in stream.warnings():
+            log.warning("%s", line)
+            self.warnings.append(line)
+        return embedded
+
+    def _head(self, classes: tuple[str, ...]) -> tuple[Tensor, float] | None:
+        """Head and logit scale for these classes, or None where no text side can make one."""
+        if classes == self.labels:
+            return torch.from_numpy(self.bundle.text_features), self.bundle.logit_scale
+        if str(self.provenance.get("model", "")).startswith("timm/"):
+            return None
+        if self.model.text_head is None:
+            return None
+        log.info("classes of the data's own: a head for %d class names", len(classes))
+        return self.model.text_head(classes, self.reporter), self.model.logit_scale
+
+    def _need(self, records: list[Record], data: str) -> list[Record]:
+        if not records:
+            raise ConfigError(
+                f"{data} has no labels that this bundle can be judged by, and fidelity compares "
+                "two: pass --on fp32,onnxruntime, or --task knn --train-data DIR"
+            )
+        return records
+
+    def _probe(
+        self, data: str, task: str, embedded: Embedded, stream: ImageStream, train: str | None
+    ) -> list[Record]:
+        if train is None:
+            raise ConfigError(f"--task {task} needs --train-data: labelled images to learn from")
+        if embedded.labels is None:
+            raise DataError(f"{data} has no labels; --task {task} needs one folder per class")
+        classes = stream.class_names
+        known = self._open(train, train=True, classes=classes)
+        if known.class_names != classes:
+            raise DataError(f"{train} and {data} have different classes")
+        bank = self._embed(known)
+        if bank.labels is None:
+            raise DataError(f"{train} has no labels; --task {task} needs one folder per class")
+        probe = knn_logits if task == KNN else linear_probe_logits
+        logits = {
+            name: probe(features, bank.features[name], bank.labels, len(classes))
+            for name, features in embedded.features.items()
+        }
+        return classify(data, task, logits, embedded.labels, self.seed)

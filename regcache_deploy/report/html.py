@@ -1,0 +1,311 @@
+"""One self-contained HTML page out of a run folder.
+
+The page is a list of sections; each is a function from the run's document to a `Section` or None.
+A new part of the project adds a function to `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regcache_engines.files import atomic_write_bytes
+
+from ..compat import require
+from ..errors import DataError
+
+CORNER_TITLES = {
+    "fp32": "FP32",
+    "baseline": "baseline alone",
+    "prefix_only": "prefix only",
+    "delete_only": "delete only",
+    "regcache": "RegCache",
+    "deployed": "RegCache, deployed",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first column names the row."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a data URI, with the sentence that a reader who cannot see it needs."""
+
+    source: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page, in the order text, tables, pictures."""
+
+    anchor: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
+    """Write the page of a run.
+
+    Args:
+        folder: the run folder; `document["plots"]` names pictures in it.
+        document: the run's JSON.
+        output: HTML file.
+
+    Raises:
+        DataError: a picture is missing.
+    """
+    jinja2 = require("jinja2", "search")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("regcache_deploy.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [made for make in SECTIONS if (made := make(folder, document)) is not None]
+    page = environment.get_template("page.html").render(
+        title=f"{document['model']}, {document['baseline']}, {document['bits']}",
+        caution=document.get("caution"),
+        sections=sections,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(output, page.encode())
+
+
+def decision(folder: Path, document: dict[str, Any]) -> Section:
+    """What was chosen, and what it is worth."""
+    metric, gain = document["metric"], document["gain"]
+    has_prefix, deletes = document["prefix_count"] > 0, document["delete_count"] > 0
+    text = []
+    if not gain["found"]:
+        text.append(
+            "No gain: no prefix and no deletion beat the baseline alone on the search images, so "
+            "none is used."
+        )
+    elif gain["p_value"] < 1:
+        text.append(
+            f"The gain over the baseline alone on the search images has p = {gain['p_value']:.2g} "
+            "(one-sided, before the correction for several finalists)."
+        )
+    added = document["prefix_add_blocks"]
+    choice = [
+        ["sensitive layer", document["sensitive_layer"]],
+        ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
+        ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
+        [
+            "deleted tokens per image",
+            f"{document['delete_count']} in block {document['delete_block']}"
+            if deletes
+            else "none",
+        ],
+        [
+            "search objective",
+            f"{_value(document['search_metric'], document['search_accuracy'])} "
+            f"on {document['n_search']} images",
+        ],
+    ]
+    rows = []
+    for name, title in CORNER_TITLES.items():
+        value = document["accuracy"].get(name)
+        if value is None:
+            continue
+        pair = document["paired"].get(name)
+        rows.append([title, _value(metric, value), _difference(metric, pair), _p(pair)])
+    caption = f"{_metric(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
+    return Section(
+        "decision",
+        "The decision",
+        text,
+        [
+            Table(["", "chosen"], choice),
+            Table(["", _metric(metric), "difference", "p"], rows, caption),
+        ],
+    )
+
+
+def cost(folder: Path, document: dict[str, Any]) -> Section | None:
+    """What the search took, and how it went."""
+    spent = document["search_cost"]
+    grid = spent["exhaustive_block_forwards"]
+    text = [
+        f"{_count(spent['block_forwards'])} block-forwards (one image through one block), all "
+        f"preparations included. The full grid takes {_count(grid)}, "
+        f"{grid / spent['block_forwards']:.1f} times as many. "
+        f"{spent['seconds']:.0f} s; largest process size "
+        f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."
+    ]
+    undecided = document["gain"]["undecided"]
+    if undecided:
+        text.append(
+            f"{undecided} choices left the race because the budget was spent, not because they "
+            "were behind."
+        )
+    pictures = [
+        _picture(
+            folder,
+            document,
+            "racing",
+            "Score of each evaluation against the work so far.",
+            "The race: score of every evaluation against the work done until then.",
+        ),
+        _picture(
+            folder,
+            document,
+            "surface",
+            "Scores over prefix count and delete count.",
+            "What was evaluated, over prefix count and delete count. The same pair at several "
+            "target blocks is shown at its best.",
+        ),
+    ]
+    return Section("cost", "The search", text, pictures=pictures)
+
+
+def layers(folder: Path, document: dict[str, Any]) -> Section:
+    """Where quantization hurts."""
+    data = document["sensitivity"]
+    proxy = data["proxy"]["block"]
+    agree = "agrees" if proxy == document["sensitive_block"] else f"says block {proxy}"
+    recall = ", ".join(f"block {t}: {share:.0%}" for t, share in document["ranking_recall"].items())
+    text = [
+        f"Quantizing {document['sensitive_layer']} alone costs most. The one-pass proxy {agree}.",
+        "Register candidates by the norm of the target block's input find this share of those by "
+        f"the norm of fc2's input in block {document['sensitive_block']}: {recall}.",
+    ]
+    picture = _picture(
+        folder,
+        document,
+        "sensitivity",
+        "Loss per layer over blocks, and the proxy below.",
+        f"Above: loss with one layer quantized, on {data['images']} images. Below: largest over "
+        "median token norm in one float pass. Dashed: the sensitive block.",
+    )
+    return Section("layers", "Where quantization hurts", text, pictures=[picture])
+
+
+def tokens(folder: Path, document: dict[str, Any]) -> Section:
+    """What RegCache does to the tokens."""
+    pictures = [
+        _picture(
+            folder,
+            document,
+            "norms",
+            "Token norms by block and token, before and after.",
+            "Largest norm of every token at every block's input over a few search images, in "
+            "floating point. White: deleted in every one of them.",
+        ),
+    ]
+    if document["delete_count"]:
+        pictures.append(
+            _picture(
+                folder,
+                document,
+                "deleted",
+                "Thumbnails with the deleted patches framed.",
+                f"The {document['delete_count']} patches that are deleted, on search images.",
+            )
+        )
+    return Section("tokens", "The sink tokens", pictures=pictures)
+
+
+def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
+    """The table of all corners."""
+    from ..search.ablation import TITLES, VARIANTS
+
+    rows = document.get("ablation") or []
+    if not rows:
+        return None
+    metric, tables = document["metric"], []
+    for row in rows:
+        lines = []
+        for variant in VARIANTS:
+            cell = row["cells"][variant]
+            if cell["value"] is None:
+                lines.append([TITLES[variant], "-", cell["reason"], ""])
+                continue
+            pair = cell["against_baseline"] if variant != "baseline" else None
+            lines.append(
+                [
+                    TITLES[variant],
+                    _value(metric, cell["value"]),
+                    _difference(metric, pair),
+                    _p(pair),
+                ]
+            )
+        choice = row["choice"]
+        caption = (
+            f"{row['baseline']}, {row['bits']}: prefix {choice['prefix_count']} from block "
+            f"{choice['prefix_block']}, {choice['delete_count']} deleted in block "
+            f"{choice['delete_block']}"
+        )
+        tables.append(Table(["", _metric(metric), "against the baseline", "p"], lines, caption))
+    text = [f"On {document['n_eval']} held-out images; intervals and p-values are paired."]
+    return Section("ablation", "Ablation", text, tables)
+
+
+def provenance(folder: Path, document: dict[str, Any]) -> Section:
+    """With what it was made."""
+    options = {k: v for k, v in document["options"].items() if v is not None}
+    rows = [[k.replace("_", "-"), str(v)] for k, v in (options | document["readings"]).items()]
+    text = [f"Note: {line}" for line in document["warnings"]]
+    return Section("settings", "Settings", text, [Table(["option", "value"], rows)])
+
+
+SECTIONS: list[Callable[[Path, dict[str, Any]], Section | None]] = [
+    decision,
+    cost,
+    layers,
+    tokens,
+    ablation,
+    provenance,
+]
+
+
+def _picture(folder: Path, document: dict[str, Any], name: str, alt: str, caption: str) -> Picture:
+    path = folder / document["plots"][name]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the picture {path} cannot be read ({error.strerror}); run `regcache search` again, "
+            "finished parts are not recomputed"
+        ) from error
+    encoded = base64.b64encode(data).decode()
+    return Picture(f"data:image/svg+xml;base64,{encoded}", alt, caption)
+
+
+def _metric(name: str) -> str:
+    return {"top1": "top-1", "cosine": "cosine", "mse": "1 - relative error"}[name]
+
+
+def _value(metric: str, value: float) -> str:
+    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"
+
+
+def _difference(metric: str, pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return ""
+    digits = 2 if metric == "top1" else 5
+    return (
+        f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
+    )
+
+
+def _p(pair: dict[str, Any] | None) -> str:
+    return "" if pair is None else f"{pair['p_value']:.2g}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")

@@ -1,0 +1,149 @@
+"""What each half of RegCache does: one table over bit widths, baselines and corners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..encoders.canonical import Encoder
+from ..evaluation.corners import corner_configs
+from ..image_sets import ImageSets
+from ..options import BASELINE_NAMES, ExportOptions
+from ..progress import Reporter
+from ..quantization import Bits, make_baseline
+from ..search_settings import SearchSettings
+from .clipping import CLIPPING_PERCENTILE, Clipped
+from .held_out import HeldOut, compare_scores
+from .job import FoundChoice, find_choice
+
+ABLATION_BITS = ("W8A8", "W6A6", "W4A4")
+VARIANTS = ("fp32", "baseline", "clipping", "random_sink", "prefix_only", "delete_only", "both")
+TITLES = {
+    "fp32": "FP32",
+    "baseline": "baseline",
+    "clipping": f"baseline + clipping at {CLIPPING_PERCENTILE:.2%}",
+    "random_sink": "random-sink prefix",
+    "prefix_only": "prefix only",
+    "delete_only": "delete only",
+    "both": "both (RegCache)",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure.
+
+    Attributes:
+        value: top-1 or cosine on the held-out images; None where there is nothing to run.
+        reason: why it is empty.
+        against_fp32, against_baseline: paired statistics.
+    """
+
+    value: float | None
+    reason: str = ""
+    against_fp32: dict[str, Any] | None = None
+    against_baseline: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """One baseline at one bit width."""
+
+    baseline: str
+    bits: str
+    choice: dict[str, Any]
+    cells: dict[str, Cell]
+
+    def to_json(self) -> dict[str, Any]:
+        cells = {name: vars(cell) for name, cell in self.cells.items()}
+        return {
+            "baseline": self.baseline,
+            "bits": self.bits,
+            "choice": self.choice,
+            "cells": cells,
+        }
+
+
+def run_ablation(
+    options: ExportOptions,
+    encoder: Encoder,
+    sets: ImageSets,
+    settings: SearchSettings,
+    held_out: HeldOut,
+    reporter: Reporter,
+    baselines: Iterable[str] = BASELINE_NAMES,
+    bits: Iterable[str] = ABLATION_BITS,
+) -> list[AblationRow]:
+    """Search and evaluate every baseline at every bit width.
+
+    The float features, the sensitive block and the register are the same for all rows and are
+    computed once.
+    """
+    rows = []
+    for width in bits:
+        for name in baselines:
+            chosen = replace(options, baseline=name, bits=width)
+            baseline = make_baseline(name, Bits(chosen.weight_bits, chosen.activation_bits))
+            found = find_choice(chosen, baseline, encoder, sets, settings, reporter)
+            rows.append(_row(chosen, found, held_out))
+    return rows
+
+
+def _row(options: ExportOptions, found: FoundChoice, held_out: HeldOut) -> AblationRow:
+    config, judge = found.result.best, held_out.judge()
+    bits = Bits(options.weight_bits, options.activation_bits)
+    corners = corner_configs(config)
+    corners["both"] = corners.pop("regcache")
+    features = {"fp32": held_out.float_features}
+    cells: dict[str, Cell] = {}
+    for variant in VARIANTS[1:]:
+        reason = _missing(variant, found)
+        if reason:
+            cells[variant] = Cell(None, reason)
+            continue
+        baseline = make_baseline(options.baseline, bits)
+        register: dict[int, Tensor] = found.register
+        corner = corners[
+            {"clipping": "baseline", "random_sink": "prefix_only"}.get(variant, variant)
+        ]
+        if variant == "random_sink":
+            register = random_sink(found, options.seed)
+        quantizer = Clipped(baseline) if variant == "clipping" else baseline
+        features[variant] = held_out.features(
+            f"{options.baseline} {options.bits}, {TITLES[variant]}", quantizer, corner, register
+        )
+    scores = {name: judge.score(value) for name, value in features.items()}
+    for name, score in scores.items():
+        pairs = [
+            compare_scores(judge.name, scores[other], score, options.seed).to_json()
+            if name not in (other, "fp32")
+            else None
+            for other in ("fp32", "baseline")
+        ]
+        cells[name] = Cell(score.value, "", *pairs)
+    choice = config.to_json() | {"p_value": found.result.p_value}
+    return AblationRow(
+        options.baseline, options.bits, choice, {name: cells[name] for name in VARIANTS}
+    )
+
+
+def _missing(variant: str, found: FoundChoice) -> str:
+    config = found.result.best
+    if variant in ("random_sink", "prefix_only") and not config.has_prefix:
+        return "the search chose no prefix"
+    if variant == "delete_only" and not config.deletes:
+        return "the search chose no deletion"
+    if variant == "both" and config.is_empty:
+        return "no gain: the search chose neither"
+    return ""
+
+
+def random_sink(found: FoundChoice, seed: int) -> dict[int, Tensor]:
+    """Register of one sink candidate drawn at random, in place of their average."""
+    captures = found.captures
+    index = int(np.random.default_rng(seed).integers(len(captures.states)))
+    return captures.register(slice(index, index + 1))

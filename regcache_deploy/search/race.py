@@ -1,0 +1,257 @@
+"""The race: many choices on few images, few choices on all of them.
+
+1. Screen, on a small subset. It follows the structure of the problem: the number of sinks does not
+   depend on the prefix, so delete counts are compared at one prefix; tau acts through log tau, so
+   a few values show its slope; then steps to neighbours.
+2. What may still be best by the paired bootstrap (`statistics.survivors`) goes on to more images,
+   and its leader's neighbours with it.
+3. The leader's corners and the last survivors meet on all images.
+4. For top-1, only images near the decision boundary tell good choices apart. Once a good choice is
+   known on all images, its rivals are compared on the images that it decides most narrowly, and
+   those that are ahead there are confirmed on all.
+
+Every step stays within the budget; what it cannot afford to keep is counted as undecided.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..encoders.regcache import RegCacheConfig
+from ..evaluation import Score
+from ..evaluation.objective import smooth_accuracy
+from .result import preference
+from .space import SearchSpace
+from .statistics import survivors
+from .strategy import TrialBook
+
+FIRST_IMAGES = 32
+SECOND_SHARE = 0.25
+CONTESTED_SHARE = 0.15
+FINALISTS = 8
+PROBE_PREFIX = 4
+COARSE_PREFIX = (1, 2, 8, 15)
+REFINEMENTS = 4
+KEPT_DELETES = 2
+FULL_RESERVE = 6
+"""Full evaluations that the screening leaves in the budget: four corners and two finalists."""
+
+Pool = dict[RegCacheConfig, Score]
+
+
+class Race:
+    """One race. Its full scores end up in `book.complete`."""
+
+    def __init__(
+        self,
+        book: TrialBook,
+        space: SearchSpace,
+        error: float,
+        seed: int,
+        budget: int | None,
+    ) -> None:
+        self.book, self.space, self.error, self.seed = book, space, error, seed
+        self.budget = budget
+        self.size = book.problem.size
+        self.order = torch.from_numpy(np.random.default_rng(seed).permutation(self.size))
+        self.undecided = 0
+        self.scale = 1.0
+
+    def run(self) -> int:
+        """Returns the number of choices dropped undecided."""
+        first = self.order[: min(FIRST_IMAGES, self.size)]
+        pool: Pool = {}
+        self._screen(pool, first)
+        alive = self._survivors(pool)
+        second = self.order[: max(2 * len(first), int(SECOND_SHARE * self.size))]
+        if len(second) < self.size:
+            alive = self._second_round(alive, second)
+        self._finals(alive)
+        if not self.book.problem.objective.smooth:
+            self._contested(alive)
+        return self.undecided
+
+    # -- 1: screen --------------------------------------------------------------------------
+
+    def _screen(self, pool: Pool, rows: Tensor) -> None:
+        space = self.space
+        prefixes = [tau for tau in space.prefix if tau] or [0]
+        probe = nearest(PROBE_PREFIX, prefixes)
+        block = nearest(space.delete_block, space.blocks)
+        if 0 in space.prefix and 0 in space.delete:
+            start = self._look(pool, space.nothing, "screen: nothing", rows)
+            if start is not None:
+                self.scale = float(start.margin.abs().median())
+        for count in space.delete:
+            self._look(pool, space.config(block, probe, count), "screen: delete count", rows)
+        counts = list(dict.fromkeys(c.delete_count for c in self._ranked(pool)))[:KEPT_DELETES]
+        for count in counts:
+            if 0 in space.prefix:
+                self._look(pool, space.config(block, 0, count), "screen: no prefix", rows)
+            for other in space.blocks:
+                self._look(pool, space.config(other, probe, count), "screen: block", rows)
+        for config in self._ranked(pool)[:2]:
+            for tau in COARSE_PREFIX:
+                if tau in space.prefix:
+                    choice = space.config(
+                        config.prefix_block if config.has_prefix else block,
+                        tau,
+                        config.delete_count,
+                    )
+                    self._look(pool, choice, "screen: prefix count", rows)
+        self._refine(pool, rows, FIRST_IMAGES, "screen: neighbours")
+
+    def _refine(self, pool: Pool, rows: Tensor, calibration: int | None, stage: str) -> None:
+        for _ in range(REFINEMENTS):
+            if not pool:
+                return
+            leader = self._ranked(pool)[0]
+            for config in neighbours(leader, self.space):
+                self._look(pool, config, stage, rows, calibration)
+            if self._ranked(pool)[0] == leader:
+                return
+
+    def _look(
+        self,
+        pool: Pool,
+        config: RegCacheConfig,
+        stage: str,
+        rows: Tensor,
+        calibration: int | None = FIRST_IMAGES,
+        reserve: int = FULL_RESERVE,
+    ) -> Score | None:
+        if config not in pool:
+            # The first one is always affordable: a race needs a runner.
+            if pool and not self._affordable(config, len(rows), calibration, reserve):
+                self.undecided += 1
+                return None
+            pool[config] = self.book.ask(config, stage, rows, calibration)
+        return pool[config]
+
+    # -- 2: more images ---------------------------------------------------------------------
+
+    def _second_round(self, alive: list[RegCacheConfig], rows: Tensor) -> list[RegCacheConfig]:
+        pool: Pool = {}
+        for config in alive:
+            self._look(pool, config, "second round", rows, None)
+        self._refine(pool, rows, None, "second round: neighbours")
+        return self._survivors(pool)
+
+    def _survivors(self, pool: Pool) -> list[RegCacheConfig]:
+        outcomes = {config: self._measure(pool[config]) for config in self._ranked(pool)}
+        return list(survivors(outcomes, self.size, self.error / 2, self.seed))
+
+    # -- 3: all images ----------------------------------------------------------------------
+
+    def _finals(self, alive: list[RegCacheConfig]) -> None:
+        for config in self.space.corners_of(alive[0]):
+            self.book.full(config, "corner")
+        self.book.full(alive[0], "final")
+        # Among close choices the race cannot tell, so the smooth objective gets more finalists.
+        count = FINALISTS if self.book.problem.objective.smooth else 2
+        for config in alive[1:]:
+            if len(self.book.complete) >= count + 4 or not self._affordable(config, self.size):
+                self.undecided += config not in self.book.complete
+                continue
+            self.book.full(config, "final")
+        for config in self.space.corners_of(self.book.leader):
+            if self._affordable(config, self.size):
+                self.book.full(config, "corner")
+
+    # -- 4: contested images ----------------------------------------------------------------
+
+    def _contested(self, alive: list[RegCacheConfig]) -> None:
+        leader = self.book.leader
+        score = self.book.complete[leader]
+        count = min(self.size, max(16, int(CONTESTED_SHARE * self.size)))
+        rows = score.margin.abs().argsort(stable=True)[:count]
+        known = float(score.per_image[rows].sum())
+        gains: dict[RegCacheConfig, tuple[float, float]] = {}
+        for config in self._rivals(leader, alive):
+            if config in self.book.complete:
+                continue
+            if not self._affordable(config, count, reserve=2):
+                self.undecided += 1
+                continue
+            outcome = self.book.ask(config, "contested images", rows)
+            gains[config] = (float(outcome.per_image.sum()) - known, outcome.fidelity)
+        for config in sorted(gains, key=lambda c: gains[c], reverse=True):
+            if gains[config][0] < 0 or not self._affordable(config, self.size):
+                break
+            self.book.full(config, "final")
+
+    def _rivals(self, leader: RegCacheConfig, alive: list[RegCacheConfig]) -> list[RegCacheConfig]:
+        """Survivors, then choices of the leader's delete count, nearest in tau and block first."""
+        column = [
+            self.space.config(block, tau, leader.delete_count)
+            for block in self.space.blocks
+            for tau in self.space.prefix
+        ]
+
+        def distance(config: RegCacheConfig) -> tuple[float, int]:
+            logs = [np.log1p(c.prefix_count) for c in (config, leader)]
+            return abs(config.prefix_block - leader.prefix_block) + abs(logs[0] - logs[1]), 0
+
+        return list(dict.fromkeys([*alive[:FINALISTS], *sorted(column, key=distance)]))
+
+    # -- shared -----------------------------------------------------------------------------
+
+    def _ranked(self, pool: Pool) -> list[RegCacheConfig]:
+        """Best first, by the measure that is raced on; then the usual preference."""
+
+        def key(config: RegCacheConfig) -> tuple[float, ...]:
+            score = pool[config]
+            return (round(float(self._measure(score).mean()), 12), *preference(config, score))
+
+        return sorted(pool, key=key, reverse=True)
+
+    def _measure(self, score: Score) -> npt.NDArray[np.float64]:
+        """Graded per-image outcome `[m]`."""
+        if self.book.problem.objective.smooth:
+            values = score.per_image
+        else:
+            values = smooth_accuracy(score.margin, self.scale)
+        array: npt.NDArray[np.float64] = values.numpy()
+        return array
+
+    def _affordable(
+        self,
+        config: RegCacheConfig,
+        images: int,
+        calibration: int | None = None,
+        reserve: int = 0,
+    ) -> bool:
+        if self.budget is None:
+            return True
+        problem = self.book.problem
+        price = problem.price(config, images, calibration)
+        kept = reserve * problem.price(self.space.nothing, self.size)
+        return problem.work.block_forwards + price + kept <= self.budget
+
+
+def neighbours(config: RegCacheConfig, space: SearchSpace) -> list[RegCacheConfig]:
+    """Choices one step away in tau or k~ or both, or in the target block."""
+    out = [
+        space.config(config.prefix_block, tau, count)
+        for tau in around(config.prefix_count, space.prefix)
+        for count in around(config.delete_count, space.delete)
+    ]
+    if config.has_prefix:
+        out += [
+            space.config(block, config.prefix_count, config.delete_count)
+            for block in around(config.prefix_block, space.blocks)
+        ]
+    return list(dict.fromkeys(out))
+
+
+def around(value: int, allowed: tuple[int, ...]) -> tuple[int, ...]:
+    """`value` and its neighbours among `allowed`; the nearest ones where it is not allowed."""
+    index = allowed.index(nearest(value, allowed))
+    return allowed[max(0, index - 1) : index + 2]
+
+
+def nearest(value: int, allowed: tuple[int, ...] | list[int]) -> int:
+    return min(allowed, key=lambda a: (abs(a - value), a))

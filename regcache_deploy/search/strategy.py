@@ -1,0 +1,149 @@
+"""The search itself: the race by default, or the plain full grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from ..encoders.regcache import RegCacheConfig
+from ..evaluation import Objective, Score
+from ..search_settings import SearchSettings
+from .cost import Work, exhaustive_block_forwards
+from .result import SearchResult, Trial, preference
+from .space import SearchSpace
+from .statistics import gain_probability
+
+SHARE = 1 / 20
+"""Of the exhaustive grid: what the race may spend, all preparations included."""
+
+Advance = Callable[[int], None]
+
+
+class Problem(Protocol):
+    """What a strategy asks; `SearchProblem` is one."""
+
+    @property
+    def size(self) -> int:
+        """Search images."""
+        ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def work(self) -> Work: ...
+
+    def evaluate(
+        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+    ) -> Score: ...
+
+    def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
+        """Block-forwards of such an evaluation, hidden states that are there already."""
+        ...
+
+
+def race_budget(space: SearchSpace, depth: int, n: int, calibration: int, walks: int = 1) -> int:
+    """Block-forwards of the default strategy: `SHARE` of the exhaustive grid."""
+    return int(SHARE * exhaustive_block_forwards(space, depth, n, calibration, walks))
+
+
+def search(
+    problem: Problem,
+    space: SearchSpace,
+    settings: SearchSettings | None = None,
+    *,
+    seed: int = 0,
+    budget: int | None = None,
+    advance: Advance = lambda n: None,
+) -> SearchResult:
+    """Find (t, tau, k~), or that nothing is gained.
+
+    Args:
+        problem: asked for scores.
+        space: what may be chosen.
+        settings: strategy and error probability.
+        seed: order of the images in the race, and the bootstrap.
+        budget: block-forwards that `problem.work` should not exceed; None is unbounded. The
+            corners of the leader are evaluated on all images even beyond it.
+        advance: told after every evaluation.
+    """
+    from .race import Race
+
+    settings = settings or SearchSettings()
+    book = TrialBook(problem, advance)
+    if space.fixed:
+        config = space.grid()[0]
+        return SearchResult(config, book.full(config, "fixed"), book.trials)
+    undecided = 0
+    if settings.strategy == "exhaustive":
+        # Earliest block first: each set of hidden states is then made from the one before.
+        for config in sorted(space.grid(), key=lambda choice: choice.first_block):
+            book.full(config, "grid")
+    else:
+        undecided = Race(book, space, settings.error, seed, budget).run()
+    return decide(book, space, settings.error, undecided)
+
+
+class TrialBook:
+    """Everything asked so far."""
+
+    def __init__(self, problem: Problem, advance: Advance = lambda n: None) -> None:
+        self.problem, self.advance = problem, advance
+        self.trials: list[Trial] = []
+        self.complete: dict[RegCacheConfig, Score] = {}
+
+    def ask(
+        self,
+        config: RegCacheConfig,
+        stage: str,
+        rows: Tensor | None = None,
+        calibration: int | None = None,
+    ) -> Score:
+        """Evaluate on the images `rows`, with the first `calibration` calibration images."""
+        score = self.problem.evaluate(config, rows, calibration)
+        images = self.problem.size if rows is None else len(rows)
+        self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
+        self.advance(1)
+        return score
+
+    def full(self, config: RegCacheConfig, stage: str) -> Score:
+        """Evaluate on all images with the whole calibration set, once."""
+        if config not in self.complete:
+            self.complete[config] = self.ask(config, stage)
+        return self.complete[config]
+
+    @property
+    def leader(self) -> RegCacheConfig:
+        """Best on all images."""
+        return max(self.complete, key=lambda config: preference(config, self.complete[config]))
+
+
+def decide(book: TrialBook, space: SearchSpace, error: float, undecided: int = 0) -> SearchResult:
+    """The best choice whose gain over nothing is no accident, or nothing.
+
+    The best of many is ahead by accident, too, so the test takes the Bonferroni correction for all
+    choices that were evaluated on all images.
+
+    Where the user's fixed values leave no "nothing" to compare with, the best one.
+    """
+    scores = book.complete
+    nothing = scores.get(space.nothing)
+    candidate = book.leader
+    if nothing is None:
+        return SearchResult(
+            candidate, scores[candidate], book.trials, candidate=candidate, undecided=undecided
+        )
+    ranked = sorted(scores, key=lambda config: preference(config, scores[config]), reverse=True)
+    first_p = 1.0
+    for config in ranked:
+        if config.is_empty:
+            continue
+        p = gain_probability(book.problem.objective, nothing, scores[config])
+        first_p = p if config == candidate else first_p
+        if p < error / len(scores):
+            return SearchResult(
+                config, scores[config], book.trials, nothing, candidate, p, undecided
+            )
+    return SearchResult(space.nothing, nothing, book.trials, nothing, candidate, first_p, undecided)

@@ -1,0 +1,162 @@
+"""Calibration in constant memory, and what it does with awkward data."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from regcache_deploy.errors import ConfigError, DataError
+from regcache_deploy.quantization import Bits, Uniform, make_baseline
+from regcache_deploy.quantization.streaming import (
+    METHODS,
+    Histogram,
+    Method,
+    Range,
+    calibrate_stream,
+)
+from tests.tiny_plans import tiny_encoder, tiny_images, tiny_regcache
+
+
+def scale(quantizer: object) -> float:
+    assert isinstance(quantizer, Uniform)
+    return float(quantizer.scale)
+
+
+def test_minmax_is_naive() -> None:
+    encoder = tiny_encoder()
+    regcache = tiny_regcache(encoder)
+    tokens = encoder.embed(tiny_images(12))
+    whole = make_baseline("naive").calibrate(encoder, tokens, regcache=regcache).quantization
+    parts = calibrate_stream(encoder, lambda: tokens.split(5), regcache=regcache).quantization
+    assert parts.linears.keys() == whole.linears.keys()
+    for name, layer in parts.linears.items():
+        assert scale(layer.input) == pytest.approx(scale(whole.linears[name].input), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_does_not_grow_with_the_images(method: Method) -> None:
+    """At most two batches are alive at a time, and the histograms keep their size."""
+    encoder, passes = tiny_encoder(), []
+
+    def run(count: int) -> int:
+        alive: list[weakref.ref[Tensor]] = []
+        most = 0
+
+        def batches() -> Iterator[Tensor]:
+            nonlocal most
+            passes.append(count)
+            for start in range(count):
+                tokens = encoder.embed(tiny_images(2, seed=start))
+                alive.append(weakref.ref(tokens))
+                gc.collect(0)
+                most = max(most, sum(ref() is not None for ref in alive))
+                yield tokens
+                del tokens
+
+        calibrate_stream(encoder, batches, method=method)
+        return most
+
+    assert run(2) == run(16) <= 2
+    assert passes == ([2, 16] if method == "minmax" else [2, 2, 16, 16])
+
+
+def test_histogram_percentile_and_error_against_the_sorted_values() -> None:
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    x[0] = 30.0
+    found = Range()
+    found.update(x)
+    histogram = Histogram(found.max_abs)
+    before = histogram.counts.numel()
+    for part in x.split(7_000):
+        histogram.update(part)
+    assert histogram.counts.numel() == before
+    assert int(histogram.counts.sum()) == len(x)
+    for fraction in (0.5, 0.99, 0.9999):
+        exact = float(torch.quantile(x.abs(), fraction))
+        assert histogram.percentile(fraction) == pytest.approx(exact, abs=2 * 30 / 4096 + 0.2 * 0.1)
+    limit = histogram.least_error(8)
+
+    def error(at: float) -> float:
+        return float((Uniform.symmetric(torch.tensor(at), 8)(x) - x).square().sum())
+
+    assert limit < 30
+    best = min(error(30.0 * step / 64) for step in range(1, 65))
+    assert error(limit) <= 1.02 * best
+
+
+def test_clipping_observers_cut_an_outlier() -> None:
+    encoder = tiny_encoder()
+    weights = {name: w.clone() for name, w in encoder.weights.items()}
+    weights["blocks.1.mlp.fc1.weight"][3] *= 40
+    encoder = encoder.replace(weights)
+    tokens = encoder.embed(tiny_images(12))
+    scales = {
+        method: scale(
+            calibrate_stream(encoder, lambda: tokens.split(4), method=method)
+            .quantization.linears["blocks.1.mlp.fc2"]
+            .input
+        )
+        for method in METHODS
+    }
+    assert scales["percentile"] < scales["minmax"]
+    assert scales["mse"] <= scales["minmax"]
+    narrow = calibrate_stream(encoder, lambda: tokens.split(4), Bits(8, 4), "mse")
+    minmax = calibrate_stream(encoder, lambda: tokens.split(4), Bits(8, 4))
+    name = "blocks.1.mlp.fc2"
+    assert scale(narrow.quantization.linears[name].input) < scale(
+        minmax.quantization.linears[name].input
+    )
+
+
+# ---- awkward data -------------------------------------------------------------------------------
+
+
+def test_no_images_and_unknown_method() -> None:
+    encoder = tiny_encoder()
+    with pytest.raises(DataError, match="at least one image"):
+        calibrate_stream(encoder, list)
+    with pytest.raises(ConfigError, match="minmax, percentile, mse"):
+        calibrate_stream(encoder, list, method="median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_names_the_layer(method: Method) -> None:
+    encoder = tiny_encoder()
+    tokens = encoder.embed(tiny_images(2))
+    tokens[1, 3, 5] = torch.nan
+    with pytest.raises(DataError, match=r"blocks\.0\.attn\.qkv"):
+        calibrate_stream(encoder, lambda: [tokens], method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_constant_activation_gets_a_floor_and_a_warning(method: Method) -> None:
+    encoder = tiny_encoder()
+    silent = {f"blocks.1.norm2.{part}": torch.zeros(48) for part in ("weight", "bias")}
+    encoder = encoder.replace(silent)
+    tokens = encoder.embed(tiny_images(4))
+    calibration = calibrate_stream(encoder, lambda: [tokens], method=method)
+    assert "blocks.1.mlp.fc1 is zero" in calibration.warnings[0]
+    assert scale(calibration.quantization.linears["blocks.1.mlp.fc1"].input) > 0
+    assert torch.isfinite(encoder.pool(tokens)).all()
+
+
+def test_a_weight_column_of_zeros_stays_zero() -> None:
+    """Per output channel a row of zeros has no range: the floor keeps it from becoming NaN."""
+    encoder = tiny_encoder()
+    weights = {name: w.clone() for name, w in encoder.weights.items()}
+    weights["blocks.1.mlp.fc1.weight"][5] = 0
+    weights["blocks.1.mlp.fc2.weight"][:, 7] = 0
+    encoder = encoder.replace(weights)
+    tokens = encoder.embed(tiny_images(4))
+    for name in ("naive", "repqvit", "ptq4vit"):
+        calibration = make_baseline(name).fast().calibrate(encoder, tokens)
+        features = calibration.encoder(tiny_images(2), calibration.numerics())
+        assert torch.isfinite(features).all()
+        row = calibration.encoder.weights["blocks.1.mlp.fc1.weight"]
+        quantizer = calibration.quantization.linears["blocks.1.mlp.fc1"].weight
+        assert not quantizer(row)[5].any()

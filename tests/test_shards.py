@@ -1,0 +1,164 @@
+"""webdataset shards and streaming: order, bounded memory, and every fault counted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regcache_deploy.data.preprocess import Preprocess
+from regcache_deploy.data.shards import expand, samples
+from regcache_deploy.data.sources import open_data
+from regcache_deploy.data.stream import AHEAD, ImageStream, Item
+from regcache_deploy.errors import DataError
+from tests.tiny_plans import PREPROCESS
+
+CLASSES = ("cat", "dog", "four")
+
+
+def jpeg(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((20, 16, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shard(path, keys, labels=True):
+    with tarfile.open(path, "w") as archive:
+        for key in keys:
+            members = {"png": jpeg(key)} | ({"cls": str(key % 3).encode()} if labels else {})
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{key:06d}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for index in range(3):
+        write_shard(tmp_path / f"test-{index:03d}.tar", range(index * 10, index * 10 + 10))
+    (tmp_path / "classnames.txt").write_text("\n".join(CLASSES))
+    return tmp_path
+
+
+def open_shards(text, head=(), limit=None):
+    return open_data(str(text), Preprocess(PREPROCESS), head, limit)
+
+
+@pytest.mark.parametrize("form", ["folder", "braces"])
+def test_samples_come_in_order_with_their_labels(shards, form):
+    stream = open_shards(shards if form == "folder" else shards / "test-{000..002}.tar")
+    batches = list(stream.batches(7))
+    assert [key for b in batches for key in b.keys] == [f"{i:06d}" for i in range(30)]
+    assert [v for b in batches for v in b.labels.tolist()] == [i % 3 for i in range(30)]
+    # the pixels belong to their key
+    assert [int(p[0, 0, 0]) for b in batches for p in b.pixels] == list(range(30))
+    assert stream.class_names == CLASSES
+
+
+def test_labels_are_mapped_to_the_head_by_name(shards):
+    stream = open_shards(shards, head=("four", "bird", "dog", "cat"))
+    labels = next(iter(stream.batches(3))).labels
+    assert labels.tolist() == [3, 2, 0]
+
+
+def test_limit_reads_no_further_than_it_must(shards):
+    (shards / "test-002.tar").write_bytes(b"never opened")
+    assert sum(len(b.keys) for b in open_shards(shards, limit=20).batches(8)) == 20
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.98])
+def test_a_cut_shard_is_an_error(shards, cut):
+    path = shards / "test-001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * cut)])
+    with pytest.raises(DataError, match=r"test-001.tar is cut"):
+        list(open_shards(shards).batches(8))
+
+
+def test_a_shard_cut_between_two_samples_is_an_error_too(shards):
+    """tarfile itself takes this for the end of the archive."""
+    path = shards / "test-002.tar"
+    with tarfile.open(path) as archive:
+        end = archive.getmembers()[6].offset
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(DataError, match="is cut"):
+        list(open_shards(shards).batches(8))
+
+
+def test_a_cut_compressed_shard_is_an_error(shards):
+    packed = gzip.compress((shards / "test-000.tar").read_bytes())
+    (shards / "test-000.tar.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match="is damaged after"):
+        list(samples([shards / "test-000.tar.gz"]))
+
+
+def test_a_missing_shard_is_named(shards):
+    (shards / "test-001.tar").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 shards are missing.*test-001"):
+        expand(str(shards / "test-{000..002}.tar"))
+
+
+def test_a_label_out_of_range_or_missing_is_named(shards):
+    (shards / "classnames.txt").write_text("cat\ndog")
+    with pytest.raises(DataError, match="000002 has label b'2'; expected 0 to 1"):
+        list(open_shards(shards).batches(8))
+    write_shard(shards / "test-000.tar", range(3), labels=False)
+    with pytest.raises(DataError, match=r"has no \.cls file"):
+        list(open_shards(shards).batches(8))
+    (shards / "classnames.txt").unlink()
+    with pytest.raises(DataError, match=r"classnames.txt"):
+        open_shards(shards)
+
+
+def stream_of(items, workers=2):
+    return ImageStream(lambda: items, Preprocess(PREPROCESS), "test", workers=workers)
+
+
+def test_memory_is_bounded_by_the_window_and_order_is_kept():
+    alive, most, lock = set(), [0], threading.Lock()
+
+    def source(index):
+        def make():
+            with lock:
+                alive.add(index)
+                most[0] = max(most[0], len(alive))
+            return Image.fromarray(np.full((8, 8, 3), index % 256, np.uint8))
+
+        return make
+
+    taken = 0
+    stream = stream_of([Item(str(i), source(i), 0) for i in range(400)])
+    for batch in stream.batches(4):
+        assert batch.keys == tuple(str(i) for i in range(taken, taken + 4))
+        taken += 4
+        with lock:
+            alive.difference_update(int(key) for key in batch.keys)
+    assert taken == 400
+    assert stream.most_in_flight <= 2 * AHEAD
+    assert most[0] <= 2 * AHEAD + 4, "decoded images wait for no one but the window and a batch"
+
+
+def test_few_unreadable_images_are_counted_and_many_stop_the_stream():
+    good = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    items = [Item(str(i), (lambda: good) if i != 7 else b"junk", 0) for i in range(150)]
+    stream = stream_of(items)
+    assert sum(len(b.keys) for b in stream.batches(16)) == 149
+    assert stream.tried == 150
+    assert len(stream.skipped) == 1
+    assert "1 of 150 images" in stream.warnings()[0]
+    opened = []
+
+    def count():
+        for i in range(5000):
+            opened.append(i)
+            yield Item(str(i), b"junk")
+
+    bad = ImageStream(count, Preprocess(PREPROCESS), "test", workers=2)
+    with pytest.raises(DataError, match="could not be read"):
+        list(bad.batches(16))
+    assert len(opened) < 300, "it stops early, not after 5000 files"

@@ -1,0 +1,100 @@
+"""The zero-shot head: equal to open_clip's, cached, and its templates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regcache_deploy.compat import import_open_clip
+from regcache_deploy.encoders import zero_shot_head
+from regcache_deploy.encoders.zero_shot_head import OpenClipHead, read_templates
+from regcache_deploy.errors import ConfigError, ModelError
+
+open_clip = import_open_clip()
+NAMES = ("cat", "dog", "tench", "a very long name", *(f"number {i}" for i in range(9)))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    return open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    ).eval()
+
+
+def head(clip, cache=None, templates="simple"):
+    return OpenClipHead(clip, open_clip.SimpleTokenizer, read_templates(templates), cache)
+
+
+def test_equals_open_clip(clip):
+    expected = open_clip.build_zero_shot_classifier(
+        clip,
+        open_clip.SimpleTokenizer(),
+        NAMES,
+        open_clip.SIMPLE_IMAGENET_TEMPLATES,
+        num_classes_per_batch=None,
+    ).T
+    got = head(clip)(NAMES)
+    assert got.shape == (len(NAMES), 16)
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_the_cache_saves_the_text_tower_and_is_keyed_by_everything(clip, tmp_path, monkeypatch):
+    calls = []
+    real = clip.encode_text
+
+    def counted(*arguments, **keywords):
+        calls.append(1)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(clip, "encode_text", counted, raising=False)
+    first = head(clip, tmp_path)(NAMES)
+    count = len(calls)
+    assert count > 0
+    assert torch.equal(head(clip, tmp_path)(NAMES), first)
+    assert len(calls) == count, "the second time costs no text"
+    keys = {
+        head(clip).key(NAMES),
+        head(clip).key(NAMES[:-1]),
+        head(clip, None, "openai").key(NAMES),
+    }
+    with torch.no_grad():
+        clip.ln_final.weight.add_(1)
+        keys.add(head(clip).key(NAMES))
+        clip.ln_final.weight.sub_(1)
+    assert len(keys) == 4
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    assert torch.equal(head(clip, tmp_path)(NAMES), first), "a damaged cache is made anew"
+    assert len(calls) == 2 * count
+
+
+def test_the_cache_folder_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert zero_shot_head.cache_folder() == tmp_path / "regcache-deploy" / "heads"
+
+
+def test_templates_from_a_file(tmp_path):
+    path = tmp_path / "templates.txt"
+    path.write_text("a photo of a {}.\n\nart of the {c}\n")
+    assert read_templates(str(path)) == ("a photo of a {}.", "art of the {}")
+    assert len(read_templates("openai")) == 80
+    assert len(read_templates("simple")) == 7
+    path.write_text("a photo\n")
+    with pytest.raises(ConfigError, match=r"needs \{\} once"):
+        read_templates(str(path))
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no templates"):
+        read_templates(str(path))
+    with pytest.raises(ConfigError, match="no such file"):
+        read_templates("opneai")
+
+
+def test_a_tokenizer_that_cannot_be_had_is_a_model_error(clip):
+    def fail():
+        raise OSError("no network")
+
+    with pytest.raises(ModelError, match=r"tokenizer .* could not be had \(no network\)"):
+        OpenClipHead(clip, fail, ("a {}",))(NAMES)
