@@ -13,6 +13,7 @@ import argparse
 import csv
 import gc
 import io
+import itertools
 import time
 from importlib import metadata
 from pathlib import Path
@@ -43,27 +44,29 @@ def versions() -> str:
 
 
 def main() -> int:
-    """Try what is missing, then write the table. Returns 1 while something is missing."""
+    """Try what is missing until the budget is spent, and write the table.
+
+    Returns:
+        1 while something is missing; `--budget 0` only writes.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS")
     deadline = time.monotonic() + parser.parse_args().budget
     torch.set_num_threads(1)
     names = open_clip_architectures() + timm_architectures()
     known = read_known()
-    for outcome in survey(name for name in names if name not in known):
+    missing = [name for name in names if name not in known]
+    for outcome in survey(itertools.takewhile(lambda _: time.monotonic() < deadline, missing)):
         known[outcome.name] = outcome
         write_known(known)
         error = outcome.refusal or f"{outcome.error:.1e}"
         print(f"{outcome.name}: {error}", flush=True)
         gc.collect()
-        if time.monotonic() > deadline:
-            break
     missing = [name for name in names if name not in known]
     print(f"{len(missing)} architectures are still to be tried")
-    if missing:
-        return 1
-    atomic_write_bytes(DOCS, document([known[name] for name in names]).encode())
-    return 0
+    tried = [known[name] for name in names if name in known]
+    atomic_write_bytes(DOCS, document(tried, missing).encode())
+    return 1 if missing else 0
 
 
 def read_known() -> dict[str, Outcome]:
@@ -112,8 +115,8 @@ def structure(spec: EncoderSpec) -> str:
     )
 
 
-def document(outcomes: list[Outcome]) -> str:
-    """docs/encoders.md."""
+def document(outcomes: list[Outcome], missing: list[str]) -> str:
+    """docs/encoders.md; what was not tried is said first."""
     lines = [
         "# Encoders",
         "",
@@ -128,6 +131,8 @@ def document(outcomes: list[Outcome]) -> str:
         "hold (RoPE, SwiGLU, post-norm, relative positions count as such).",
         "",
     ]
+    if missing:
+        lines += [f"**Not tried yet** ({len(missing)}): {', '.join(missing)}.", ""]
     for title, from_timm in (("open_clip", False), ("timm", True)):
         chosen = [o for o in outcomes if o.name.startswith("timm/") == from_timm]
         lines += [f"## {title}", "", f"{score(chosen)}.", ""]

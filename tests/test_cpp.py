@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -120,7 +121,7 @@ def dump(
     height, width = shape[2:] if shape[1] == 3 else shape[1:3]
     pixels = np.fromfile(f"{out}.pixels", np.uint8).reshape(-1, height, width, 3)
     features = np.fromfile(f"{out}.features", np.float32)
-    return statuses, pixels, features.reshape(len(pixels), -1)
+    return statuses, pixels, features.reshape(len(pixels), -1) if len(pixels) else features
 
 
 def python_results(bundle: Path, images: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +154,7 @@ def assert_equal_results(folder: Path, bundle: Path, images: list[Path], out: Pa
     # a picture that becomes less than one pixel wide is refused by both
     good = [path for path in images if python_reads(bundle, path)]
     assert [status == "ok" for status in statuses] == [path in good for path in images]
-    assert len(good) >= len(images) - 1
+    assert len(good) >= len(images) - 2
     images = good
     wanted_pixels, wanted_features = python_results(bundle, images)
     worst = np.abs(pixels.astype(int) - wanted_pixels).max(axis=(1, 2, 3))
@@ -254,8 +255,11 @@ def test_the_monitor_warns_where_the_data_leaves_the_calibrated_range(
         options = GraphOptions(probes=2)
         made = write_bundle(tiny_plan(), tmp_path / f"{warns}.regcache", options=options)
         graph = Bundle.open(made).manifest["graph"]
-        for probe in graph["probes"]:
-            probe.update(low=100, high=101)  # codes in the middle of the range are common
+        constants = {t.name: t for t in onnx.load(made / "model.onnx").graph.initializer}
+        for probe in graph["probes"]:  # the code of zero is common
+            name = probe["output"].replace("/QuantizeLinear", ".input_zero_point")
+            zero = int(onnx.numpy_helper.to_array(constants[name]))
+            probe.update(low=zero, high=zero)
         outputs = [probe["output"] for probe in graph["probes"]]
         found = {"calibrated_rates": dict.fromkeys(outputs, rate)}
         changed(graph=graph, monitor=found)(made)
@@ -506,7 +510,8 @@ def test_the_fuzzer_finds_nothing_in_a_short_run(tmp_path: Path) -> None:
          "-max_len=4096", "-timeout=10", f"-artifact_prefix={tmp_path}/"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    log = [line for line in done.stderr.splitlines() if not line.startswith(("#", "\tNEW_"))]
+    assert done.returncode == 0, "\n".join(log)[:8000]
     assert "Done" in done.stderr
 
 

@@ -33,6 +33,7 @@ from regcache_deploy.search.job import FoundChoice, find_choice
 from regcache_deploy.search.register import capture, rank_candidates
 from regcache_deploy.search.sensitivity import measure_proxy
 from regcache_deploy.search_settings import SearchSettings
+from regcache_engines.files import atomic_write_bytes
 from tests.search_helpers import encoder_and_images, problem_for
 
 SMALL = ["--baseline", "naive", "--bits", "W4A4", "--search-images", "48"]
@@ -198,7 +199,7 @@ def test_a_full_disk_is_a_typed_error_and_resumable(tmp_path: Path, monkeypatch:
     encoder, images = made()
     space = SearchSpace((1,), 1, prefix=(0, 2), delete=(0, 2))
     written: list[Path] = []
-    original = cache.atomic_write_bytes
+    original = atomic_write_bytes
 
     def write(path: Path, data: bytes) -> None:
         if len(written) == 3:

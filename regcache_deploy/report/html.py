@@ -257,7 +257,7 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
 
 def provenance(folder: Path, document: dict[str, Any]) -> Section:
     """With what it was made."""
-    options = {k: v for k, v in document["options"].items() if v is not None}
+    options = {k: v for k, v in document["options"].items() if v not in (None, "")}
     rows = [[k.replace("_", "-"), str(v)] for k, v in (options | document["readings"]).items()]
     text = [f"Note: {line}" for line in document["warnings"]]
     return Section("settings", "Settings", text, [Table(["option", "value"], rows)])

@@ -76,7 +76,7 @@ def _figure(width: float, height: float, **keywords: Any) -> Any:
 def sensitivity(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     """Loss with one layer quantized alone, above the one-pass proxy."""
     data = document["sensitivity"]
-    figure, (above, below) = _figure(6.4, 5.2, nrows=2, sharex=True, height_ratios=(2, 1.2))
+    figure, (above, below) = _figure(5.2, 5.4, nrows=2, sharex=True, height_ratios=(2, 1.3))
     depth = len(data["proxy"]["fc2_input"])
     for role, colour in zip(ROLES, COLOURS, strict=True):
         loss = [
@@ -92,7 +92,9 @@ def sensitivity(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     below.set_xlabel("block")
     below.set_xticks(range(depth))
     below.set_yscale("log")
-    below.legend(["fc2 input", "block input"], loc="upper right", fontsize=9)
+    below.legend(
+        ["fc2 input", "block input"], ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.3)
+    )
     for axes in (above, below):
         axes.axvline(document["sensitive_block"], color=MUTED, lw=1, ls="--", zorder=0)
     return figure
@@ -104,7 +106,7 @@ def norms(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     from matplotlib.colors import LogNorm
 
     before, after = arrays["largest_before"], arrays["largest_after"]
-    figure, axes = _figure(6.4, 4.6, nrows=2, sharex=True)
+    figure, axes = _figure(5.2, 4.4, nrows=2, sharex=True)
     scale = LogNorm(max(float(np.nanmin(before)), 1e-3), float(np.nanmax(before)))
     for place, values, title in ((axes[0], before, "before"), (axes[1], after, "with RegCache")):
         image = place.imshow(
@@ -125,7 +127,7 @@ def deleted(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     images, masks = arrays["thumbnails"], arrays["deleted"]
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = _figure(6.4, 1.75 * rows, nrows=rows, ncols=columns, squeeze=False)
+    figure, axes = _figure(5.2, 1.42 * rows, nrows=rows, ncols=columns, squeeze=False)
     for place in axes.flat:
         place.axis("off")
     for place, image, mask in zip(axes.flat, images, masks, strict=False):
@@ -150,7 +152,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
             best[key] = trial
     trials = sorted(best.values(), key=lambda t: t["images"])
     most = max(t["images"] for t in trials)
-    figure, axes = _figure(6.4, 4.0)
+    figure, axes = _figure(5.2, 3.9)
     dots = axes.scatter(
         [t["prefix_count"] for t in trials],
         [t["delete_count"] for t in trials],
@@ -186,7 +188,7 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     """Value of every evaluation against the work done so far."""
     trials = document["trials"]
     most = max(t["images"] for t in trials)
-    figure, axes = _figure(6.4, 3.8)
+    figure, axes = _figure(5.2, 3.6)
     part = [t for t in trials if t["images"] < most]
     whole = [t for t in trials if t["images"] == most]
     axes.scatter(

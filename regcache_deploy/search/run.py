@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,11 +33,16 @@ PARTS = "parts"
 
 @torch.no_grad()
 def run_search(
-    options: ExportOptions, settings: SearchSettings, reporter: Reporter, ablation: bool = False
+    options: ExportOptions,
+    settings: SearchSettings,
+    reporter: Reporter,
+    ablation: bool = False,
+    parts: Path | None = None,
 ) -> ExportResult:
     """Search, evaluate the corners on held-out images, and write the run folder.
 
-    A killed run goes on where it stopped: finished parts are in the folder `parts`.
+    A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
+    folder, or in the one that is given, which several runs may share.
 
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
@@ -47,12 +53,13 @@ def run_search(
     model = load_model(options.model, options.pretrained, options.image_size, options.templates)
     check_choice(options, model)
     folder = options.output_dir
-    sets = load_image_sets(options, model, reporter, folder / PARTS)
+    parts = parts or folder / PARTS
+    sets = load_image_sets(options, model, reporter, parts)
     encoder, baseline = model.encoder, chosen_baseline(options)
     found = find_choice(options, baseline, encoder, sets, settings, reporter)
     config = found.result.best
     identity = {"search": sets.cache.identity, "held_out": sets.evaluation.fingerprint()}
-    cache = PartCache(folder / PARTS, identity, Work())
+    cache = PartCache(parts, identity, Work())
     held_out = HeldOut(encoder, sets, cache, options.batch_size, reporter)
     features = {"fp32": held_out.float_features}
     for name, corner in corner_configs(config).items():

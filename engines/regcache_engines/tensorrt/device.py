@@ -40,7 +40,7 @@ class CudaBindingsDevice:
     def pinned(self, size: int) -> PinnedBuffer:
         pointer = self._do("cudaMallocHost", size)
         self._frees.append(lambda: self._cuda.cudaFreeHost(pointer))
-        memory = (ctypes.c_uint8 * size).fromaddress(int(pointer))
+        memory = (ctypes.c_uint8 * size).from_address(int(pointer))
         return PinnedBuffer(np.ctypeslib.as_array(memory))
 
     def stream(self) -> int:

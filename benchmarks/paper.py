@@ -1,0 +1,195 @@
+"""Every cell of the paper's table that this machine can run, beside the published figures.
+
+    python benchmarks/paper.py --data IMAGENET/train --eval-data IMAGENET/val --output runs/paper
+    python benchmarks/paper.py --dry-run --models CLIP-B/16 --baselines naive --bits W8A8
+
+Five encoders, three baselines, three bit widths. A cell that cannot be run stays empty and says
+why. An interrupted run goes on where it stopped. `--dry-run` takes random weights, a few synthetic
+images and a fixed choice: it shows that everything is in place, and its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regcache_deploy.errors import RegCacheError
+from regcache_deploy.options import BASELINE_NAMES, ExportOptions
+from regcache_deploy.progress import Reporter
+from regcache_deploy.search_settings import SearchSettings
+
+BITS = ("W8A8", "W6A6", "W4A4")
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """An encoder of the paper and where its weights come from by default."""
+
+    name: str
+    architecture: str
+    tag: str | None
+    img_size: str | None = None
+
+
+MODELS = (
+    PaperModel("CLIP-B/16", "ViT-B-16-quickgelu", "openai"),
+    PaperModel("OpenCLIP-B/16", "ViT-B-16", "laion2b_s34b_b88k"),
+    PaperModel("SigLIP-B/16", "ViT-B-16-SigLIP", "webli"),
+    PaperModel("SigLIP2-B/16", "ViT-B-16-SigLIP2", "webli"),
+    PaperModel("DINOv2-B/14", "timm/vit_base_patch14_dinov2", "lvd142m", img_size="224"),
+)
+
+PUBLISHED = {
+    ("CLIP-B/16", "naive", "W8A8"): {"baseline": 34.01, "regcache": 59.71},
+    ("SigLIP-B/16", "naive", "W8A8"): {
+        "baseline": 69.71,
+        "prefix_only": 74.37,
+        "delete_only": 42.41,
+        "regcache": 74.38,
+    },
+    ("SigLIP2-B/16", "naive", "W8A8"): {
+        "baseline": 26.04,
+        "prefix_only": 23.82,
+        "delete_only": 69.06,
+        "regcache": 72.35,
+    },
+}
+"""ImageNet-1k zero-shot top-1 of arXiv 2510.04547v4, as quoted by public notes on it. Figures that
+are known without their baseline quantizer or model size are left out."""
+
+CORNERS = ("fp32", "baseline", "prefix_only", "delete_only", "regcache")
+DRY = {"calibration_images": 2, "search_images": 2, "limit": 2, "batch_size": 2}
+DRY_CHOICE = {"prefix_block": 6, "prefix_count": 4, "delete_count": 4}
+
+
+def run_cell(
+    args: argparse.Namespace, model: PaperModel, baseline: str, bits: str
+) -> dict[str, Any]:
+    """One row: our figures, or the reason why there are none; and the published ones."""
+    row: dict[str, Any] = {"model": model.name, "quantizer": baseline, "bits": bits}
+    try:
+        row |= _measure(args, model, baseline, bits)
+    except RegCacheError as error:
+        row["reason"] = " ".join(str(error).split())
+    for corner, value in PUBLISHED.get((model.name, baseline, bits), {}).items():
+        row[f"published_{corner}"] = value
+    return row
+
+
+def _measure(
+    args: argparse.Namespace, model: PaperModel, baseline: str, bits: str
+) -> dict[str, Any]:
+    if args.data is None and not args.dry_run:
+        return {"reason": "no images: pass --data and --eval-data"}
+    from regcache_deploy.search.run import run_search
+
+    place = args.output / model.name.replace("/", "-")
+    common = {
+        "baseline": baseline,
+        "bits": bits,
+        "model": model.architecture,
+        "img_size": model.img_size,
+        "output": place / f"{baseline}-{bits}",
+        "seed": args.seed,
+        "threads": args.threads,
+    }
+    if args.dry_run:
+        options = ExportOptions(**common, pretrained="random", **DRY, **DRY_CHOICE)
+    else:
+        options = ExportOptions(
+            **common,
+            pretrained=dict(args.weights).get(model.name, model.tag),
+            data=args.data,
+            eval_data=args.eval_data,
+            limit=args.limit,
+            search_images=args.search_images,
+            calibration_images=args.calibration_images,
+        )
+        options.check_paths()
+    reporter = Reporter(quiet=not args.verbose)
+    result = run_search(options, SearchSettings(), reporter, parts=place / "parts")
+    scale = 100 if result.metric == "top1" else 1
+    config = result.config
+    return {
+        "metric": result.metric,
+        "n": result.n_eval,
+        **{corner: round(scale * result.accuracy[corner], 4) for corner in CORNERS},
+        "choice": f"t={config.prefix_block} tau={config.prefix_count} k={config.delete_block} "
+        f"deleted={config.delete_count}",
+        "reason": result.caution or "",
+    }
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows so far as CSV; published figures have columns of their own."""
+    published = [f"published_{corner}" for corner in CORNERS[1:]]
+    columns = [
+        "model",
+        "quantizer",
+        "bits",
+        "metric",
+        "n",
+        *CORNERS,
+        *published,
+        "choice",
+        "reason",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(row: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    figures = [f"{corner} {row[corner]:.2f}" for corner in CORNERS if corner in row]
+    known = {k.removeprefix("published_"): v for k, v in row.items() if k.startswith("published_")}
+    published = f" | published {known}" if known else ""
+    text = ", ".join(figures) or "empty"
+    reason = f" ({row['reason']})" if row.get("reason") else ""
+    return f"{row['model']} {row['quantizer']} {row['bits']}: {text}{reason}{published}"
+
+
+def weights(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator or name not in {model.name for model in MODELS}:
+        raise argparse.ArgumentTypeError(f"{text}: write MODEL=PATH or MODEL=TAG")
+    return name, path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [model.name for model in MODELS]
+    parser.add_argument("--data", type=Path, help="ImageNet train, one folder per class")
+    parser.add_argument("--eval-data", type=Path, help="ImageNet val, one folder per class")
+    parser.add_argument(
+        "--weights", type=weights, action="append", default=[], metavar="MODEL=PATH"
+    )
+    parser.add_argument("--models", nargs="+", default=names, choices=names)
+    parser.add_argument("--baselines", nargs="+", default=BASELINE_NAMES, choices=BASELINE_NAMES)
+    parser.add_argument("--bits", nargs="+", default=BITS, choices=BITS)
+    parser.add_argument("--search-images", type=int, default=5000)
+    parser.add_argument("--calibration-images", type=int, default=64)
+    parser.add_argument("--limit", type=int, help="evaluate on at most N images")
+    parser.add_argument("--output", type=Path, default=Path("runs/paper"))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dry-run", action="store_true", help="random weights: plumbing only")
+    parser.add_argument("--verbose", action="store_true")
+    args = parser.parse_args(argv)
+    rows = []
+    for model in (m for m in MODELS if m.name in args.models):
+        for baseline in args.baselines:
+            for bits in args.bits:
+                rows.append(run_cell(args, model, baseline, bits))
+                print(show(rows[-1]), flush=True)
+                write_table(args.output / "table.csv", rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
