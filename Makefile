@@ -95,5 +95,5 @@ $(VENV)/.stamp-run: pyproject.toml | $(VENV)/.stamp-torch
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-run
-	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev]'
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,rtx]'
 	@touch $@

@@ -136,7 +136,7 @@ class TestUsage:
         assert cli.main(["export", "--output", str(tmp_path / "file" / "run"), "--dry-run"]) == 2
         assert "file is no folder; choose another --output" in error_line(capsys)
 
-    @pytest.mark.parametrize("command", ["build", "bench"])
+    @pytest.mark.parametrize("command", ["build"])
     def test_scripts_of_commands_that_are_not_there_yet(self, capsys, command):
         if command in cli.COMMANDS:
             pytest.skip("this command exists by now")

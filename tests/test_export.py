@@ -17,7 +17,7 @@ from regcache_engines.bundle import Bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.plan import Plan
 
-SMALL = ["--search-images", "96", "--calibration-images", "32", "--limit", "160", "-q"]
+SMALL = ["--search-images", "96", "--calibration-images", "32", "--limit", "240", "-q"]
 FIXED = ["--prefix-block", "2", "--prefix-count", "4", "--delete-count", "5"]
 
 
@@ -31,7 +31,7 @@ def export(arguments: Sequence[str], capsys: Any) -> dict[str, Any]:
 def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     # PTQ4ViT's own search costs a hundred candidates per scale, each over all calibration rows
-    fixed = ["--calibration-images", "4", *FIXED] if baseline == "ptq4vit" else []
+    fixed = ["--calibration-images", "8", *FIXED] if baseline == "ptq4vit" else []
     result = export(["--baseline", baseline, "--output", str(out), *SMALL, *fixed], capsys)
     for key in [
         "model",
@@ -59,7 +59,7 @@ def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFi
         "regcache",
         "deployed",
     }
-    assert result["n_eval"] == 160
+    assert result["n_eval"] == 240
     assert result["agreement"]["top1"] >= 0.995
     assert result["agreement"]["mean_cosine"] >= 0.9999
     assert Path(result["bundle"]).name == f"demo-{baseline}.regcache"

@@ -46,7 +46,8 @@ def read_config(path: Path, parser: Parser) -> list[str]:
     options = {
         option.removeprefix("--"): action
         for option, action in parser._option_string_actions.items()
-        if option.startswith("--") and not option.startswith("--no-")
+        # the negative of a switch is written `name: false`; --no-fold is an option of its own
+        if option.startswith("--") and not (option.startswith("--no-") and action.nargs == 0)
     }
     words: list[str] = []
     for key, value in _load_mapping(path).items():

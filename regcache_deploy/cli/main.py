@@ -48,11 +48,6 @@ def build_main(argv: Sequence[str] | None = None) -> int:
     return _script("build", argv)
 
 
-def bench_main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `regcache-bench`."""
-    return _script("bench", argv)
-
-
 def _script(command: str, argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     return guard(lambda: _run_command(command, f"regcache-{command}", arguments))

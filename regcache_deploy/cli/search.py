@@ -54,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default=default.model, metavar="NAME", help="as in export")
     model.add_argument("--pretrained", metavar="TAG|PATH|random[:SEED]", help="as in export")
     model.add_argument("--img-size", metavar="N|HxW", help="input size in pixels")
-    model.add_argument("--templates", default=default.templates, metavar="openai|simple|FILE")
+    model.add_argument(
+        "--templates",
+        default=default.templates,
+        metavar="openai|simple|FILE",
+        help="prompts of the zero-shot head (default %(default)s)",
+    )
     model.add_argument(
         "--baseline",
         default=default.baseline,

@@ -99,6 +99,7 @@ def build(structure: Structure, seed: int = 0) -> PlantedVit:
         coordinate=structure.width // 3,
         places=places,
         early_units=4 * structure.width,
+        massive_slope=110.0,
     )
     _write_places(visual, tokens)
     enforce(visual, plant)

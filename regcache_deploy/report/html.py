@@ -16,6 +16,7 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..compat import require
 from ..errors import DataError
+from .format import count_text, difference_text, metric_title, p_text, value_text
 
 CORNER_TITLES = {
     "fp32": "FP32",
@@ -113,7 +114,7 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         ],
         [
             "search objective",
-            f"{_value(document['search_metric'], document['search_accuracy'])} "
+            f"{value_text(document['search_metric'], document['search_accuracy'])} "
             f"on {document['n_search']} images",
         ],
     ]
@@ -123,15 +124,15 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         if value is None:
             continue
         pair = document["paired"].get(name)
-        rows.append([title, _value(metric, value), _difference(metric, pair), _p(pair)])
-    caption = f"{_metric(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
+        rows.append([title, value_text(metric, value), difference_text(metric, pair), p_text(pair)])
+    caption = f"{metric_title(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
     return Section(
         "decision",
         "The decision",
         text,
         [
             Table(["", "chosen"], choice),
-            Table(["", _metric(metric), "difference", "p"], rows, caption),
+            Table(["", metric_title(metric), "difference", "p"], rows, caption),
         ],
     )
 
@@ -141,8 +142,8 @@ def cost(folder: Path, document: dict[str, Any]) -> Section | None:
     spent = document["search_cost"]
     grid = spent["exhaustive_block_forwards"]
     text = [
-        f"{_count(spent['block_forwards'])} block-forwards (one image through one block), all "
-        f"preparations included. The full grid takes {_count(grid)}, "
+        f"{count_text(spent['block_forwards'])} block-forwards (one image through one block), all "
+        f"preparations included. The full grid takes {count_text(grid)}, "
         f"{grid / spent['block_forwards']:.1f} times as many. "
         f"{spent['seconds']:.0f} s; largest process size "
         f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."
@@ -239,9 +240,9 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
             lines.append(
                 [
                     TITLES[variant],
-                    _value(metric, cell["value"]),
-                    _difference(metric, pair),
-                    _p(pair),
+                    value_text(metric, cell["value"]),
+                    difference_text(metric, pair),
+                    p_text(pair),
                 ]
             )
         choice = row["choice"]
@@ -250,7 +251,9 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
             f"{choice['prefix_block']}, {choice['delete_count']} deleted in block "
             f"{choice['delete_block']}"
         )
-        tables.append(Table(["", _metric(metric), "against the baseline", "p"], lines, caption))
+        tables.append(
+            Table(["", metric_title(metric), "against the baseline", "p"], lines, caption)
+        )
     text = [f"On {document['n_eval']} held-out images; intervals and p-values are paired."]
     return Section("ablation", "Ablation", text, tables)
 
@@ -284,28 +287,3 @@ def _picture(folder: Path, document: dict[str, Any], name: str, alt: str, captio
         ) from error
     encoded = base64.b64encode(data).decode()
     return Picture(f"data:image/svg+xml;base64,{encoded}", alt, caption)
-
-
-def _metric(name: str) -> str:
-    return {"top1": "top-1", "cosine": "cosine", "mse": "1 - relative error"}[name]
-
-
-def _value(metric: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"
-
-
-def _difference(metric: str, pair: dict[str, Any] | None) -> str:
-    if pair is None:
-        return ""
-    digits = 2 if metric == "top1" else 5
-    return (
-        f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
-    )
-
-
-def _p(pair: dict[str, Any] | None) -> str:
-    return "" if pair is None else f"{pair['p_value']:.2g}"
-
-
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", "\u202f")

@@ -14,8 +14,7 @@ from torch import Tensor
 from regcache_export.regcache_config import DeleteAt
 
 from ..encoders.canonical import Encoder
-from ..encoders.regcache import RegCacheConfig
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
 from ..options import ExportOptions
 from ..progress import Reporter
@@ -23,16 +22,8 @@ from ..quantization.baselines import Baseline
 from ..search_settings import SearchSettings
 from .cost import SearchCost, calibration_walks, exhaustive_block_forwards, peak_memory
 from .problem import SearchProblem
-from .register import (
-    TOP_CANDIDATES,
-    TOP_SINGLES,
-    Candidate,
-    Captures,
-    Ranking,
-    capture,
-    rank_candidates,
-    source_images,
-)
+from .register import Candidate, Captures
+from .registers import find_captures, make_register, take_best_singles
 from .result import SearchResult
 from .sensitivity import Sensitivity, measure_sensitivity
 from .space import SearchSpace
@@ -43,11 +34,6 @@ if TYPE_CHECKING:
 
 LOOK_BACK = 3
 """Target blocks are searched from this many blocks before the sensitive one (paper, section 4)."""
-
-SINGLE_PROBE = (4, 4)
-"""(tau, k~) at which single candidates are compared."""
-
-SINGLE_PROBE_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -151,16 +137,16 @@ def find_choice(
         )
     space = search_space(options, encoder, sensitivity.block, settings.delete_at)
     with reporter.stage("register candidates", len(space.blocks)) as advance:
-        ranking, captures = _captures(encoder, sets, space, settings, options.batch_size)
+        ranking, captures = find_captures(encoder, sets, space, settings, options.batch_size)
         advance(len(space.blocks))
     members = slice(None) if settings.candidates == "average" else slice(0, 1)
-    registers = {t: _register(encoder, c, settings, members) for t, c in captures.items()}
+    registers = {t: make_register(encoder, c, settings, members) for t, c in captures.items()}
     problem = _problem(options, baseline, encoder, sets, settings, objective, registers)
     calibration = len(sets.calibration_tokens)
     depth, walks = encoder.spec.depth, calibration_walks(baseline)
     with reporter.stage("search of prefix and delete counts") as advance:
         if settings.candidates == "best":
-            _take_best_singles(problem, space, captures, settings, options.seed)
+            take_best_singles(problem, space, captures, settings, options.seed)
         result = search(
             problem,
             space,
@@ -225,93 +211,3 @@ def make_problem(
     """The problem of a finished search again, with the register that it chose."""
     registers = {found.result.best.prefix_block: found.register}
     return _problem(options, baseline, encoder, sets, SearchSettings(), found.objective, registers)
-
-
-def _captures(
-    encoder: Encoder,
-    sets: ImageSets,
-    space: SearchSpace,
-    settings: SearchSettings,
-    batch_size: int,
-) -> tuple[Ranking, dict[int, Captures]]:
-    """Candidates by both rankings, and what the chosen ones are in their images."""
-    work, k = sets.cache.work, space.delete_block
-    size = TOP_CANDIDATES if settings.candidates == "average" else TOP_SINGLES
-
-    def rank() -> dict[str, Tensor]:
-        found = rank_candidates(encoder, sets.search.batches(batch_size), space.blocks, k, size)
-        work.add(len(sets.search) * (max(*space.blocks, k) + 1))
-        lists = {f"input/{t}": c for t, c in found.by_input.items()} | {"fc2": found.by_fc2}
-        return {
-            name: torch.tensor([[c.score, c.image, c.position] for c in each], dtype=torch.float64)
-            for name, each in lists.items()
-        }
-
-    key = {"blocks": list(space.blocks), "k": k, "candidates": size}
-    ranked = {n: _candidates(t) for n, t in sets.cache.part("ranking", rank, **key).items()}
-    ranking = Ranking({t: ranked[f"input/{t}"] for t in space.blocks}, ranked["fc2"])
-    wanted = {t: ranking.chosen(settings.ranking, t) for t in space.blocks}
-
-    def run() -> dict[str, Tensor]:
-        found = capture(encoder, sets.images, wanted, batch_size)
-        work.add(source_images(wanted) * encoder.spec.depth)
-        return {
-            f"{t}/{name}": value
-            for t, each in found.items()
-            for name, value in [("state", each.states), *each.normed.items()]
-        }
-
-    parts = sets.cache.part("captures", run, ranking=settings.ranking, **key)
-    return ranking, {t: _capture_of(parts, t, encoder.spec.depth) for t in space.blocks}
-
-
-def _candidates(table: Tensor) -> list[Candidate]:
-    return [Candidate(score, int(image), int(place)) for score, image, place in table.tolist()]
-
-
-def _capture_of(parts: Mapping[str, Tensor], block: int, depth: int) -> Captures:
-    return Captures(
-        block, parts[f"{block}/state"], {i: parts[f"{block}/{i}"] for i in range(block, depth)}
-    )
-
-
-def _register(
-    encoder: Encoder, captures: Captures, settings: SearchSettings, members: slice
-) -> dict[int, Tensor]:
-    if not len(captures.states):
-        raise DataError("there is no candidate for the register; add search images")
-    if settings.register == "solo":
-        return captures.solo_register(encoder, members)
-    return captures.register(members)
-
-
-def _take_best_singles(
-    problem: SearchProblem,
-    space: SearchSpace,
-    captures: dict[int, Captures],
-    settings: SearchSettings,
-    seed: int,
-) -> None:
-    """Exchange every register for its best single candidate at one probe (the paper's v2).
-
-    The paper maximises over candidate and count together; the probe separates the two.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(problem.size, generator=generator)[:SINGLE_PROBE_IMAGES]
-    tau = min((p for p in space.prefix if p), key=lambda p: abs(p - SINGLE_PROBE[0]), default=0)
-    count = min(space.delete, key=lambda c: abs(c - SINGLE_PROBE[1]))
-    registers = dict(problem.registers)
-    for block, found in captures.items():
-        if not tau:
-            continue
-        singles = [
-            _register(problem.encoder, found, settings, slice(i, i + 1))
-            for i in range(len(found.states))
-        ]
-        config: RegCacheConfig = space.config(block, tau, count)
-        scores = []
-        for single in singles:
-            problem.registers = {block: single}
-            scores.append(problem.evaluate(config, rows).key)
-        registers[block] = singles[max(range(len(singles)), key=lambda i: scores[i])]
-    problem.registers = registers

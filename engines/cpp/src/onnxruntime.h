@@ -12,8 +12,8 @@
 
 namespace regcache {
 
-// Load `library`, or where it is empty: what the process holds already, the environment variable
-// REGCACHE_ONNXRUNTIME, the system's libonnxruntime. Only the first call loads. Returns its version.
+// Load `library`, or where it is empty: what the environment variable REGCACHE_ONNXRUNTIME names,
+// what the process holds already, the system's libonnxruntime. Only the first call loads. Returns its version.
 // Throws Error: not found, or older than the headers this was compiled with.
 const char *load_onnxruntime(const std::string &library);
 
