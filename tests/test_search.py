@@ -246,6 +246,17 @@ def test_gain_needs_size_and_evidence() -> None:
     assert gain_probability(top1, b, a) == 1.0
 
 
+def test_one_image_that_gains_enormously_does_not_hide_that_all_gain() -> None:
+    cosine = FeatureFidelity(torch.zeros(1, 1))
+    generator = torch.Generator().manual_seed(0)
+    error = 1e-4 * (1 + torch.rand(96, generator=generator).double())
+    before = 4 * error
+    before[7] = 0.86
+    nothing, choice = (Score.of(1 - x, 1 - x, 1 - x) for x in (before, error))
+    assert gain_probability(cosine, nothing, choice) < 1e-6
+    assert gain_probability(cosine, choice, nothing) == 1.0
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"strategy": "fast"}, {"ranking": "norm"}, {"memory": 0.0}, {"error": 0.9}],

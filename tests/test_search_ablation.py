@@ -1,0 +1,44 @@
+"""The ablation table, on a random ViT with planted sinks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from regcache_deploy.demo import planted_vit
+from regcache_deploy.image_sets import load_image_sets
+from regcache_deploy.options import ExportOptions
+from regcache_deploy.progress import Reporter
+from regcache_deploy.search.ablation import VARIANTS, run_ablation
+from regcache_deploy.search.cache import PartCache
+from regcache_deploy.search.cost import Work
+from regcache_deploy.search.held_out import HeldOut
+from regcache_deploy.search_settings import SearchSettings
+
+
+@torch.no_grad()
+def test_every_corner_has_a_figure_with_paired_statistics_or_a_reason(tmp_path: Path) -> None:
+    model, quiet = planted_vit.load(planted_vit.small(), 0), Reporter(quiet=True)
+    options = ExportOptions(
+        baseline="naive", search_images=48, calibration_images=8, limit=24, batch_size=48
+    )
+    sets = load_image_sets(options, model, quiet, tmp_path)
+    held_out = HeldOut(model.encoder, sets, PartCache(None, {}, Work()), 48, quiet)
+    rows = run_ablation(
+        options, model.encoder, sets, SearchSettings(), held_out, quiet, ["naive"], ["W8A8", "W6A6"]
+    )
+    assert [(row.baseline, row.bits) for row in rows] == [("naive", "W8A8"), ("naive", "W6A6")]
+    for row in rows:
+        assert tuple(row.cells) == VARIANTS
+        for cell in row.cells.values():
+            assert (cell.value is None) == bool(cell.reason)
+    cells = rows[0].cells
+    assert rows[0].choice["delete_count"] == 4
+    assert cells["fp32"].value == 1.0
+    assert cells["both"].value > cells["baseline"].value  # type: ignore[operator]
+    against = cells["both"].against_baseline
+    assert against is not None
+    assert against["low"] <= against["difference"] <= against["high"]
+    assert cells["baseline"].against_baseline is None
+    assert cells["random_sink"].value != cells["prefix_only"].value
