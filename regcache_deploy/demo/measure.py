@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.demo_images import load_demo_images
 from ..encoders import Encoder, RegCache, RegCacheConfig
+from ..encoders.canonical import FLOAT
 from ..encoders.load import load_model
 from ..quantization import make_baseline
 from .digits import CLASS_NAMES
@@ -46,6 +47,7 @@ def main() -> None:
     assert model.text_head is not None
     head = model.text_head(CLASS_NAMES)
     images = load_demo_images("heldout", count, preprocess_cfg=model.preprocess)
+    assert images.labels is not None
     tokens = torch.cat([encoder.embed(batch) for batch in images.batches(100)])
     search = load_demo_images("search", CALIBRATION, preprocess_cfg=model.preprocess)
     calibration = torch.cat([encoder.embed(batch) for batch in search.batches(100)])
@@ -59,10 +61,13 @@ def main() -> None:
             if name != "FP32":
                 found = make_baseline(name).calibrate(encoder, calibration, regcache=regcache)
             run, cache = (encoder, regcache) if found is None else (found.encoder, found.regcache)
-            options = {} if found is None else {"numerics": found.numerics()}
-            after = [run.run_blocks(t, regcache=cache, **options) for t in tokens.split(100)]
+            numerics = FLOAT if found is None else found.numerics()
+            after = [
+                run.run_blocks(part, regcache=cache, numerics=numerics)
+                for part in tokens.split(100)
+            ]
             features = F.normalize(run.pool(torch.cat(after)), dim=-1)
-            top1 = ((features @ head.T).argmax(-1) == images.labels).double().mean()
+            top1 = (features @ head.T).argmax(-1).eq(images.labels).double().mean()
             print(f"| {name} | {tau} | {deleted} | {100 * float(top1):.1f} |", flush=True)
 
 
