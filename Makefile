@@ -26,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help cpp fuzz export test test-encoders lint types pytest format clean
+.PHONY: help cpp fuzz export test test-encoders lint types pytest bench format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
 	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
 	@echo "make fuzz     its fuzzer for ten minutes; FUZZ_SECONDS=60"
+	@echo "make bench    our files beside other tools, into benchmarks/results; 15 minutes, 2 cores"
 	@echo "make format   let ruff rewrite the code"
 	@echo "make clean    remove .venv and caches; runs/ stays"
 
@@ -68,7 +69,19 @@ fuzz: $(VENV)/.stamp-run
 	$(BIN)/python engines/cpp/build.py --fuzzer
 	$(BIN)/python engines/cpp/fuzz/seeds.py build/cpp-fuzz/corpus
 	build/cpp-fuzz/regcache_fuzz build/cpp-fuzz/corpus -max_total_time=$(FUZZ_SECONDS) \
-	  -max_len=8192 -timeout=25 -rss_limit_mb=4096 -print_final_stats=1
+	  -max_len=8192 -timeout=25 -rss_limit_mb=4096 -print_final_stats=1 \
+	  -artifact_prefix=build/cpp-fuzz/
+
+# ModelOpt needs an environment of its own; name its Python to have it in the table.
+MODELOPT_PYTHON ?= $(BIN)/python
+BENCH_ARGS ?=
+PEERS := $(BIN)/python benchmarks/peers.py --modelopt-python $(MODELOPT_PYTHON) $(BENCH_ARGS)
+bench: $(VENV)/.stamp-peers
+	$(PEERS) --model demo --seconds 20
+	$(PEERS) --model ViT-B-16 --pretrained random:0 --baseline naive \
+	  --calibration-images 16 --images 16 --seconds 90
+	$(BIN)/python benchmarks/peer_table.py benchmarks/results/peers-*.csv \
+	  --output benchmarks/results/peers.md
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
@@ -96,4 +109,8 @@ $(VENV)/.stamp-run: pyproject.toml | $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-run
 	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,rtx]'
+	@touch $@
+
+$(VENV)/.stamp-peers: pyproject.toml | $(VENV)/.stamp-run
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,peers]'
 	@touch $@

@@ -13,22 +13,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
-import random
-import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cpu_models import GRAPHS, MODEL, OURS, write_models, write_nncf
 
-Run = Callable[[], Any]
+from regcache_deploy.bench.environment import describe_machine
+from regcache_deploy.bench.timing import Run, Samples, interleave
 
 
 def session(path: Path, threads: int, profile: str = "") -> Any:
@@ -117,33 +113,6 @@ def cpu_variants(folder: Path, batch: int, peers: bool) -> dict[str, Run]:
     return runs
 
 
-def interleave(
-    runs: dict[str, Run], rounds: int, clock: Callable[[], float], seconds: float
-) -> dict[str, list[float]]:
-    """Milliseconds of every variant in every round."""
-    order, times = list(runs), {name: list[float]() for name in runs}
-    for name in order:
-        runs[name]()
-    end = time.monotonic() + seconds
-    for index in range(rounds):
-        random.Random(index).shuffle(order)
-        for name in order:
-            began = clock()
-            runs[name]()
-            times[name].append((clock() - began) * 1e3)
-        if time.monotonic() > end:
-            break
-    return times
-
-
-def ratio(times: dict[str, list[float]], over: str, under: str) -> tuple[float, float, float]:
-    """Median of `over / under` within a round, and its 95 % bootstrap interval."""
-    pairs = np.array(times[over]) / np.array(times[under])
-    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return float(np.median(pairs)), float(low), float(high)
-
-
 def operator_times(path: Path, threads: int, images: np.ndarray) -> dict[str, float]:
     """Share of ONNX Runtime's profiled time by operator type."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -206,12 +175,12 @@ def main() -> int:
     for batch in args.batches:
         if "wall" in args.parts:
             runs = wall_variants(args.models, args.threads, batch, peers)
-            times = interleave(runs, args.rounds, time.perf_counter, args.seconds)
+            times = interleave(runs, args.rounds, seconds=args.seconds)
             rows += _rows("wall ms", batch, times, RATIOS)
             del runs
         if "cpu" in args.parts:
             runs = cpu_variants(args.models, batch, peers)
-            times = interleave(runs, args.rounds, time.process_time, args.seconds)
+            times = interleave(runs, args.rounds, clock=time.process_time, seconds=args.seconds)
             rows += _rows("cpu ms (1 thread)", batch, times, CPU_RATIOS)
             del runs
         if "operators" in args.parts:
@@ -226,16 +195,17 @@ def main() -> int:
 
 
 def _rows(
-    kind: str, batch: int, times: dict[str, list[float]], pairs: tuple[tuple[str, str], ...]
+    kind: str, batch: int, samples: Samples, pairs: tuple[tuple[str, str], ...]
 ) -> list[list[Any]]:
     rows: list[list[Any]] = []
-    for name, values in times.items():
-        middle, least = statistics.median(values), min(values)
-        rows.append([kind, batch, name, "median", f"{middle:.2f}", f"{least:.2f}", len(values)])
+    for name in samples.milliseconds:
+        calls = samples.calls(name)
+        middle, least = samples.percentile(name, 50), min(calls)
+        rows.append([kind, batch, name, "median", f"{middle:.2f}", f"{least:.2f}", len(calls)])
     for over, under in pairs:
-        if over in times and under in times:
-            middle, low, high = ratio(times, over, under)
-            interval = [f"{middle:.4f}", f"{low:.4f}", f"{high:.4f}"]
+        if over in samples.milliseconds and under in samples.milliseconds:
+            found = samples.ratio(over, under)
+            interval = [f"{v:.4f}" for v in (found.value, found.low, found.high)]
             rows.append([f"ratio of {kind}", batch, over, under, *interval])
     return rows
 
@@ -253,14 +223,16 @@ def _has_peers() -> bool:
 def _write(rows: list[list[Any]], args: argparse.Namespace) -> None:
     import onnxruntime
 
+    machine = describe_machine()
     facts = {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "cpu": f"{machine['cpu']} ({' '.join(machine['cpu_flags']) or 'no VNNI'})",
+        "cores": machine["cores"],
+        "load": machine["load"],
         "threads": args.threads,
         "onnxruntime": onnxruntime.__version__,
         "model": f"{args.model}, random weights: speed only",
         "note": args.note,
-        "python": platform.python_version(),
+        "python": machine["python"],
     }
     out = args.output.open("w", newline="") if args.output else sys.stdout
     writer = csv.writer(out, lineterminator="\n")
@@ -270,17 +242,6 @@ def _write(rows: list[list[Any]], args: argparse.Namespace) -> None:
     writer.writerows(rows)
     if args.output:
         out.close()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    found = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = [f for f in ("avx512_vnni", "avx_vnni", "amx_int8") if f in found.get("flags", "")]
-    return f"{found.get('model name', '?')} ({' '.join(flags) or 'no VNNI'})"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+import regcache_export
 
 MODEL = "ViT-B-16"
 REGCACHE = {"block": 6, "prefix": 4, "delete": 5}
@@ -20,11 +23,13 @@ GRAPHS = ("plain", "regcache")
 
 
 def write_models(folder: Path, model: str = MODEL) -> None:
-    """Write every ONNX file that is not there yet."""
+    """Write the ONNX files, unless those of the same model and code are there."""
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "models.json"
-    if done.exists() and json.loads(done.read_text())["model"] == model:
+    identity = {"model": model, "regcache": REGCACHE, "code": _exporter_sha256()}
+    if done.exists() and json.loads(done.read_text()) == identity:
         return
+    (folder / "nncf.xml").unlink(missing_ok=True)
     images, plans = _plans(model)
     from regcache_export.graph import build_model, serialize
     from regcache_export.targets import GraphOptions
@@ -42,7 +47,16 @@ def write_models(folder: Path, model: str = MODEL) -> None:
         path = folder / f"floor_b{batch}.onnx"
         path.write_bytes(floor(plans["plain"].encoder, batch).SerializeToString())
     np.save(folder / "images.npy", images)
-    done.write_text(json.dumps({"model": model, "regcache": REGCACHE}))
+    done.write_text(json.dumps(identity))
+
+
+def _exporter_sha256() -> str:
+    """Hash of the exporter's source: other code, other graphs."""
+    package = Path(regcache_export.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _plans(model: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -96,15 +96,17 @@ def write_known(known: dict[str, Outcome]) -> None:
     writer.writerow(COLUMNS)
     for o in known.values():
         figures = ["" if v is None else f"{v:.3g}" for v in (o.error, o.magnitude)]
-        spec = structure(o.spec) if isinstance(o.spec, EncoderSpec) else o.spec
         writer.writerow(
-            [versions(), o.name, o.tower, o.pure_vit, *figures, o.refusal or "", spec or ""]
+            [versions(), o.name, o.tower, o.pure_vit, *figures, o.refusal or "", structure(o.spec)]
         )
     CSV.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(CSV, buffer.getvalue().encode())
 
 
-def structure(spec: EncoderSpec) -> str:
+def structure(spec: EncoderSpec | str | None) -> str:
+    """In words; what comes from the CSV is in words already."""
+    if not isinstance(spec, EncoderSpec):
+        return spec or ""
     height, width = spec.image_size
     special = f"{spec.num_prefix_tokens} special" if spec.num_prefix_tokens else "no special"
     return (
@@ -112,6 +114,7 @@ def structure(spec: EncoderSpec) -> str:
         f"{special} tokens, {spec.activation}, pool {spec.pool}"
         + (", pre-norm stem" if spec.norm_pre else "")
         + (", layer scale" if spec.layer_scale else "")
+        + (", rotary" if spec.rotary else "")
     )
 
 
@@ -127,22 +130,43 @@ def document(outcomes: list[Outcome], missing: list[str]) -> str:
         f"original PyTorch module ({versions()}).",
         f"*exports* means that no number of the embedding differs by more than {MAX_ERROR:g}; "
         "the table says nothing about accuracy or speed.",
-        "A transformer on patches is a tower without a convolutional stem, whatever its blocks "
-        "hold (RoPE, SwiGLU, post-norm, relative positions count as such).",
+        "",
+        "The share counts every transformer on patches, that is every tower without windows and "
+        "without a convolutional stem, whatever its blocks hold: those refused for post-norm, "
+        "SwiGLU or relative positions count against it.",
+        "",
+        "With rotary positions (RoPE), queries and keys are turned by the angles of their patch. "
+        "A deleted token takes its angles with it, and the others keep theirs: the table is "
+        "gathered together with the tokens. The cached keys of the prefix are not turned: the "
+        "register is no patch, and like a class token it stands at angle 0. The key bias stays, "
+        "since it is turned with each key, and `--target tensorrt` keeps such attention in "
+        "floating point, since its fusion in INT8 was not tried.",
         "",
     ]
     if missing:
         lines += [f"**Not tried yet** ({len(missing)}): {', '.join(missing)}.", ""]
     for title, from_timm in (("open_clip", False), ("timm", True)):
         chosen = [o for o in outcomes if o.name.startswith("timm/") == from_timm]
-        lines += [f"## {title}", "", f"{score(chosen)}.", ""]
+        lines += [f"## {title}", "", f"{score(chosen)}.", *refusals(chosen), ""]
         lines += ["| `--model` | outcome | error | largest | structure |", "|---|---|---|---|---|"]
         for o in chosen:
             state = "exports" if o.exports else f"refused: {o.refusal}" if o.refusal else "FAILS"
             figures = ["" if v is None else f"{v:.1e}" for v in (o.error, o.magnitude)]
-            lines.append(f"| {o.name} | {state} | {figures[0]} | {figures[1]} | {o.spec or ''} |")
+            lines.append(
+                f"| {o.name} | {state} | {figures[0]} | {figures[1]} | {structure(o.spec)} |"
+            )
         lines.append("")
     return "\n".join(lines)
+
+
+def refusals(outcomes: list[Outcome]) -> list[str]:
+    """Transformers on patches that are refused, by feature, in one line."""
+    by_feature: dict[str, list[str]] = {}
+    for o in outcomes:
+        if o.pure_vit and o.refusal:
+            by_feature.setdefault(o.refusal, []).append(o.name)
+    found = [f"{', '.join(names)} ({feature})" for feature, names in by_feature.items()]
+    return [f"Refused among these: {'; '.join(found)}."] if found else []
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Bundles with random weights in the shapes of CLIP's towers, for the GPU benchmarks."""
+"""Plans with random weights in the shapes of CLIP's and SigLIP's towers, for engine builds.
+
+The scales are made up: right for layers, speed and size, meaningless for accuracy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +37,23 @@ SPECS = {
     "ViT-L-14": replace(
         B16, patch_size=(14, 14), width=1024, depth=24, heads=16, mlp_width=4096, output_dim=768
     ),
+    "ViT-B-16-SigLIP": replace(
+        B16,
+        num_prefix_tokens=0,
+        activation="gelu_tanh",
+        norm_pre=False,
+        pool="map",
+        pool_heads=12,
+        pool_width=768,
+        pool_mlp_width=3072,
+        projection=False,
+        output_dim=768,
+    ),
 }
+"""By open_clip's names, in full depth."""
+
 FORMS = ("fp16", "int8_linears", "int8")
+"""Nothing quantized; the linears; the linears, and attention where it fuses."""
 
 
 def small_spec() -> EncoderSpec:
@@ -42,27 +61,40 @@ def small_spec() -> EncoderSpec:
     return replace(SPECS["ViT-B-32"], width=128, depth=2, heads=2, mlp_width=512)
 
 
+def middle_choice(spec: EncoderSpec, tau: int = 4, delete: int = 5) -> RegCacheConfig:
+    """A prefix of `tau` from the middle block on, where `delete` tokens go."""
+    middle = spec.depth // 2
+    return RegCacheConfig(middle, tau, middle, delete)
+
+
 def random_plan(
-    spec: EncoderSpec, form: str = "int8", regcache: RegCacheConfig | None = None
+    spec: EncoderSpec,
+    form: str = "int8",
+    regcache: RegCacheConfig | None = None,
+    asymmetric: bool = True,
 ) -> Plan:
-    """A plan with random weights and made-up scales: right for speed, meaningless for accuracy.
+    """A plan without calibration.
 
     Args:
         spec: structure.
-        form: `fp16`, `int8_linears` or `int8`.
+        form: one of `FORMS`.
         regcache: a choice, with a random register.
+        asymmetric: fc2's input with a zero point, as repqvit and ptq4vit have it.
     """
     generator = np.random.default_rng(0)
-    weights = {
-        name: 0.02 * generator.standard_normal(shape, dtype=np.float32)
-        for name, shape in spec.weight_shapes().items()
-    }
+    weights: dict[str, Any] = {}
+    for name, shape in spec.weight_shapes().items():
+        value = 0.02 * generator.standard_normal(shape, dtype=np.float32)
+        weights[name] = 1 + value if "norm" in name and name.endswith("weight") else value
     linears = {}
     for name in spec.linears() if form != "fp16" else ():
         rows = np.abs(weights[f"{name}.weight"]).max(axis=1) / 127
         scale = rows.astype(np.float16).astype(np.float32)
         weight = TensorQuant(scale, np.zeros(len(scale), np.int32), per_channel=True)
-        linears[name] = LinearQuant(_one(1 / 32), weight)
+        own = _one(1 / 32)
+        if asymmetric and name.endswith("fc2"):
+            own = TensorQuant(np.full(1, 1 / 32, np.float32), np.full(1, 9, np.int32), signed=False)
+        linears[name] = LinearQuant(own, weight)
     register = {
         block: generator.standard_normal(spec.width, dtype=np.float32)
         for block in (regcache.prefix_blocks(spec.depth) if regcache else ())

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
+from regcache_export.fold_names import REPARAMETRIZATION
+
 from .encoders import Encoder, RegCacheConfig
+from .errors import ConfigError
 from .evaluation.corners import calibrate_corner, simulate
 from .options import AUTO, ExportOptions, layer_names
 from .quantization import Bits, make_baseline
 from .quantization.baselines import Baseline
+from .quantization.baselines.naive import Naive
+from .quantization.baselines.repqvit import RepQViT
 from .quantization.encoder_folds import VALUE_BALANCE
+from .quantization.histogram import Observer
 from .search.keep_float import choose_float_layers
 
 if TYPE_CHECKING:
@@ -28,9 +34,19 @@ VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "avx512vnni", "amx_int8", "as
 
 
 def chosen_baseline(options: ExportOptions) -> Baseline:
-    """The quantizer that the user asked for."""
+    """The quantizer that the user asked for.
+
+    Raises:
+        ConfigError: a fold to leave out that this baseline has not.
+    """
     bits = Bits(options.weight_bits, options.activation_bits)
-    baseline = make_baseline(options.baseline, bits)
+    baseline = make_baseline(options.baseline, bits, "paper" if options.strict_paper else "deploy")
+    if isinstance(baseline, Naive):
+        baseline = Naive(bits, baseline.form, cast(Observer, options.observer))
+    if REPARAMETRIZATION in options.left_out:
+        if not isinstance(baseline, RepQViT):
+            raise ConfigError(f"--no-fold {REPARAMETRIZATION} needs --baseline repqvit")
+        baseline.reparametrize = False
     folds = [name for name in baseline.folds if name not in options.left_out]
     baseline.folds = (*folds, VALUE_BALANCE) if options.balance else tuple(folds)
     if options.keep_float != AUTO:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,29 @@ from regcache_export.bundle import add_files
 from regcache_export.certificate import (
     CERTIFICATE,
     IMAGES,
+    Evidence,
     Subject,
     collect,
     describe,
     first_divergence,
+    first_user,
     free_run,
     images_file,
     json_bytes,
     make_document,
+    parameter_hashes,
 )
-from regcache_export.compare import Forced, Simulated
+from regcache_export.compare import Forced, Simulated, Simulator
+from regcache_export.graph import build_model
+from regcache_export.graph.float16 import in_float32, to_float16
 from regcache_export.optimized import compare_optimized
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
 
 from .encoders.canonical import Encoder
-from .encoders.regcache import RegCache
+from .encoders.rotary import Survivors
 from .errors import VerificationError
-from .quantization.quantizers import Uniform
+from .quantization.quantizers import Quantizer, Uniform
 from .quantization.simulate import Calibration, SimulatedNumerics
 
 IMAGE_COUNT = 32
@@ -69,6 +74,21 @@ class ForcedNumerics(SimulatedNumerics):
         product = F.linear(codes - quantizer.zero_point, self._once(name, weight, weights.integers))
         return product * (quantizer.scale * weights.scale.flatten()) + bias
 
+    def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        operands = self.quantization.matmuls.get(name)
+        if operands is None or f"{name}.left" not in self.forced:
+            return super().matmul(name, a, b)
+        sides = zip(("left", "right"), operands, (a, b), strict=True)
+        left, right = (self._operand(f"{name}.{side}", q, x) for side, q, x in sides)
+        return left @ right
+
+    def _operand(self, name: str, quantizer: Quantizer, x: Tensor) -> Tensor:
+        """An operand of an attention product, which is symmetric."""
+        assert isinstance(quantizer, Uniform)
+        self.steps[name] = (x / quantizer.scale).numpy()
+        self.codes[name] = quantizer.codes(x).to(torch.int16).numpy()
+        return self.forced[name] * quantizer.scale
+
 
 def origin(quantizer: Uniform) -> int:
     """What is subtracted from the simulation's codes to give levels: 0 for signed ones."""
@@ -82,18 +102,10 @@ class _ForcedEncoder(Encoder):
     forced: list[Tensor] = field(default_factory=list)
     found: list[Array] = field(default_factory=list)
 
-    def _delete(self, index: int, tokens: Tensor, regcache: RegCache | None, place: str) -> Tensor:
-        if regcache is None:
-            return tokens
-        config, special = regcache.config, self.spec.num_prefix_tokens
-        if index != config.delete_block or not config.deletes or config.delete_at != place:
-            return tokens
-        patches = tokens[:, special:]
-        order = torch.sort(patches.abs().amax(dim=-1), dim=1, stable=True).indices
-        self.found.append(order[:, : patches.shape[1] - config.delete_count].numpy())
-        kept = self.forced[0] if self.forced else order[:, : patches.shape[1] - config.delete_count]
-        keep = kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
-        return torch.cat([tokens[:, :special], torch.gather(patches, 1, keep)], dim=1)
+    def _choose(self, tokens: Tensor, count: int) -> Tensor:
+        kept = super()._choose(tokens, count)
+        self.found.append(kept.numpy())
+        return self.forced[0] if self.forced else kept
 
 
 class TorchSimulator:
@@ -104,7 +116,9 @@ class TorchSimulator:
         self.numerics = ForcedNumerics(calibration)
 
     @torch.no_grad()
-    def block(self, index: int, tokens: Array, forced: Forced) -> Simulated:
+    def block(
+        self, index: int, tokens: Array, forced: Forced, kept: Array | None = None
+    ) -> Simulated:
         """See `Simulator.block`."""
         numerics, source = self.numerics, self.calibration.encoder
         numerics.steps, numerics.codes = {}, {}
@@ -114,8 +128,9 @@ class TorchSimulator:
         encoder = _ForcedEncoder(source.spec, source.weights)
         if forced.positions is not None:
             encoder.forced.append(torch.from_numpy(forced.positions))
+        survivors = Survivors(None if kept is None else torch.from_numpy(kept))
         output = encoder.block(
-            index, torch.from_numpy(tokens), numerics, self.calibration.regcache
+            index, torch.from_numpy(tokens), numerics, self.calibration.regcache, survivors
         ).numpy()
         positions = encoder.found[0] if encoder.found else None
         return Simulated(dict(numerics.steps), dict(numerics.codes), positions, output)
@@ -137,6 +152,8 @@ def graph_offsets(plan: Plan, model: onnx.ModelProto) -> dict[str, int]:
         unsigned = stored.get(f"{name}.input_zero_point") == onnx.TensorProto.UINT8
         half = 128 if layer.input.signed else 2 ** (layer.input.bits - 1)
         offsets[name] = half if unsigned else 0
+    for name in plan.matmuls:
+        offsets |= {f"{name}.left": 0, f"{name}.right": 0}
     return offsets
 
 
@@ -163,7 +180,8 @@ def certify_bundle(
             divergent node, and the bundle stays without a certificate.
     """
     bundle = Bundle.open(path)
-    model = onnx.load(str(bundle.model_path), load_external_data=False)
+    shipped = onnx.load(str(bundle.model_path), load_external_data=False)
+    model = in_float32(shipped)
     subject = Subject(
         model=model,
         spec=plan.encoder,
@@ -173,14 +191,15 @@ def certify_bundle(
         preprocess=plan.preprocess,
     )
     images = pixels.contiguous().numpy()
-    evidence = collect(subject, images, TorchSimulator(calibration))
-    divergent = first_divergence(list(evidence.comparison.counts.values()))
-    if divergent is not None:
-        raise VerificationError(
-            f"the graph is not the simulated one; first divergent node: {describe(divergent)}"
-        )
+    simulator = TorchSimulator(calibration)
+    if model is shipped:
+        evidence = agreed(subject, images, simulator)
+    else:
+        evidence = _of_float16(subject, shipped, plan, images, simulator)
     head = bundle.text_features if bundle.has_text_features else None
     optimized = compare_optimized(bundle.model_path, subject, images, evidence.features, head)
+    if model is not shipped:
+        optimized = optimized.with_half()
     if not optimized.near:
         control = free_run(subject, images[: len(evidence.features)])
         optimized = optimized.with_control(evidence.features, control)
@@ -191,9 +210,55 @@ def certify_bundle(
         "mean_cosine": optimized.mean_cosine,
         "min_cosine": optimized.min_cosine,
         "control": optimized.control,
+        "half": optimized.half,
     }
-    document = make_document(
-        subject, evidence, {"optimized": section}, f"torch {torch.__version__}"
-    )
+    extra = {"optimized": section, "parameters": parameter_hashes(shipped)}
+    document = make_document(subject, evidence, extra, f"torch {torch.__version__}")
     add_files(path, {CERTIFICATE: json_bytes(document), IMAGES: images_file(images)})
     return document
+
+
+def agreed(subject: Subject, images: Array, simulator: Simulator | None = None) -> Evidence:
+    """`collect`, without a divergence.
+
+    Raises:
+        VerificationError: there is one; the message names the first divergent node.
+    """
+    evidence = collect(subject, images, simulator)
+    divergent = first_divergence(list(evidence.comparison.counts.values()))
+    if divergent is not None:
+        raise VerificationError(
+            f"the graph is not the simulated one; first divergent node: {describe(divergent)}"
+        )
+    return evidence
+
+
+def _of_float16(
+    subject: Subject, shipped: onnx.ModelProto, plan: Plan, images: Array, simulator: Simulator
+) -> Evidence:
+    """Evidence for a graph with a float16 body, in three steps that need no float16 arithmetic.
+
+    1. The graph of the plan with a float32 body computes the codes of the simulation.
+    2. The shipped graph is that one with every float constant rounded, and nothing else.
+    3. The shipped constants, computed in float32, give the codes of the numpy reference.
+
+    Returns:
+        Counts of the first step; code hashes and features of the third, which `verify` repeats.
+
+    Raises:
+        VerificationError: one of them fails.
+    """
+    twin = build_model(plan, options=replace(subject.options, body="float32"))
+    simulated = agreed(replace(subject, model=twin), images, simulator)
+    to_float16(twin)
+    found, wanted = parameter_hashes(shipped), parameter_hashes(twin)
+    other = [entry for entry, digest in wanted.items() if found.get(entry) != digest]
+    other += [entry for entry in found if entry not in wanted]
+    if other:
+        node = first_user(twin if other[0] in wanted else shipped, other[0])
+        raise VerificationError(
+            f"the graph is not the simulated one; first divergent node: {node} ({other[0]} is not "
+            f"that of the simulated graph, rounded to float16)"
+        )
+    stored = agreed(subject, images)
+    return Evidence(simulated.comparison, stored.code_hashes, stored.features)

@@ -17,6 +17,9 @@ from .paths import require_folder, require_writable
 BASELINE_NAMES = ("naive", "ptq4vit", "repqvit")
 """Names only: the classes behind them need torch."""
 
+OBSERVER_NAMES = ("minmax", "percentile", "mse")
+"""As above; `naive` alone chooses."""
+
 MAX_THREADS = 1024
 
 AUTO = "auto"
@@ -38,6 +41,7 @@ class ExportOptions:
         output: result folder; None is `runs/<model>-<baseline>`.
         limit: largest number of images to evaluate on.
         bits: widths of weights and activations, written W8A8.
+        observer: how `naive` sets an activation's range; the others have ways of their own.
         prefix_block, prefix_count, delete_count: fix a choice instead of searching it.
         calibration_images, search_images: how many images each stage takes.
         batch_size: images per forward pass.
@@ -52,6 +56,7 @@ class ExportOptions:
         keep_float: linears that stay in float, by comma, or `auto`.
         budget: loss of the search objective that `keep_float=auto` tolerates.
         reduce_range: 7-bit weights, for CPUs whose u8s8 products saturate in 16 bits.
+        strict_paper: every quantizer as published, with the operators that takes.
         certificate_images: images of the calibration that travel in the bundle.
         img_size: input size in pixels, `336` or `HEIGHTxWIDTH`; None is the model's own.
         templates: prompts of the zero-shot head: `openai`, `simple`, or a file.
@@ -68,6 +73,7 @@ class ExportOptions:
     output: Path | None = None
     limit: int | None = None
     bits: str = "W8A8"
+    observer: str = "minmax"
     prefix_block: int | None = None
     prefix_count: int | None = None
     delete_count: int | None = None
@@ -85,6 +91,7 @@ class ExportOptions:
     keep_float: str = ""
     budget: float = 0.01
     reduce_range: bool = False
+    strict_paper: bool = False
     certificate_images: int = 32
     img_size: str | None = None
     templates: str = "openai"
@@ -101,6 +108,7 @@ class ExportOptions:
                 "images than those to evaluate on"
             )
         _bit_widths(self.bits)
+        check_observer_of(self.baseline, self.observer)
         _in_range("--limit", self.limit, 2)
         _in_range("--prefix-block", self.prefix_block, 0)
         _in_range("--prefix-count", self.prefix_count, 0, MAX_PREFIX_COUNT)
@@ -113,11 +121,25 @@ class ExportOptions:
         _in_range("--certificate-images", self.certificate_images, 1)
         if not 0 <= self.budget < 1:
             raise ConfigError(f"--budget {self.budget} is out of range: take 0 to 1")
+        if self.strict_paper:
+            self._check_strict()
         self.image_size  # noqa: B018
         self.graph  # noqa: B018  (names are checked where they are read)
         check_switchable(self.left_out)
         if self.keep_float != AUTO:
             layer_names(self.keep_float)
+
+    def _check_strict(self) -> None:
+        """The published form is that of the original weights, in standard operators."""
+        others = {"--balance": self.balance, "--probes": self.probes, "--no-fold": self.no_fold}
+        for option, value in others.items():
+            if value:
+                raise ConfigError(f"--strict-paper does not go with {option}; take one of them")
+        if self.target != DEFAULT_TARGET:
+            raise ConfigError(
+                f"--strict-paper needs --target {DEFAULT_TARGET}, not '{self.target}': published "
+                "quantizers are built from standard operators"
+            )
 
     def check_paths(self) -> None:
         """Look at the folders, not into them.
@@ -186,6 +208,16 @@ class ExportOptions:
         """The resolved configuration, for the plan's provenance."""
         values = asdict(self) | {"output": self.output_dir}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def check_observer_of(baseline: str, observer: str) -> None:
+    """Raise ConfigError unless the baseline can have this observer."""
+    if observer not in OBSERVER_NAMES:
+        raise ConfigError(f"--observer {observer}: take one of {', '.join(OBSERVER_NAMES)}")
+    if observer != "minmax" and baseline != "naive":
+        raise ConfigError(
+            f"--observer {observer} needs --baseline naive: {baseline} sets ranges its own way"
+        )
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -17,11 +17,15 @@ from .data.sets import skipped_lines
 from .deploy import draft_bundle, plan_of, run_bundle, verify_and_seal
 from .encoders import RegCacheConfig
 from .encoders.load import LoadedModel, load_model
+from .errors import ConfigError
 from .evaluation import PairedComparison, Score, compare_paired
 from .evaluation.corners import evaluate_corners
 from .image_sets import load_image_sets
-from .options import ExportOptions
+from .options import AUTO, ExportOptions, layer_names
 from .progress import Reporter
+from .quantization import Calibration
+from .quantization.baselines import Baseline
+from .quantization.tensorrt_table import tensorrt_differences
 from .result import ExportResult, write_json, write_trials
 from .search import SearchSettings
 from .search.job import find_choice
@@ -97,7 +101,8 @@ def run_export(options: ExportOptions, reporter: Reporter) -> ExportResult:
             n.removeprefix("paper/"): s.value for n, s in scores.items() if n.startswith("paper/")
         },
         agreement=agreement.to_json(),
-        differences=baseline.differences,
+        differences=_differences(options, baseline, calibration),
+        in_float=tuple(n for n in model.encoder.spec.linears() if n in baseline.keep_float),
         warnings=(*skipped_lines(sets.search, sets.evaluation), *calibration.warnings),
         caution=model.caution,
         results_csv=results_csv,
@@ -113,7 +118,7 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
     """Refuse numbers that this encoder cannot have, before any image is read.
 
     Raises:
-        ConfigError: a block or a count is out of range.
+        ConfigError: a block or a count is out of range, or a linear is not there.
     """
     RegCacheConfig(
         prefix_block=options.prefix_block or 0,
@@ -121,6 +126,20 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
         delete_block=0,
         delete_count=options.delete_count or 0,
     ).check(model.encoder.spec)
+    if options.keep_float == AUTO:
+        return
+    for name in sorted(layer_names(options.keep_float) - set(model.encoder.spec.linears())):
+        last = model.encoder.spec.depth - 1
+        raise ConfigError(f"--keep-float {name}: this encoder has blocks 0..{last}")
+
+
+def _differences(
+    options: ExportOptions, baseline: Baseline, calibration: Calibration
+) -> tuple[str, ...]:
+    """Where the graph's quantizers are not the published ones, one line each."""
+    if is_tensorrt(options):
+        return tensorrt_differences(baseline.name, calibration)
+    return () if options.strict_paper else baseline.differences
 
 
 def _paired(scores: dict[str, Score], seed: int) -> dict[str, PairedComparison]:

@@ -15,6 +15,7 @@ from regcache_export.plan import LinearQuant, Plan, TensorQuant
 from .encoders.canonical import Encoder
 from .encoders.regcache import RegCache, RegCacheConfig
 from .errors import ConfigError
+from .quantization.published import of_published, split_published
 from .quantization.quantizers import Quantizer, Uniform
 from .quantization.simulate import Calibration, LinearQuantization, Quantization
 
@@ -28,6 +29,7 @@ def make_plan(
     labels: Sequence[str] = (),
     logit_scale: float = 100.0,
     provenance: Mapping[str, Any] | None = None,
+    strict: bool = False,
 ) -> Plan:
     """Put a calibration into the form that the exporter reads.
 
@@ -41,6 +43,8 @@ def make_plan(
         labels: class names of the head.
         logit_scale: factor on the cosine similarities.
         provenance: `model`, `baseline`, hashes, seed, versions, resolved configuration.
+        strict: quantizers that no INT8 runtime has go along as published, and so do those of
+            attention (`--strict-paper`).
 
     Raises:
         BundleError: a weight or a register is missing.
@@ -54,17 +58,19 @@ def make_plan(
     spec = calibration.encoder.spec
     register = calibrated.register if calibrated else {}
     prefix_blocks = config.prefix_blocks(spec.depth) if config else []
+    published, quantization = split_published(calibration.quantization, strict)
     plan = Plan(
         encoder=spec,
         weights={name: _array(calibration.encoder.weights[name]) for name in spec.weight_shapes()},
         linears={
             name: LinearQuant(_uniform(name, layer.input), _uniform(name, layer.weight))
-            for name, layer in calibration.quantization.linears.items()
+            for name, layer in quantization.linears.items()
         },
         matmuls={
             name: (_uniform(name, left), _uniform(name, right))
-            for name, (left, right) in calibration.quantization.matmuls.items()
+            for name, (left, right) in quantization.matmuls.items()
         },
+        published=published,
         regcache=config,
         register={block: _array(register[block]) for block in prefix_blocks if block in register},
         preprocess=dict(preprocess or {}),
@@ -90,6 +96,12 @@ def calibration_of(plan: Plan) -> Calibration:
             for name, (left, right) in plan.matmuls.items()
         },
     )
+    for name, (left, right) in plan.published.items():
+        pair = of_published(left), of_published(right)
+        if name.endswith((".qk", ".pv")):
+            quantization.matmuls[name] = pair
+        else:
+            quantization.linears[name] = LinearQuantization(*pair)
     regcache = None
     if plan.regcache is not None:
         register = {i: torch.from_numpy(np.array(v)) for i, v in plan.register.items()}
@@ -116,7 +128,7 @@ def _uniform(name: str, quantizer: Quantizer) -> TensorQuant:
 def _only_simulated(layer: str) -> str:
     return (
         f"{layer} has a quantizer that no INT8 runtime has (the baseline's paper form); "
-        "calibrate with form 'deploy' to export"
+        "calibrate with form 'deploy' to export, or take --strict-paper"
     )
 
 

@@ -47,6 +47,7 @@ class ExportResult:
         paper_form: the same corners with every quantizer as published, where it differs.
         agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
         differences: where the deployed form of the baseline differs from the published one.
+        in_float: linears that `--keep-float` left in floating point.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
     """
@@ -68,6 +69,7 @@ class ExportResult:
     agreement: dict[str, float]
     paper_form: dict[str, float] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     caution: str | None = None
     results_csv: Path | None = None
@@ -106,6 +108,7 @@ class ExportResult:
             "paired": {name: p.to_json() for name, p in self.paired.items()},
             "paper_form": self.paper_form,
             "differences": list(self.differences),
+            "in_float": list(self.in_float),
             "agreement": self.agreement,
             "warnings": list(self.warnings),
             "caution": self.caution,

@@ -119,6 +119,24 @@ def test_other_graphs(changes: dict[str, Any], pixels_in: Any, tmp_path: Path) -
     verify_bundle(Bundle.open(path)).check()
 
 
+@pytest.mark.parametrize("target", ["onnx", "onnxruntime"])
+def test_a_deeper_encoder_on_32_images(target: str, tmp_path: Path) -> None:
+    """Ten blocks behind prefix and deletion: every node within the bounds, ties alone differ."""
+    encoder = tiny_encoder(depth=12)
+    calibrated = naive_calibration(encoder, tiny_regcache(encoder))
+    plan, options = plan_of(calibrated), GraphOptions(target=target)
+    path = write_bundle(plan, tmp_path / "deep.regcache", options=options)
+    document = certify_bundle(path, plan, options, calibrated, pixels(32))
+    assert document["images"] == 32
+    codes = [n for n in document["nodes"] if n["node"].endswith("QuantizeLinear")]
+    assert len(codes) == 48
+    for node in codes:
+        assert node["different"] <= 1e-4 * node["elements"]
+        assert node["off_tie"] == 0
+    report = verify_bundle(Bundle.open(path))
+    assert (report.problem, report.images, report.same_codes) == (None, 32, 1)
+
+
 def test_the_reference_needs_no_torch(tmp_path: Path) -> None:
     import os
     import subprocess

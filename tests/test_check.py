@@ -218,14 +218,14 @@ def test_the_verdict_says_why_attention_is_not_int8(shape: str, attention: str, 
 
 
 def test_quantized_attention_that_does_not_fuse_is_refused_at_export() -> None:
-    plan = random_plan(SHAPES["head size 80"], attention=False)
+    plan = random_plan(SHAPES["head size 80"], "int8_linears")
     quantized = random_plan(SHAPES["CLIP B/32"]).matmuls
     with pytest.raises(BundleError, match=r"attention-quantization.*head size 80"):
         build_model(replace(plan, matmuls=quantized), options=TENSORRT)
 
 
 def test_a_float32_body_is_said_to_cost_the_fusion() -> None:
-    plan = random_plan(TINY, attention=False)
+    plan = random_plan(TINY, "int8_linears")
     report = check_tensorrt(build_model(plan, options=replace(TENSORRT, body="float32")))
     assert "float16 body" in report.blocks[0].why
     assert "half_mha" not in report.promise.values()

@@ -34,6 +34,8 @@ QUICK = (
     "timm/deit3_small_patch16_224",  # position embedding on patches alone
     "timm/vit_tiny_patch16_224",
     "timm/vit_base_patch32_clip_quickgelu_224",  # pre-norm in timm
+    "PE-Core-T-16-384",  # rotary positions by pairs, attention pooling of the class token, too
+    "timm/vit_small_patch16_dinov3",  # rotary positions by halves, registers
     "RN50",
     "convnext_tiny",
     "swin_base_patch4_window7_224",
@@ -42,7 +44,6 @@ QUICK = (
     "ViTamin-S",
     "EVA02-B-16",
     "EVA02-E-14",
-    "PE-Core-T-16-384",
     "vit_relpos_medium_patch16_cls_224",
     "timm/vit_giant_patch14_dinov2",
     "timm/deit_tiny_distilled_patch16_224",
@@ -51,7 +52,6 @@ QUICK = (
 REFUSALS = (
     "convolutional",
     "window attention",
-    "RoPE",
     "post-norm",
     "relative position bias",
     "SwiGLU",
@@ -92,6 +92,7 @@ def test_the_quick_part_has_every_feature():
         "norm_pre": {True, False},
         "layer_scale": {True, False},
         "projection": {True, False},
+        "rotary": {True, False},
         "num_prefix_tokens": {0, 1, 5},
     }.items():
         assert {getattr(spec, attribute) for spec in specs} == values, attribute
@@ -101,17 +102,14 @@ def test_the_quick_part_has_every_feature():
 
 @pytest.mark.survey
 def test_score():
-    """At least 90 % of open_clip's towers of plain ViT blocks export, and nothing is unexplained.
+    """At least 90 % of open_clip's ViT towers export, and nothing is unexplained.
 
-    A plain tower is one that no refusal names as something else: no RoPE, no relative positions,
-    post-norm, window attention or convolution, which the canonical encoder excludes by design.
+    Every transformer on patches counts, also what the canonical encoder excludes by design:
+    post-norm, SwiGLU, relative positions.
     """
     found = [outcome(name) for name in open_clip_architectures()]
     print("\nopen_clip:", score(found))
     print("timm:", score([outcome(name) for name in timm_architectures()]))
     assert not [o.name for o in found if not o.exports and not o.refusal]
-    plain = [o for o in found if o.pure_vit and o.tower == "VisionTransformer"]
-    assert sum(o.exports for o in plain) >= 0.9 * len(plain)
-    # counting every transformer on patches, whatever its blocks hold
     transformers = [o for o in found if o.pure_vit]
-    assert sum(o.exports for o in transformers) >= 0.88 * len(transformers)
+    assert sum(o.exports for o in transformers) >= 0.9 * len(transformers)

@@ -132,6 +132,20 @@ def test_bad_models_are_refused(bundle: Path, tmp_path: Path) -> None:
             integer_gemms(tmp_path / "bad.onnx")
 
 
+@pytest.mark.parametrize("what", ["opset", "ir_version"])
+def test_a_file_newer_than_the_runtime_says_so(what: str, bundle: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx")
+    if what == "opset":
+        model.opset_import[0].version = 99
+    else:
+        model.ir_version = 99
+    onnx.save(model, tmp_path / "future.onnx")
+    with pytest.raises(EngineError, match=r"ONNX Runtime [\d.]+ is older than the file: upgrade"):
+        load_engine(tmp_path / "future.onnx")
+
+
 def test_a_model_with_another_contract_is_refused(tmp_path: Path) -> None:
     import onnx
     from onnx import TensorProto, helper

@@ -108,6 +108,36 @@ def test_a_graph_that_differs_from_the_simulation_is_rejected(
     assert (out / "demo-naive.rejected" / "model.onnx").is_file()
 
 
+NOTHING = ["--prefix-count", "0", "--delete-count", "0"]
+FEW = ["--search-images", "48", "--calibration-images", "16", "--limit", "60", "-q"]
+
+
+def test_some_linears_stay_in_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Naive alone is broken by the planted block; with that one in float it is not."""
+    words = ["--baseline", "naive", *FEW, *NOTHING, "--keep-float", "auto", "--budget", "0.05"]
+    result = export([*words, "--output", str(tmp_path)], capsys)
+    assert result["in_float"] == ["blocks.2.mlp.fc2"]
+    assert result["accuracy"]["deployed"] >= result["accuracy"]["fp32"] - 0.05
+    bundle = Bundle.open(result["bundle"])
+    assert integer_gemms(bundle.model_path) == 23
+    rows = {row["tensor"]: row for row in bundle.manifest["provenance"]["quantizers"]}
+    assert rows["blocks.2.mlp.fc2.weight"]["graph"] == "float"
+
+
+def test_strict_paper_runs_what_was_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--baseline", "repqvit", "--strict-paper", *FEW, *FIXED]
+    result = export([*words, "--output", str(tmp_path)], capsys)
+    assert result["differences"] == []
+    agreement = result["agreement"]
+    assert agreement["mean_cosine"] >= 0.9999 or agreement["control"] < 0.9999
+    bundle = Bundle.open(result["bundle"])
+    assert bundle.manifest["strict_paper"] is True
+    table = bundle.manifest["provenance"]["quantizers"]
+    assert {r["tensor"] for r in table if not r["equal"]} == {"patch_embed.weight", "proj"}
+
+
 def test_folder_of_images_with_random_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +175,11 @@ def corrupt(folder: Path) -> None:
         (["--prefix-count", "-1"], None, 2, "out of range"),
         (["--delete-count", "36"], None, 2, "at least one must stay"),
         (["--prefix-block", "99"], None, 2, "blocks 0"),
+        (["--keep-float", "blocks.77.fc2"], None, 2, "blocks 0..5"),
+        (["--keep-float", "blocks.2.conv"], None, 2, "blocks.I.ROLE"),
+        (["--observer", "mse"], None, 2, "--baseline naive"),
+        (["--strict-paper", "--target", "onnxruntime"], None, 2, "--target onnx"),
+        (["--strict-paper", "--balance"], None, 2, "--balance"),
         (["--data", "{tmp}/none"], None, 4, "there is no folder"),
         (["--data", "{tmp}"], None, 4, "image"),
         (["--data", "{tmp}"], one_image, 4, "image"),

@@ -76,7 +76,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         (TINY, "augreg_in22k_ft_in1k", ModelError, "did you mean|has no pretrained|no network"),
         (TINY + ".augreg_in21k", "other", ConfigError, "one tag and --pretrained other another"),
         ("timm/resnet18", "random", UnsupportedEncoderError, "ResNet"),
-        ("timm/vit_small_patch16_dinov3", "random", UnsupportedEncoderError, "RoPE"),
+        ("timm/vit_small_patch16_rope_mixed_224", "random", UnsupportedEncoderError, "RoPE"),
         ("hf-hub:laion/x", "openai", ConfigError, "brings its own weights"),
         ("hf-hub:laion", None, ModelError, "write hf-hub:ORG/NAME"),
     ],
@@ -127,4 +127,5 @@ def test_the_catalogue_counts_what_the_paper_counts():
     assert not large.fuses_int8_attention
     assert "577 tokens" in (large.why_not or "")
     assert "80" in (describe("ViT-H-14").why_not or "")
-    assert "RoPE" in (describe("PE-Core-T-16-384").refusal or "")
+    assert "SwiGLU" in (describe("EVA02-B-16").refusal or "")
+    assert "rotary" in (describe("PE-Core-T-16-384").why_not or "")

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.quantization import Bits, Uniform, make_baseline
+from regcache_deploy.quantization.baselines.naive import Naive
+from regcache_deploy.quantization.histogram import OBSERVERS, Histogram, Observer, Range
 from regcache_deploy.quantization.streaming import (
-    METHODS,
-    Histogram,
-    Method,
-    Range,
     calibrate_stream,
+    recalibrate_stream,
+    stream_limits,
 )
 from tests.tiny_plans import tiny_encoder, tiny_images, tiny_regcache
 
@@ -27,19 +27,83 @@ def scale(quantizer: object) -> float:
     return float(quantizer.scale)
 
 
-def test_minmax_is_naive() -> None:
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_the_stream_is_naive_in_parts(observer: Observer) -> None:
     encoder = tiny_encoder()
     regcache = tiny_regcache(encoder)
     tokens = encoder.embed(tiny_images(12))
-    whole = make_baseline("naive").calibrate(encoder, tokens, regcache=regcache).quantization
-    parts = calibrate_stream(encoder, lambda: tokens.split(5), regcache=regcache).quantization
+    naive = Naive(observer=observer)
+    whole = naive.calibrate(encoder, tokens, regcache=regcache).quantization
+    parts = calibrate_stream(
+        encoder, lambda: tokens.split(5), observer=observer, regcache=regcache
+    ).quantization
     assert parts.linears.keys() == whole.linears.keys()
+    # float sums of another order move a value across a bin's edge now and then
+    near = 1e-6 if observer == "minmax" else 2 / 64
     for name, layer in parts.linears.items():
-        assert scale(layer.input) == pytest.approx(scale(whole.linears[name].input), rel=1e-6)
+        assert scale(layer.input) == pytest.approx(scale(whole.linears[name].input), rel=near)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_memory_does_not_grow_with_the_images(method: Method) -> None:
+def test_a_calibration_is_measured_again() -> None:
+    """Other images, other observer; weights, RegCache and float layers stay."""
+    encoder = tiny_encoder()
+    regcache = tiny_regcache(encoder)
+    naive = Naive(Bits(6, 4))
+    naive.keep_float = frozenset({"blocks.1.mlp.fc2"})
+    first = naive.calibrate(encoder, encoder.embed(tiny_images(4)), regcache=regcache)
+    more = encoder.embed(tiny_images(12, seed=9))
+    again, found = recalibrate_stream(first, lambda: more.split(5), "mse")
+    assert found.images == 12
+    assert again.quantization.linears.keys() == first.quantization.linears.keys()
+    expected = Naive(Bits(6, 4), observer="mse").calibrate(encoder, more, regcache=regcache)
+    for name, layer in again.quantization.linears.items():
+        assert layer.weight is first.quantization.linears[name].weight
+        wanted = expected.quantization.linears[name].input
+        assert scale(layer.input) == pytest.approx(scale(wanted), rel=2 / 64)
+    assert again.regcache is first.regcache
+    repq = make_baseline("repqvit").calibrate(encoder, more)
+    with pytest.raises(ConfigError, match="zero point"):
+        recalibrate_stream(repq, lambda: [more])
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_the_observers_hold_the_same_bytes_for_any_number_of_images(observer: Observer) -> None:
+    encoder = tiny_encoder()
+    widths = dict.fromkeys(encoder.spec.linears(), 8)
+    held = [
+        stream_limits(
+            encoder,
+            lambda n=n: (encoder.embed(tiny_images(2, seed=i)) for i in range(n)),  # type: ignore[misc]
+            widths,
+            observer,
+        ).state_bytes
+        for n in (1, 40)
+    ]
+    assert held[0] == held[1] == 12 * (16 if observer == "minmax" else 16 + 4096 * 8)
+
+
+def test_a_second_pass_over_other_images_is_noticed() -> None:
+    encoder = tiny_encoder()
+    tokens = encoder.embed(tiny_images(4))
+    passes = iter([[tokens], [tokens[:3]]])
+    with pytest.raises(DataError, match="second pass"):
+        calibrate_stream(encoder, lambda: next(passes), observer="mse")
+
+
+def test_a_range_that_overflows_names_the_layer() -> None:
+    """Finite values whose range is no float32 number."""
+    encoder = tiny_encoder()
+    bias = encoder.weights["blocks.1.attn.qkv.bias"].clone()
+    bias[96:120], bias[120:] = 3e38, -3e38
+    encoder = encoder.replace({"blocks.1.attn.qkv.bias": bias})
+    baseline = make_baseline("repqvit")
+    baseline.folds = ()
+    with pytest.raises(DataError, match=r"blocks\.1\.attn\.out_proj does not fit float32"):
+        baseline.calibrate(encoder, encoder.embed(tiny_images(2)))
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_memory_does_not_grow_with_the_images(observer: Observer) -> None:
     """At most two batches are alive at a time, and the histograms keep their size."""
     encoder, passes = tiny_encoder(), []
 
@@ -58,11 +122,11 @@ def test_memory_does_not_grow_with_the_images(method: Method) -> None:
                 yield tokens
                 del tokens
 
-        calibrate_stream(encoder, batches, method=method)
+        calibrate_stream(encoder, batches, observer=observer)
         return most
 
     assert run(2) == run(16) <= 2
-    assert passes == ([2, 16] if method == "minmax" else [2, 2, 16, 16])
+    assert passes == ([2, 16] if observer == "minmax" else [2, 2, 16, 16])
 
 
 def test_histogram_percentile_and_error_against_the_sorted_values() -> None:
@@ -96,12 +160,12 @@ def test_clipping_observers_cut_an_outlier() -> None:
     encoder = encoder.replace(weights)
     tokens = encoder.embed(tiny_images(12))
     scales = {
-        method: scale(
-            calibrate_stream(encoder, lambda: tokens.split(4), method=method)
+        observer: scale(
+            calibrate_stream(encoder, lambda: tokens.split(4), observer=observer)
             .quantization.linears["blocks.1.mlp.fc2"]
             .input
         )
-        for method in METHODS
+        for observer in OBSERVERS
     }
     assert scales["percentile"] < scales["minmax"]
     assert scales["mse"] <= scales["minmax"]
@@ -116,30 +180,30 @@ def test_clipping_observers_cut_an_outlier() -> None:
 # ---- awkward data -------------------------------------------------------------------------------
 
 
-def test_no_images_and_unknown_method() -> None:
+def test_no_images_and_unknown_observer() -> None:
     encoder = tiny_encoder()
     with pytest.raises(DataError, match="at least one image"):
         calibrate_stream(encoder, list)
     with pytest.raises(ConfigError, match="minmax, percentile, mse"):
-        calibrate_stream(encoder, list, method="median")  # type: ignore[arg-type]
+        calibrate_stream(encoder, list, observer="median")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_nan_names_the_layer(method: Method) -> None:
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_nan_names_the_layer(observer: Observer) -> None:
     encoder = tiny_encoder()
     tokens = encoder.embed(tiny_images(2))
     tokens[1, 3, 5] = torch.nan
     with pytest.raises(DataError, match=r"blocks\.0\.attn\.qkv"):
-        calibrate_stream(encoder, lambda: [tokens], method=method)
+        calibrate_stream(encoder, lambda: [tokens], observer=observer)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_constant_activation_gets_a_floor_and_a_warning(method: Method) -> None:
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_a_constant_activation_gets_a_floor_and_a_warning(observer: Observer) -> None:
     encoder = tiny_encoder()
     silent = {f"blocks.1.norm2.{part}": torch.zeros(48) for part in ("weight", "bias")}
     encoder = encoder.replace(silent)
     tokens = encoder.embed(tiny_images(4))
-    calibration = calibrate_stream(encoder, lambda: [tokens], method=method)
+    calibration = calibrate_stream(encoder, lambda: [tokens], observer=observer)
     assert "blocks.1.mlp.fc1 is zero" in calibration.warnings[0]
     assert scale(calibration.quantization.linears["blocks.1.mlp.fc1"].input) > 0
     assert torch.isfinite(encoder.pool(tokens)).all()

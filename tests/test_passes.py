@@ -21,6 +21,7 @@ from regcache_export.graph import build_model
 from regcache_export.passes import (
     FoldState,
     Pass,
+    Reparametrization,
     ValueBalance,
     check_switchable,
     export_folds,
@@ -43,6 +44,15 @@ from tests.tiny_plans import (
 EXACT = 1e-12
 
 BALANCE_RANGES = {f"blocks.{index}.attn.out_proj": np.geomspace(0.01, 40, 48) for index in range(3)}
+
+CHANNELS = {
+    f"blocks.{index}.{role}": (
+        np.random.default_rng(index).uniform(0.1, 10, 48),
+        np.random.default_rng(index + 3).normal(0, 5, 48),
+    )
+    for index in range(3)
+    for role in ("attn.qkv", "mlp.fc1")
+}
 
 
 def double(encoder: Encoder) -> Encoder:
@@ -72,7 +82,7 @@ def run_fold(encoder: Encoder, cache: RegCache, fold: Pass) -> tuple[FoldState, 
 
 @pytest.mark.parametrize(
     "fold",
-    [*make_folds(CALIBRATION_FOLDS), ValueBalance(BALANCE_RANGES)],
+    [*make_folds(CALIBRATION_FOLDS), ValueBalance(BALANCE_RANGES), Reparametrization(CHANNELS)],
     ids=lambda fold: fold.name,
 )
 def test_calibration_folds_keep_the_function(fold: Pass) -> None:
@@ -316,6 +326,25 @@ def test_calibration_without_folds_keeps_the_weights() -> None:
     assert all(torch.equal(kept.weights[n], w) for n, w in encoder.weights.items())
     # the published form is that of the original weights
     assert make_baseline("naive", form="paper").folds == ()
+
+
+def test_the_reparametrization_can_be_switched_off() -> None:
+    from regcache_deploy.baseline_choice import chosen_baseline
+    from regcache_deploy.options import ExportOptions
+
+    encoder = tiny_encoder()
+    tokens, norm = encoder.embed(tiny_images(8)), "blocks.1.norm1.weight"
+    left_out = "layer-scale,key-bias,value-bias"
+    folded, plain = (
+        chosen_baseline(ExportOptions(no_fold=names)).calibrate(encoder, tokens)
+        for names in (left_out, f"{left_out},reparametrization")
+    )
+    assert not torch.equal(folded.encoder.weights[norm], encoder.weights[norm])
+    assert all(torch.equal(plain.encoder.weights[n], w) for n, w in encoder.weights.items())
+    signed = [c.quantization.linears["blocks.1.attn.qkv"].input for c in (folded, plain)]
+    assert [quantizer.signed for quantizer in signed] == [True, False]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="repqvit"):
+        chosen_baseline(ExportOptions(baseline="naive", no_fold="reparametrization"))
 
 
 def test_some_linears_stay_in_float() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from regcache_deploy.encoders import RegCacheConfig
+from regcache_deploy.encoders.regcache import delete_sinks
 from regcache_deploy.planning import make_plan
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
 from regcache_export.errors import ModelError, UnsupportedEncoderError
@@ -78,7 +79,7 @@ def test_registers_are_never_deleted():
     encoder = tiny_encoder(**STRUCTURES["registers"])
     tokens = encoder.embed(tiny_images(2))
     tokens[:, :5] *= 1000  # the largest of all
-    kept = encoder._delete(1, tokens, tiny_regcache(encoder, CHOICE), "block_input")
+    kept = delete_sinks(tokens, CHOICE.delete_count, encoder.spec.num_prefix_tokens)
     assert torch.equal(kept[:, :5], tokens[:, :5])
     assert kept.shape[1] == tokens.shape[1] - CHOICE.delete_count
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
 from regcache_deploy.errors import ConfigError, DataError
@@ -17,26 +14,10 @@ from regcache_deploy.quantization import Bits, Calibration, Uniform, make_baseli
 from regcache_deploy.quantization.baselines import Form, differences
 from regcache_deploy.quantization.baselines.ptq4vit import SPLITS, PTQ4ViT
 from regcache_deploy.quantization.nonuniform import ACTIVATION_MINIMUM, TwinGelu, TwinSoftmax
-from tests.tiny_plans import tiny_encoder as wild_encoder
-from tests.tiny_plans import tiny_images, tiny_regcache
+from tests.baseline_helpers import FORMS, numbers, relative_error
+from tests.tiny_plans import tame_encoder, tiny_images, tiny_regcache
 
-FORMS = pytest.mark.parametrize("form", ["paper", "deploy"])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tiny_encoder(**changes: Any) -> Encoder:
-    """With smaller logits: attention that hangs on one key turns rounding into chaos."""
-    encoder = wild_encoder(**changes)
-    names = [name for name in encoder.weights if "attn.qkv" in name or "fc1.weight" in name]
-    return encoder.replace({name: encoder.weights[name] * 0.4 for name in names})
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def baseline(form: Form, bits: int = 8) -> PTQ4ViT:
@@ -47,39 +28,15 @@ def baseline(form: Form, bits: int = 8) -> PTQ4ViT:
 def calibrate(
     form: Form, bits: int = 8, regcache: RegCache | None = None, encoder: Encoder | None = None
 ) -> Calibration:
-    encoder = encoder or tiny_encoder()
+    encoder = encoder or tame_encoder()
     tokens = encoder.embed(tiny_images(16, seed=3))
     return baseline(form, bits).calibrate(encoder, tokens, regcache=regcache)
-
-
-def numbers(calibration: Calibration) -> list[Tensor]:
-    """Every searched number, in a fixed order."""
-    found: list[Tensor] = []
-    quantization = calibration.quantization
-    pairs = [(layer.input, layer.weight) for layer in quantization.linears.values()]
-    for quantizer in [q for pair in [*pairs, *quantization.matmuls.values()] for q in pair]:
-        if isinstance(quantizer, TwinSoftmax):
-            found.append(torch.tensor(quantizer.split))
-        else:
-            assert isinstance(quantizer, (Uniform, TwinGelu))
-            found.append(quantizer.scale)
-        if isinstance(quantizer, Uniform):
-            found.append(quantizer.zero_point)
-    return found
-
-
-def relative_error(calibration: Calibration) -> float:
-    images = tiny_images(16, seed=4)
-    encoder = calibration.encoder
-    expected = encoder(images, regcache=calibration.regcache)
-    got = encoder(images, calibration.numerics(), calibration.regcache)
-    return float((got - expected).norm() / expected.norm())
 
 
 @FORMS
 @pytest.mark.parametrize("prefix", [False, True])
 def test_more_bits_are_better(form: Form, prefix: bool) -> None:
-    regcache = tiny_regcache(tiny_encoder()) if prefix else None
+    regcache = tiny_regcache(tame_encoder()) if prefix else None
     errors = [relative_error(calibrate(form, bits, regcache)) for bits in (8, 6, 4)]
     assert all(less < more for less, more in pairwise(errors)), errors
     assert errors[0] < 0.04
@@ -118,14 +75,14 @@ def test_paper_form_has_the_published_quantizers() -> None:
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATION_MINIMUM))
 def test_negative_minimum_follows_the_activation(activation: str) -> None:
-    calibration = calibrate("paper", encoder=tiny_encoder(activation=activation, depth=1))
+    calibration = calibrate("paper", encoder=tame_encoder(activation=activation, depth=1))
     quantizer = calibration.quantization.linears["blocks.0.mlp.fc2"].input
     assert isinstance(quantizer, TwinGelu)
     assert quantizer.minimum == ACTIVATION_MINIMUM[activation]  # type: ignore[index]
 
 
 def test_deploy_form_is_uniform_and_makes_a_plan() -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     regcache = tiny_regcache(encoder)
     calibration = calibrate("deploy", regcache=regcache)
     assert not calibration.quantization.matmuls
@@ -143,7 +100,7 @@ def test_deploy_form_is_uniform_and_makes_a_plan() -> None:
 
 @FORMS
 def test_calibration_can_be_repeated(form: Form) -> None:
-    encoder = tiny_encoder(depth=1)
+    encoder = tame_encoder(depth=1)
     first, second = (numbers(calibrate(form, encoder=encoder)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     torch.set_num_threads(2)
@@ -152,7 +109,7 @@ def test_calibration_can_be_repeated(form: Form) -> None:
 
 
 def test_a_later_start_finds_the_same_scales() -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     tokens = encoder.embed(tiny_images(16, seed=3))
     regcache = tiny_regcache(encoder, RegCacheConfig(1, 2, 2, 3))
     whole = baseline("deploy").calibrate(encoder, tokens, regcache=regcache)
@@ -173,7 +130,7 @@ def test_a_later_start_finds_the_same_scales() -> None:
 
 
 def test_search_is_better_than_naive() -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     tokens = encoder.embed(tiny_images(16, seed=3))
     naive = make_baseline("naive", Bits(4, 4)).calibrate(encoder, tokens)
     assert relative_error(calibrate("deploy", 4)) < 0.8 * relative_error(naive)
@@ -192,7 +149,7 @@ def test_fast_is_a_cheaper_setting_of_the_same_baseline() -> None:
 
 @FORMS
 def test_dead_layers_warn_and_stay_finite(form: Form) -> None:
-    encoder = tiny_encoder(depth=2)
+    encoder = tame_encoder(depth=2)
     dead = {
         name: torch.zeros_like(encoder.weights[name])
         for name in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1.bias", "blocks.1.mlp.fc2.weight")
@@ -204,7 +161,7 @@ def test_dead_layers_warn_and_stay_finite(form: Form) -> None:
 
 
 def test_bad_data_is_a_data_error() -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     tokens = encoder.embed(tiny_images(2))
     tokens[1, 3, 5] = float("nan")
     with pytest.raises(DataError, match=r"blocks\.0\.attn\.qkv"):

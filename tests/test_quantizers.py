@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -26,22 +24,12 @@ from regcache_deploy.quantization.observers import (
     upper_quantiles,
 )
 from regcache_deploy.quantization.quantizers import symmetric_weight
+from tests.tiny_plans import seeded
 
 BITS = pytest.mark.parametrize("bits", [4, 6, 8])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def nearest(x: Tensor, levels: Tensor) -> Tensor:
@@ -234,7 +222,7 @@ def test_fold_preserves_the_function_and_the_cached_register(centred: bool) -> N
     x = x - x.mean(1, keepdim=True)
     normal = x * gamma + beta
     result = reparametrize(normal.amin(0), normal.amax(0), 8, centred)
-    new_gamma, new_beta = result.fold.norm(gamma, beta)
+    new_gamma, new_beta = gamma / result.fold.ratio, result.fold.apply(beta)
     new_weight, new_bias = result.fold.linear(weight, bias)
     before = normal @ weight.T + bias
     after = (x * new_gamma + new_beta) @ new_weight.T + new_bias

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from regcache_deploy.encoders import Encoder, RegCache
 from regcache_deploy.planning import make_plan
@@ -16,26 +13,10 @@ from regcache_deploy.quantization import Bits, Calibration, Uniform, make_baseli
 from regcache_deploy.quantization.baselines import Form
 from regcache_deploy.quantization.nonuniform import LogSqrt2
 from regcache_deploy.quantization.observers import affine, percentile_range
-from tests.tiny_plans import tiny_encoder as wild_encoder
-from tests.tiny_plans import tiny_images, tiny_regcache
+from tests.baseline_helpers import FORMS, numbers, relative_error
+from tests.tiny_plans import tame_encoder, tiny_images, tiny_regcache
 
-FORMS = pytest.mark.parametrize("form", ["paper", "deploy"])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tiny_encoder(**changes: Any) -> Encoder:
-    """With smaller logits: attention that hangs on one key turns rounding into chaos."""
-    encoder = wild_encoder(**changes)
-    names = [name for name in encoder.weights if "attn.qkv" in name or "fc1.weight" in name]
-    return encoder.replace({name: encoder.weights[name] * 0.4 for name in names})
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def calibrate(
@@ -45,39 +26,17 @@ def calibrate(
     encoder: Encoder | None = None,
 ) -> Calibration:
     """Without the folds that every baseline shares: this file is about the baseline's own."""
-    encoder = encoder or tiny_encoder()
+    encoder = encoder or tame_encoder()
     tokens = encoder.embed(tiny_images(48, seed=3))
     baseline = make_baseline("repqvit", bits, form)
     baseline.folds = ()
     return baseline.calibrate(encoder, tokens, regcache=regcache)
 
 
-def relative_error(calibration: Calibration, reference: Encoder | None = None) -> float:
-    images = tiny_images(16, seed=4)
-    expected = (reference or calibration.encoder)(
-        images, regcache=None if reference else calibration.regcache
-    )
-    got = calibration.encoder(images, calibration.numerics(), calibration.regcache)
-    return float((got - expected).norm() / expected.norm())
-
-
-def numbers(calibration: Calibration) -> list[Tensor]:
-    found = [calibration.encoder.weights[name] for name in sorted(calibration.encoder.weights)]
-    quantization = calibration.quantization
-    pairs = [(layer.input, layer.weight) for layer in quantization.linears.values()]
-    for quantizer in [q for pair in [*pairs, *quantization.matmuls.values()] for q in pair]:
-        if isinstance(quantizer, LogSqrt2):
-            found.append(quantizer.delta)
-        else:
-            assert isinstance(quantizer, Uniform)
-            found += [quantizer.scale, quantizer.zero_point]
-    return found
-
-
 @FORMS
 @pytest.mark.parametrize("prefix", [False, True])
 def test_more_bits_are_better(form: Form, prefix: bool) -> None:
-    regcache = tiny_regcache(tiny_encoder()) if prefix else None
+    regcache = tiny_regcache(tame_encoder()) if prefix else None
     errors = [relative_error(calibrate(form, Bits(b, b), regcache)) for b in (8, 6, 4)]
     assert all(less < more for less, more in pairwise(errors)), errors
     # log-sqrt2 keeps its relative error at any width, so only the deployed form gets small
@@ -86,7 +45,7 @@ def test_more_bits_are_better(form: Form, prefix: bool) -> None:
 
 @FORMS
 def test_folds_preserve_the_encoder_and_the_cached_keys_and_values(form: Form) -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     regcache = tiny_regcache(encoder)
     calibration = calibrate(form, regcache=regcache)
     folded, changed = calibration.encoder, calibration.regcache
@@ -104,7 +63,7 @@ def test_folds_preserve_the_encoder_and_the_cached_keys_and_values(form: Form) -
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_deployed_codes_are_those_of_per_channel_asymmetric_quantization(bits: int) -> None:
-    encoder = tiny_encoder(depth=1)
+    encoder = tame_encoder(depth=1)
     tokens = encoder.embed(tiny_images(48, seed=3))
     calibration = make_baseline("repqvit", Bits(bits, bits)).calibrate(encoder, tokens)
     x = encoder.norm("blocks.0.norm1", tokens)
@@ -137,7 +96,7 @@ def test_paper_form_has_the_published_quantizers() -> None:
 
 
 def test_deploy_form_is_what_an_int8_runtime_has() -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     regcache = tiny_regcache(encoder)
     calibration = calibrate("deploy", regcache=regcache)
     assert not calibration.quantization.matmuls
@@ -170,9 +129,9 @@ def with_outlier_channels(encoder: Encoder, factor: float) -> Encoder:
 
 
 def test_planted_outlier_channels_do_no_harm() -> None:
-    encoder = with_outlier_channels(tiny_encoder(), 60.0)
+    encoder = with_outlier_channels(tame_encoder(), 60.0)
     images = tiny_images(4)
-    assert torch.allclose(encoder(images), tiny_encoder()(images), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(encoder(images), tame_encoder()(images), rtol=1e-3, atol=1e-3)
     tokens = encoder.embed(tiny_images(48, seed=3))
     naive = make_baseline("naive").calibrate(encoder, tokens)
     repq = calibrate("deploy", encoder=encoder)
@@ -192,7 +151,7 @@ def test_ranges_are_measured_behind_quantized_layers() -> None:
 
 
 def test_a_later_start_on_quantized_tokens_gives_the_same_result() -> None:
-    encoder = tiny_encoder()
+    encoder = tame_encoder()
     tokens = encoder.embed(tiny_images(48, seed=3))
     baseline = make_baseline("repqvit")
     assert baseline.sequential
@@ -218,7 +177,7 @@ def test_calibration_can_be_repeated(form: Form) -> None:
 
 @FORMS
 def test_constant_channels_and_dead_layers_warn_and_stay_finite(form: Form) -> None:
-    encoder = tiny_encoder(depth=2)
+    encoder = tame_encoder(depth=2)
     changed = {name: encoder.weights[name].clone() for name in encoder.weights}
     changed["blocks.0.norm1.weight"][5:8] = 0
     changed["blocks.1.norm2.weight"][:] = 0

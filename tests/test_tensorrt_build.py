@@ -39,54 +39,6 @@ def build(builder: EngineBuilder, plan: Plan, folder: Path) -> BuildResult:
     return builder.build(serialize(model), folder, promise=check_tensorrt(model).promise)
 
 
-def gemms(layers: dict[str, int]) -> dict[str, int]:
-    """Products of all kinds."""
-    return {kind: n for kind, n in layers.items() if kind.endswith(("gemm", "mha", "bmm"))}
-
-
-CASES = [
-    # q, k and v are one GEMM again: four a block
-    ("CLIP B/32", True, True, True, {"int8_gemm": 8, "int8_mha": 2, "half_gemm": 1}),
-    ("CLIP B/16", True, True, True, {"int8_gemm": 8, "int8_mha": 2, "half_gemm": 1}),
-    ("CLIP B/16", True, True, False, {"int8_gemm": 8, "int8_mha": 2, "half_gemm": 1}),
-    ("CLIP B/16", True, False, True, {"int8_gemm": 8, "half_mha": 2, "half_gemm": 1}),
-    ("CLIP B/16", True, False, False, {"int8_gemm": 8, "half_mha": 2, "half_gemm": 1}),
-    ("CLIP B/16", False, False, True, {"half_gemm": 9, "half_mha": 2}),
-    ("CLIP L/14", True, True, True, {"int8_gemm": 8, "int8_mha": 2, "half_gemm": 1}),
-    ("SigLIP B/16", True, True, True, {"int8_gemm": 8, "int8_mha": 2}),
-    # more than 512 tokens, or another head size: attention stays in float16 and fuses there
-    ("CLIP L/14-336", True, True, True, {"int8_gemm": 8, "half_mha": 2, "half_gemm": 1}),
-    ("head size 80", True, True, True, {"int8_gemm": 8, "half_mha": 2, "half_gemm": 1}),
-]
-
-
-@pytest.mark.parametrize(("shape", "linears", "attention", "regcache", "expected"), CASES)
-def test_layers(
-    builder: EngineBuilder,
-    tmp_path: Path,
-    shape: str,
-    linears: bool,
-    attention: bool,
-    regcache: bool,
-    expected: dict[str, int],
-) -> None:
-    result = build(builder, random_plan(SHAPES[shape], linears, attention, regcache), tmp_path)
-    found = gemms(result.sidecar.layers)
-    assert {kind: found.get(kind, 0) for kind in expected} == expected
-    assert result.path.stat().st_size == result.sidecar.engine_bytes
-    if linears:
-        assert "int8_bmm" not in found  # attention that is quantized and not fused
-
-
-@pytest.mark.slow
-def test_vit_b16_is_int8_throughout(builder: EngineBuilder, tmp_path: Path) -> None:
-    """All 12 blocks of ViT-B/16, tau 4, k~ 5: every linear an INT8 GEMM, all attention fused."""
-    plan = random_plan(replace(SHAPES["CLIP B/16"], depth=12))
-    layers = build(builder, plan, tmp_path).sidecar.layers
-    # the projection behind the pooling is the one product that no plan quantizes
-    assert gemms(layers) == {"int8_gemm": 48, "int8_mha": 12, "half_gemm": 1}
-
-
 SMALL = replace(SHAPES["CLIP B/32"], width=128, heads=2, mlp_width=256)
 
 
@@ -96,7 +48,7 @@ def small() -> Plan:
 
 def test_a_broken_promise_is_an_error(builder: EngineBuilder, tmp_path: Path) -> None:
     """The packed QKV with its Split, which the builder runs in float16."""
-    plan = random_plan(SMALL, attention=False, asymmetric=False)
+    plan = random_plan(SMALL, "int8_linears", asymmetric=False)
     model = build_model(plan, options=GraphOptions())
     data, promise = serialize(model), {"blocks.0.attn.qkv/MatMul": "int8_gemm"}
     with pytest.raises(EngineError, match=r"blocks\.0\.attn\.qkv/MatMul.*--layer-check warn"):

@@ -32,6 +32,13 @@ def test_demo_to_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["check", str(bundle.path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [block["attention"] for block in report["blocks"]] == ["int8"] * 6
+    assert main(["verify", str(bundle.path), "--images", "4", "--json"]) == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert (verified["codes"] > 500_000, verified["images"]) == (True, 4)
+    assert 0.95 < verified["optimized"]["half"] < 1
+    table = {row["tensor"]: row["graph"] for row in bundle.manifest["provenance"]["quantizers"]}
+    assert "symmetric" in table["blocks.0.attn.qk.query"]
+    assert any("attention operands of 6 blocks" in line for line in result["differences"])
     require_rtx()
     engines = str(tmp_path / "engines")
     words = f"build {bundle.path} --engine tensorrt_rtx --output {engines} --json"

@@ -98,3 +98,11 @@ def test_a_tokenizer_that_cannot_be_had_is_a_model_error(clip):
 
     with pytest.raises(ModelError, match=r"tokenizer .* could not be had \(no network\)"):
         OpenClipHead(clip, fail, ("a {}",))(NAMES)
+
+
+def test_a_tokenizer_whose_library_is_missing_names_the_extra(clip):
+    def fail():
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+    with pytest.raises(ConfigError, match=r"needs transformers.*regcache-deploy\[siglip\]"):
+        OpenClipHead(clip, fail, ("a {}",))(NAMES)

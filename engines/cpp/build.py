@@ -1,7 +1,7 @@
 """Build the C++ runtime: `make cpp`, or `python engines/cpp/build.py`.
 
     build.py                 build/cpp: libregcache.so, regcache_classify, the test programs
-    build.py --sanitize      build/cpp-sanitize: the same with AddressSanitizer and UBSan
+    build.py --sanitize      build/cpp-sanitize: a static one with AddressSanitizer and UBSan
     build.py --fuzzer        build/cpp-fuzz: the libFuzzer target
 
 Exit codes: 0 built, 1 the build failed, 77 something is missing (said on stderr).
@@ -81,6 +81,8 @@ def _build(root: Path, arguments: argparse.Namespace) -> int:
             f"-DREGCACHE_ONNXRUNTIME_INCLUDE={headers}",
             f"-DREGCACHE_ONNXRUNTIME_RPATH={_runtime(build)}",
             f"-DREGCACHE_SANITIZE={'ON' if arguments.sanitize else 'OFF'}",
+            # the tests see both kinds of library
+            f"-DBUILD_SHARED_LIBS={'OFF' if arguments.sanitize else 'ON'}",
             "-DREGCACHE_BUILD_TESTS=ON",
         ]
     configure = ["cmake", "-S", str(SOURCE), "-B", str(build), *settings]
@@ -100,10 +102,14 @@ def _runtime(build: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     library = onnxruntime_library()
     link = folder / "libonnxruntime.so.1"
-    link.unlink(missing_ok=True)
     if library is not None:
-        link.symlink_to(library)
+        # renamed into place: a test of another process may be looking at it
+        made = folder / f".{os.getpid()}"
+        made.unlink(missing_ok=True)
+        made.symlink_to(library)
+        made.replace(link)
     else:
+        link.unlink(missing_ok=True)
         print(
             "no Python package onnxruntime here: set REGCACHE_ONNXRUNTIME to libonnxruntime.so "
             "before running the programs",

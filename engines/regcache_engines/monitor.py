@@ -15,8 +15,11 @@ from .onnxruntime_engine import import_onnxruntime
 
 def probe_rates(
     bundle: Bundle, batches: Iterable[Array], threads: int | None = None
-) -> dict[str, float]:
-    """Share of saturated codes of each probe, by graph output.
+) -> dict[str, tuple[float, float]]:
+    """Share of each probe's codes at the lowest and at the highest one, by graph output.
+
+    The ends are told apart, because one may be full by nature: behind GELU, whose values end at
+    -0.17, many codes are the lowest one, and they would hide an outlier at the other end.
 
     Args:
         bundle: exported with probes.
@@ -35,7 +38,7 @@ def probe_rates(
     if threads is not None:
         options.intra_op_num_threads = threads
     outputs = [probe["output"] for probe in probes]
-    saturated, seen = np.zeros(len(probes)), np.zeros(len(probes))
+    saturated, seen = np.zeros((len(probes), 2)), np.zeros(len(probes))
     try:
         session = onnxruntime.InferenceSession(
             str(bundle.model_path), options, providers=["CPUExecutionProvider"]
@@ -43,11 +46,12 @@ def probe_rates(
         name = session.get_inputs()[0].name
         for images in batches:
             for i, codes in enumerate(session.run(outputs, {name: images})):
-                ends = (codes == probes[i]["low"]) | (codes == probes[i]["high"])
-                saturated[i] += np.count_nonzero(ends)
+                for end, code in enumerate(("low", "high")):
+                    saturated[i, end] += np.count_nonzero(codes == probes[i][code])
                 seen[i] += codes.size
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise EngineError(f"ONNX Runtime failed on {bundle.model_path}: {error}") from error
     if not seen.all():
         raise EngineError("no image to measure the probes with")
-    return {output: float(s / n) for output, s, n in zip(outputs, saturated, seen, strict=True)}
+    rates = (saturated / seen[:, None]).tolist()
+    return {output: (low, high) for output, (low, high) in zip(outputs, rates, strict=True)}

@@ -169,9 +169,11 @@ def _create_session(onnxruntime: Any, path: Path, options: Any, provider: str) -
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise EngineError(
-            f"ONNX Runtime cannot load {path}: {error}. If the file is damaged, export it again"
-        ) from error
+        hint = "If the file is damaged, export it again"
+        if any(word in str(error).lower() for word in ("opset", "ir version")):
+            version = getattr(onnxruntime, "__version__", "")
+            hint = f"ONNX Runtime {version} is older than the file: upgrade it"
+        raise EngineError(f"ONNX Runtime cannot load {path}: {error}. {hint}") from error
     # a provider whose libraries do not load is listed as available, and replaced by the CPU
     running = session.get_providers()
     if running[0] != provider:

@@ -158,8 +158,11 @@ def free_run(subject: Subject, pixels: Array) -> Array:
     features = []
     for part in _batches(pixels, subject):
         tokens: Array = reference.embed(graph_input(part, subject.preprocess, subject.model))
+        kept = None
         for index in range(subject.spec.depth):
-            tokens = reference.block(index, tokens).output
+            simulated = reference.block(index, tokens, kept=kept)
+            tokens = simulated.output
+            kept = kept if simulated.positions is None else simulated.positions
         features.append(pooled_features(reference, tokens))
     return np.concatenate(features)
 

@@ -57,8 +57,13 @@ class Simulated:
 class Simulator(Protocol):
     """A simulation of the blocks; independent of the graph's nodes and kernels."""
 
-    def block(self, index: int, tokens: Array, forced: Forced) -> Simulated:
-        """Simulate block `index` on `tokens [B, N, D]`, going on with what is forced."""
+    def block(
+        self, index: int, tokens: Array, forced: Forced, kept: Array | None = None
+    ) -> Simulated:
+        """Simulate block `index` on `tokens [B, N, D]`, going on with what is forced.
+
+        `kept` are the positions of the patches among them, or None: all are there.
+        """
         ...
 
 
@@ -122,6 +127,7 @@ def compare_trace(
         simulator: the other side.
         comparison: grows.
     """
+    kept = None
     for index, block_input in enumerate(tensors.block_inputs):
         inside = {
             name: levels(trace.values[tensor], offsets[name])
@@ -132,8 +138,9 @@ def compare_trace(
         if index in tensors.positions:
             positions = trace.values[tensors.positions[index]]
         tokens = trace.values[block_input]
-        simulated = simulator.block(index, tokens, Forced(inside, positions))
+        simulated = simulator.block(index, tokens, Forced(inside, positions), kept)
         if positions is not None:
+            kept = positions
             assert simulated.positions is not None
             node = tensors.positions[index].replace("/positions", "/TopK")
             wrong = int((positions != simulated.positions).sum())

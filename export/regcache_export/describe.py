@@ -7,6 +7,7 @@ from importlib import metadata as distributions
 from typing import Any
 
 from .plan import Plan
+from .spec import LINEARS
 from .targets import GraphOptions
 
 METADATA_SCHEMA = 1
@@ -23,6 +24,8 @@ def tool_version() -> str:
 def bits_label(plan: Plan) -> str:
     """`W8A8` if every quantized linear has the same widths, `mixed` if not, `float` if none is."""
     widths = {(layer.weight.bits, layer.input.bits) for layer in plan.linears.values()}
+    pairs = [pair for name, pair in plan.published.items() if _is_linear(name)]
+    widths |= {(weight.bits, x.bits) for x, weight in pairs}
     if not widths:
         return "float"
     if len(widths) > 1:
@@ -43,7 +46,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         "model": str(plan.provenance.get("model", "unknown")),
         "baseline": str(plan.provenance.get("baseline", "none" if not plan.linears else "unknown")),
         "bits": bits_label(plan),
-        "quantized_linears": len(plan.linears),
+        "quantized_linears": len(plan.linears) + sum(map(_is_linear, plan.published)),
+        "strict_paper": bool(plan.published),
         "linears": 4 * plan.encoder.depth,
         "regcache": plan.regcache.to_json() if plan.regcache else None,
     }
@@ -64,6 +68,10 @@ def metadata(
     if plan_sha256:
         essentials["plan_sha256"] = plan_sha256
     return {f"regcache.{key}": _text(essentials[key]) for key in sorted(essentials)}
+
+
+def _is_linear(name: str) -> bool:
+    return name.split(".", 2)[-1] in LINEARS
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,10 @@ CALIBRATION_FOLDS = ("layer-scale", "key-bias", "value-bias")
 EXPORT_FOLDS = ("attention-scale", "cls-only")
 """Run at export unless switched off."""
 
-SWITCHABLE = (*CALIBRATION_FOLDS, *EXPORT_FOLDS)
+REPARAMETRIZATION = "reparametrization"
+"""Runs inside the calibration of `repqvit`, which chooses its numbers, unless switched off."""
+
+SWITCHABLE = (*CALIBRATION_FOLDS, REPARAMETRIZATION, *EXPORT_FOLDS)
 
 
 def check_switchable(names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ SHA-256 of the tensors, so a plan is either whole or not there.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,13 @@ import numpy.typing as npt
 
 from .errors import BundleError
 from .files import atomic_write_bytes, sha256_file
+from .json_types import check_fields, expect
+from .published import PublishedQuant
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
+from .tensor_quant import LinearQuant, TensorQuant
+
+__all__ = ["SCHEMA", "LinearQuant", "Plan", "TensorQuant"]
 
 SCHEMA = 1
 
@@ -27,32 +32,6 @@ LINEAR_ROLES = ("input", "weight")
 MATMUL_ROLES = ("left", "right")
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TensorQuant:
-    """A uniform quantizer: `code = clip(round(x / scale) + zero_point)`.
-
-    Attributes:
-        scale: float32 `[1]`, or `[C]` along axis 0 if `per_channel`.
-        zero_point: int32, same shape.
-        bits: width of the code; below 8 the codes are clipped inside an 8-bit container.
-        signed: int8 codes, else uint8.
-    """
-
-    scale: Array
-    zero_point: Array
-    bits: int = 8
-    signed: bool = True
-    per_channel: bool = False
-
-
-@dataclass(frozen=True)
-class LinearQuant:
-    """Quantizers of one linear layer as deployed."""
-
-    input: TensorQuant
-    weight: TensorQuant
 
 
 @dataclass(frozen=True)
@@ -72,6 +51,8 @@ class Plan:
         provenance: model, weights SHA-256, data hash, seed, versions, resolved configuration.
         matmuls: `blocks.I.attn.qk` or `blocks.I.attn.pv` -> quantizers of its two operands, for
             targets that compute attention in integers; a product that is absent stays in float.
+        published: linears and products whose quantizers no INT8 runtime has -> input and weight,
+            or left and right operand; in no other of the two.
     """
 
     encoder: EncoderSpec
@@ -85,6 +66,7 @@ class Plan:
     logit_scale: float = 100.0
     provenance: dict[str, Any] = field(default_factory=dict)
     matmuls: dict[str, tuple[TensorQuant, TensorQuant]] = field(default_factory=dict)
+    published: dict[str, tuple[PublishedQuant, PublishedQuant]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `plan.safetensors` and `plan.json` into `folder`."""
@@ -102,6 +84,10 @@ class Plan:
             name: _described(tensors, name, MATMUL_ROLES, operands)
             for name, operands in self.matmuls.items()
         }
+        published = {
+            name: [q.save(tensors, f"published/{name}/{i}") for i, q in enumerate(pair)]
+            for name, pair in self.published.items()
+        }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "plan.safetensors"
         contiguous = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
@@ -112,6 +98,7 @@ class Plan:
             "encoder": self.encoder.to_json(),
             "linears": linears,
             "matmuls": matmuls,
+            "published": published,
             "regcache": self.regcache.to_json() if self.regcache else None,
             "preprocess": self.preprocess,
             "labels": list(self.labels),
@@ -139,6 +126,7 @@ class Plan:
             found = document.get("schema") if isinstance(document, dict) else None
             raise BundleError(f"{folder}/plan.json has schema {found}; this version reads {SCHEMA}")
         path = folder / "plan.safetensors"
+        _check_document(document, f"{folder}/plan.json")
         try:
             if sha256_file(path) != document["tensors_sha256"]:
                 raise BundleError(f"{path} does not belong to its plan.json (SHA-256 differs)")
@@ -156,14 +144,18 @@ class Plan:
                 weights=_under(tensors, "weights/"),
                 linears=linears,
                 matmuls=matmuls,
+                published={
+                    name: _published(tensors, name, pair)
+                    for name, pair in document.get("published", {}).items()
+                },
                 regcache=RegCacheConfig.from_json(document["regcache"])
-                if document["regcache"]
+                if document["regcache"] is not None
                 else None,
                 register={int(i): v for i, v in _under(tensors, "register/").items()},
                 preprocess=document["preprocess"],
                 text_features=tensors.get("text_features"),
                 labels=tuple(document["labels"]),
-                logit_scale=document["logit_scale"],
+                logit_scale=float(document["logit_scale"]),
                 provenance=document["provenance"],
             )
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -199,17 +191,44 @@ def _described(
 
 
 def _quantizers(
-    tensors: dict[str, Array], name: str, roles: tuple[str, str], document: dict[str, Any]
+    tensors: dict[str, Array], name: str, roles: tuple[str, str], document: Mapping[str, Any]
 ) -> tuple[TensorQuant, TensorQuant]:
+    expect(f"the quantizer of {name}", document, dict, "an object")
+    first, second = (_quantizer(tensors, f"quant/{name}/{role}", document[role]) for role in roles)
+    return first, second
+
+
+def _quantizer(tensors: dict[str, Array], key: str, data: Any) -> TensorQuant:
+    check_fields(f"the quantizer {key}", data, TensorQuant, absent=("scale", "zero_point"))
+    arrays = {part: tensors[f"{key}/{part}"] for part in ("scale", "zero_point")}
+    return TensorQuant(**arrays, **data)
+
+
+def _published(
+    tensors: dict[str, Array], name: str, pair: Any
+) -> tuple[PublishedQuant, PublishedQuant]:
+    expect(f"the published quantizers of {name}", pair, list, "a list")
     first, second = (
-        TensorQuant(
-            scale=tensors[f"quant/{name}/{role}/scale"],
-            zero_point=tensors[f"quant/{name}/{role}/zero_point"],
-            **document[role],
-        )
-        for role in roles
+        PublishedQuant.load(tensors, f"published/{name}/{i}", data) for i, data in enumerate(pair)
     )
     return first, second
+
+
+def _check_document(document: dict[str, Any], path: str) -> None:
+    """Raise BundleError where a part of plan.json is of another type."""
+    objects = ("encoder", "linears", "preprocess", "provenance")
+    for name in (*objects, "labels", "logit_scale", "tensors_sha256", "regcache"):
+        if name not in document:
+            raise BundleError(f"{path} lacks '{name}'; write the plan again")
+    for name in (*objects, *(n for n in ("matmuls", "published") if n in document)):
+        expect(f"{path}: {name}", document[name], dict, "an object")
+    expect(f"{path}: tensors_sha256", document["tensors_sha256"], str, "a string")
+    expect(f"{path}: logit_scale", document["logit_scale"], (int, float), "a number")
+    expect(f"{path}: labels", document["labels"], list, "a list")
+    for label in document["labels"]:
+        expect(f"{path}: a label", label, str, "a string")
+    if document["regcache"] is not None:
+        expect(f"{path}: regcache", document["regcache"], dict, "an object or null")
 
 
 def _under(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:

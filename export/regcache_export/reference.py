@@ -17,9 +17,10 @@ from onnx import numpy_helper
 
 from .compare import Forced, Simulated, levels
 from .errors import BundleError
+from .reference_columns import with_packed_columns
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
-from .targets import GraphOptions
+from .targets import GraphOptions, find_target
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -51,16 +52,26 @@ class Reference:
         options: GraphOptions,
         offsets: Mapping[str, int],
     ) -> None:
-        self.constants, self.spec, self.regcache = constants, spec, regcache
+        self.constants, self.spec, self.regcache = (
+            with_packed_columns(constants, spec),
+            spec,
+            regcache,
+        )
         self.options, self.offsets = options, offsets
-        cls_only = spec.pool == "cls" and "cls-only" not in options.without
+        left_out = (*options.without, *find_target(options.target).skips)
+        cls_only = spec.pool == "cls" and "cls-only" not in left_out
         self._cls_only_block = spec.depth - 1 if cls_only else None
         folded = "attention-scale" not in options.without
         self._logit_scale = 1.0 if folded else spec.head_dim**-0.5
 
-    def block(self, index: int, tokens: Array, forced: Forced | None = None) -> Simulated:
-        """One block on `tokens [B, N, D]`; without `forced` it goes on with its own codes."""
-        run = _Run(self, forced)
+    def block(
+        self, index: int, tokens: Array, forced: Forced | None = None, kept: Array | None = None
+    ) -> Simulated:
+        """One block on `tokens [B, N, D]`; without `forced` it goes on with its own codes.
+
+        `kept` are the positions of the patches among the tokens, or None: all are there.
+        """
+        run = _Run(self, forced, kept)
         name = f"blocks.{index}"
         x = run.delete(index, tokens.astype(np.float64), "block_input")
         mixed = self._attention(run, index, self.norm(f"{name}.norm1", x))
@@ -116,6 +127,8 @@ class Reference:
             part.reshape(batch, count, spec.heads, spec.head_dim).transpose(0, 2, 1, 3)
             for part in np.split(qkv, 3, axis=-1)
         )
+        if spec.rotary:
+            q, k = (self._rotate(part, run.kept) for part in (q, k))
         if index == self._cls_only_block:
             q = q[:, :, :1]
         if self.regcache and index in self.regcache.prefix_blocks(spec.depth):
@@ -123,11 +136,21 @@ class Reference:
                 np.concatenate([self._prefix(f"{name}/prefix_{role}", batch), part], axis=2)
                 for role, part in (("k", k), ("v", v))
             )
-        logits = (q @ k.transpose(0, 1, 3, 2)) * self._logit_scale
+        logits = run.product(f"{name}.qk", q * self._logit_scale, k.transpose(0, 1, 3, 2))
         logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        mixed = (logits / logits.sum(axis=-1, keepdims=True)) @ v
+        mixed = run.product(f"{name}.pv", logits / logits.sum(axis=-1, keepdims=True), v)
         merged: Float64 = mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width)
         return merged
+
+    def _rotate(self, x: Float64, kept: Array | None) -> Float64:
+        table = self.constant("rotary")[:, 0]
+        if kept is not None:
+            special = self.spec.num_prefix_tokens
+            first = np.broadcast_to(np.arange(special), (len(kept), special))
+            table = table[np.concatenate([first, kept + special], axis=1)][:, None]
+        cos, sin = np.split(table, 2, axis=-1)
+        left, right = np.split(x, 2, axis=-1)
+        return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
     def _prefix(self, name: str, batch: int) -> Float64:
         stored = self.constant(name)
@@ -140,8 +163,8 @@ class Reference:
 class _Run:
     """One block on its way through: what is forced, and what was found."""
 
-    def __init__(self, reference: Reference, forced: Forced | None) -> None:
-        self.reference, self.forced = reference, forced
+    def __init__(self, reference: Reference, forced: Forced | None, kept: Array | None) -> None:
+        self.reference, self.forced, self.kept = reference, forced, kept
         self.steps: dict[str, Array] = {}
         self.codes: dict[str, Array] = {}
         self.positions: Array | None = None
@@ -166,13 +189,34 @@ class _Run:
         codes = np.clip(np.rint(steps) + zero_point, limits.min, limits.max)
         self.steps[name] = steps + (zero_point - offset)
         self.codes[name] = levels(codes, offset)
-        if self.forced is not None:
-            codes = self.forced.codes[name].astype(np.float64) + offset
+        self._force(name, codes, offset)
         weight = known[f"{name}.weight"].astype(np.float64)
         weight_scale = known[f"{name}.weight_scale"].astype(np.float64)
-        weight = weight - known[f"{name}.weight_zero_point"].astype(np.float64)
+        if f"{name}.weight_zero_point" in known:
+            weight = weight - known[f"{name}.weight_zero_point"].astype(np.float64)
         result: Float64 = ((codes - zero_point) @ weight) * (scale * weight_scale)
         return result
+
+    def product(self, name: str, a: Float64, b: Float64) -> Float64:
+        """`a @ b` of an attention product, its operands quantized where the graph does that."""
+        result: Float64 = self._operand(f"{name}.left", a) @ self._operand(f"{name}.right", b)
+        return result
+
+    def _operand(self, name: str, x: Float64) -> Float64:
+        if f"{name}_scale" not in self.reference.constants:
+            return x
+        scale = float(self.reference.constants[f"{name}_scale"])
+        self.steps[name] = x / scale
+        codes: Float64 = np.clip(np.rint(self.steps[name]), -128, 127)
+        self.codes[name] = levels(codes, 0)
+        self._force(name, codes, 0)
+        return codes * scale
+
+    def _force(self, name: str, codes: Float64, offset: int) -> None:
+        """Put the graph's codes in place of those found, in as many rows as it has."""
+        if self.forced is not None:
+            graph = self.forced.codes[name]
+            codes[:, : graph.shape[1]] = graph.astype(np.float64) + offset
 
     def delete(self, index: int, tokens: Float64, place: str) -> Float64:
         choice, special = self.reference.regcache, self.reference.spec.num_prefix_tokens
@@ -186,6 +230,7 @@ class _Run:
         kept = self.positions
         if self.forced is not None and self.forced.positions is not None:
             kept = self.forced.positions
+        self.kept = kept
         survivors = np.take_along_axis(patches, kept[..., None], axis=1)
         return np.concatenate([tokens[:, :special], survivors], axis=1)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from .errors import BundleError, ConfigError
+from .errors import ConfigError
+from .json_types import check_fields
 from .spec import EncoderSpec
 
 DeleteAt = Literal["block_input", "mlp_input"]
@@ -81,8 +82,6 @@ class RegCacheConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RegCacheConfig:
-        """Inverse of `to_json`; raises BundleError on an unknown or missing field."""
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise BundleError(f"the RegCache choice is not readable: {error}") from error
+        """Inverse of `to_json`; raises BundleError on an unknown, missing or mistyped field."""
+        check_fields("the RegCache choice", data, cls)
+        return cls(**data)

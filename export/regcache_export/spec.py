@@ -10,6 +10,7 @@ of prefix tokens, `N` tokens):
 | `patch_embed.weight`, `patch_embed.bias` | `[D, 3, ph, pw]`, `[D]` |
 | `prefix_tokens` (CLS, trained registers) | `[S, D]` |
 | `pos_embed` (added to prefix tokens and patches alike) | `[N, D]` |
+| `rotary` (if `rotary`; `d` head size) | `[N, d]` |
 | `norm_pre.{weight,bias}` (if `norm_pre`) | `[D]` |
 | `blocks.I.norm1.{weight,bias}`, `blocks.I.norm2.{weight,bias}` | `[D]` |
 | `blocks.I.attn.qkv.{weight,bias}` | `[3D, D]`, `[3D]` |
@@ -26,7 +27,9 @@ of prefix tokens, `N` tokens):
 
 A bias that the original module lacks is stored as zeros, and so is the position embedding of prefix
 tokens that have none. `pool.query` is the latent after its norm and its projection, which are the
-same for every image.
+same for every image. `rotary` holds a token's cosines, then its sines: in all blocks, channels `i`
+and `i + d/2` of every head are turned by angle i (adapters sort the rows of qkv that way); the rows
+of prefix tokens have cosine 1 and sine 0.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from .errors import BundleError
+from .json_types import check_fields
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Pool = Literal["cls", "avg", "map"]
@@ -62,6 +66,7 @@ class EncoderSpec:
         pool_heads, pool_width: heads and inner width A of `map`.
         pool_mlp_width: `map` ends in `x + mlp(norm(x))` with this hidden width; 0 ends it in
             `norm(x)`.
+        rotary: queries and keys are turned by the angles of their patch (RoPE).
     """
 
     image_size: tuple[int, int]
@@ -83,6 +88,7 @@ class EncoderSpec:
     pool_heads: int = 0
     pool_width: int = 0
     pool_mlp_width: int = 0
+    rotary: bool = False
 
     @property
     def pooled_dim(self) -> int:
@@ -125,6 +131,8 @@ class EncoderSpec:
         }
         if self.num_prefix_tokens:
             shapes["prefix_tokens"] = (self.num_prefix_tokens, d)
+        if self.rotary:
+            shapes["rotary"] = (self.num_tokens, self.head_dim)
         norms = ["norm_pre"] if self.norm_pre else []
         for i in range(self.depth):
             block = f"blocks.{i}"
@@ -164,11 +172,23 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EncoderSpec:
-        """Inverse of `to_json`; raises BundleError on an unknown or missing field."""
-        try:
-            fields = dict(data)
-            for name in ("image_size", "patch_size"):
-                fields[name] = tuple(fields[name])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"the encoder description is not readable: {error}") from error
+        """Inverse of `to_json`.
+
+        Raises:
+            BundleError: an unknown, missing or mistyped field, or a size that is not positive.
+        """
+        check_fields("the encoder description", data, cls)
+        fields = dict(data)
+        for name in ("image_size", "patch_size"):
+            fields[name] = tuple(fields[name])
+        spec = cls(**fields)
+        sizes = ("width", "depth", "heads", "mlp_width", "output_dim")
+        numbers = {name: [fields[name]] for name in sizes} | {
+            name: fields[name] for name in ("image_size", "patch_size")
+        }
+        for name, values in numbers.items():
+            if min(values) < 1:
+                raise BundleError(f"the encoder description has {name} = {data[name]}")
+        if min(spec.grid) < 1 or spec.num_prefix_tokens < 0:
+            raise BundleError("the encoder description has no patches, or fewer than no tokens")
+        return spec

@@ -44,6 +44,7 @@ class Target:
             fuse) or `integer_to_float` (com.microsoft.MatMulIntegerToFloat with the bias inside).
         attention: `standard` (MatMul, Softmax, MatMul over `[B, H, N, d]`) or `multi_head`
             (com.microsoft.MultiHeadAttention over `[B, N, D]`).
+        narrow_products: wide integer products in groups of columns (`graph/columns.py`).
         folds: export folds that this target needs, beside those that the user switches.
         skips: export folds that it does without.
         form: `tensorrt` rewrites the finished graph (`graph/tensorrt.py`) and checks its rules
@@ -55,6 +56,7 @@ class Target:
     summary: str
     linear: LinearForm
     attention: AttentionForm
+    narrow_products: bool = False
     folds: tuple[str, ...] = ()
     skips: tuple[str, ...] = ()
     form: GraphForm = "as_written"
@@ -76,7 +78,7 @@ TARGETS: dict[str, Target] = {
             attention="standard",
             evidence={
                 "bias [1, 1, C]": "a bias [C] behind a Q/DQ MatMul ends in a float Gemm in ONNX "
-                "Runtime 1.31, without a word; tests/test_graph.py counts the integer products",
+                "Runtime 1.31, without a word; tests/test_graph_quantized.py counts the products",
                 "attention in float": "12 heads, 197 tokens, d 64, ONNX Runtime 1.31, one thread "
                 "of a VNNI Xeon: 1.33 ms in INT8, 1.07 ms in float32",
                 "LayerNormalization and Add apart": "ONNX Runtime's SkipLayerNormalization on CPU "
@@ -88,6 +90,7 @@ TARGETS: dict[str, Target] = {
             summary="tuned for ONNX Runtime on CPU, with com.microsoft operators",
             linear="integer_to_float",
             attention="multi_head",
+            narrow_products=True,
             evidence={
                 "MatMulIntegerToFloat with MultiHeadAttention": "ViT-B/16, batch 8, two threads of "
                 "a VNNI Xeon, ONNX Runtime 1.31: 451 ms; portable form 522, quantize_static 678, "

@@ -32,7 +32,8 @@ class Tensors:
     Attributes:
         block_inputs: one a block, before deletion.
         outputs: the output of every block.
-        codes: linear -> its integer codes; only quantized linears.
+        codes: linear, or operand of an attention product (`blocks.0.attn.qk.left`) -> its integer
+            codes; only what is quantized, in the graph's order.
         positions: block -> positions of the surviving patches, where tokens are deleted.
     """
 
@@ -53,7 +54,8 @@ class Tensors:
         first = next((name for name in embeddings if name in made), None)
         if first is None:
             raise BundleError("the graph has no patch embedding; it is not one of ours")
-        codes = {name: name + QUANTIZE for name in spec.linears() if name + QUANTIZE in made}
+        names = [name for linear in spec.linears() for name in (linear, *_products_behind(linear))]
+        codes = {name: name + QUANTIZE for name in names if name + QUANTIZE in made}
         places = {index: f"blocks.{index}.delete/positions" for index in range(spec.depth)}
         return cls(
             block_inputs=(first, *outputs[:-1]),
@@ -65,6 +67,13 @@ class Tensors:
     def all(self) -> list[str]:
         names = [*self.block_inputs, self.outputs[-1], *self.codes.values()]
         return [*names, *self.positions.values()]
+
+
+def _products_behind(linear: str) -> list[str]:
+    if not linear.endswith(".qkv"):
+        return []
+    block = linear.removesuffix(".qkv")
+    return [f"{block}.{product}.{side}" for product in ("qk", "pv") for side in ("left", "right")]
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,24 @@ def graph_input(pixels: Array, preprocess: Mapping[str, Any], model: onnx.ModelP
     value = model.graph.input[0].type.tensor_type
     if value.elem_type == onnx.TensorProto.UINT8:
         last = value.shape.dim[3].dim_value
-        return pixels if last == 3 else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return in_layout(pixels, "nhwc" if last == 3 else "nchw", preprocess)
+    return in_layout(pixels, None, preprocess)
+
+
+def in_layout(pixels: Array, layout: str | None, preprocess: Mapping[str, Any]) -> Array:
+    """uint8 images `[B, H, W, 3]` as an encoder takes them.
+
+    Args:
+        pixels: raw.
+        layout: `nchw` or `nhwc` for an encoder that takes raw pixels, None for normalized float32
+            `[B, 3, H, W]`.
+        preprocess: with mean and std.
+
+    Raises:
+        BundleError: the preprocessing lacks mean or std.
+    """
+    if layout is not None:
+        return np.ascontiguousarray(pixels if layout == "nhwc" else pixels.transpose(0, 3, 1, 2))
     try:
         mean, std = (np.asarray(preprocess[k], np.float32).reshape(3) for k in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:

@@ -28,6 +28,7 @@ from .certificate import (
     subject_of,
 )
 from .errors import BundleError, VerificationError
+from .graph.float16 import in_float32
 from .optimized import OptimizedRun, compare_optimized
 from .plan import Array
 
@@ -108,12 +109,15 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
     document, pixels = read_certificate(bundle)
     pixels = pixels[:limit]
     model = onnx.load(str(bundle.model_path), load_external_data=False)
-    subject = subject_of(document, model, bundle.preprocess)
+    # codes are compared in float32, whatever the body is rounded to
+    subject = subject_of(document, in_float32(model), bundle.preprocess)
     changed = _changed_parameters(model, document)
     evidence = collect(subject, pixels)
     counts = list(evidence.comparison.counts.values())
     head = bundle.text_features if bundle.has_text_features else None
     optimized = compare_optimized(bundle.model_path, subject, pixels, evidence.features, head)
+    if subject.model is not model:
+        optimized = optimized.with_half(_half_at_export(document))
     if not optimized.near:
         control = free_run(subject, pixels[: len(evidence.features)])
         optimized = optimized.with_control(evidence.features, control)
@@ -131,6 +135,13 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
         problem=_problem(model, changed, other, evidence, optimized),
         details={"changed": changed[:20], "other_codes": other[:20]},
     )
+
+
+def _half_at_export(document: Mapping[str, Any]) -> float:
+    try:
+        return float(document["optimized"]["half"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{CERTIFICATE} does not say what float16 costs; export again") from error
 
 
 def _changed_parameters(model: onnx.ModelProto, document: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,9 @@
-"""Build a TensorRT or TensorRT-RTX engine from a bundle, and see that it kept INT8."""
+"""Build an engine from a bundle and see that it kept INT8; on a CPU, decide which file to deploy.
+
+With `--engine onnxruntime` or `openvino` nothing has to be compiled. What is decided instead is
+which file keeps `--max-drop` and `--min-speedup`: INT8, INT8 with the most sensitive linears in
+float, or the float file, in this order.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import require
+from ..compat import import_open_clip, require
+from ..errors import ConfigError
 from ..paths import require_writable
 from ..progress import Reporter
 from .check import model_path
@@ -18,7 +24,9 @@ from .common import QUIET, add_common_arguments
 if TYPE_CHECKING:
     from regcache_engines.tensorrt.builder import BuildResult
 
-HELP = "build a TensorRT or TensorRT-RTX engine from a bundle"
+HELP = "build a TensorRT engine from a bundle, or decide which file to deploy on a CPU"
+
+CPU_ENGINES = ("onnxruntime", "openvino")
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +34,14 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache build`."""
     parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="exported with --target tensorrt"
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="exported with --target tensorrt, or for a CPU with any other",
     )
     parser.add_argument(
         "--engine",
-        choices=("tensorrt", "tensorrt_rtx"),
+        choices=("tensorrt", "tensorrt_rtx", *CPU_ENGINES),
         default="tensorrt",
         help="runtime (default %(default)s); tensorrt_rtx also builds without a GPU",
     )
@@ -71,12 +82,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="what a layer that did not become INT8 as promised is (default %(default)s)",
     )
+    _add_contract(parser)
     add_common_arguments(parser)
+
+
+def _add_contract(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("contract, with --engine onnxruntime or openvino")
+    group.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="accuracy that may be lost against the float file (default 0.5)",
+    )
+    group.add_argument(
+        "--min-speedup", type=float, metavar="X", help="over the float file (default 1.02)"
+    )
+    group.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the 95 %% intervals must keep the contract, not only the estimates",
+    )
+    group.add_argument(
+        "--data",
+        metavar="DATA",
+        help="images to judge on, as in regcache eval (default: the demo's held-out digits for "
+        "the demo, else the calibration images in the bundle, which have no labels)",
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="at most N images of --data")
+    group.add_argument("--plan", type=Path, metavar="DIR", help="folder of plan.json")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="for speed (default 1)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    group.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="for the timing of one candidate (default %(default)s)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="default %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, build, compare. Returns the exit code."""
     require("onnx", "export")
+    if args.engine in CPU_ENGINES:
+        return _run_contract(args)
+    if (args.max_drop, args.min_speedup) != (None, None):
+        raise ConfigError(
+            "--max-drop and --min-speedup go with --engine onnxruntime or openvino; "
+            f"{args.engine} builds what the bundle holds"
+        )
     from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
     from regcache_engines.tensorrt.sidecar import Profile
     from regcache_export.checks import check_file
@@ -114,6 +170,40 @@ def run(args: argparse.Namespace) -> int:
     else:
         kinds = ", ".join(f"{count} {kind}" for kind, count in result.sidecar.layers.items())
         print(f"{'found' if result.reused else 'built'} {result.path}\nlayers: {kinds}")
+    return 0
+
+
+def _run_contract(args: argparse.Namespace) -> int:
+    """Decide which file keeps the contract, write it, and say why."""
+    from ..contract.decide import Contract
+
+    limits = {"max_drop": args.max_drop, "min_speedup": args.min_speedup}
+    contract = Contract(
+        strict=args.strict, **{name: value for name, value in limits.items() if value is not None}
+    )
+    for option in ("batch", "limit", "threads"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{option} {value} is out of range: take at least 1")
+    require_writable(args.output)
+    import_open_clip()
+    from ..contract.run import ContractOptions, run_contract
+    from ..report.contract import contract_lines
+
+    options = ContractOptions(
+        engine=args.engine,
+        output=args.output,
+        contract=contract,
+        data=args.data,
+        limit=args.limit,
+        seed=args.seed,
+        batch=args.batch,
+        threads=args.threads,
+        seconds=args.seconds,
+        plan_folder=args.plan,
+    )
+    document = run_contract(args.bundle, options, Reporter(quiet=args.verbosity == QUIET))
+    print(json.dumps(document, indent=1) if args.json else "\n".join(contract_lines(document)))
     return 0
 
 

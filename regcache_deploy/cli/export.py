@@ -12,7 +12,7 @@ from regcache_export.fold_names import SWITCHABLE
 from regcache_export.targets import TARGETS
 
 from ..compat import import_open_clip, require
-from ..options import BASELINE_NAMES, ExportOptions
+from ..options import BASELINE_NAMES, OBSERVER_NAMES, ExportOptions
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
 
@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.bits,
         metavar="W8A8",
         help="bits of weights and activations; only W8A8 is deployed (default %(default)s)",
+    )
+    model.add_argument(
+        "--observer",
+        default=default.observer,
+        metavar="NAME",
+        help=f"how naive sets its ranges: {', '.join(OBSERVER_NAMES)} (default %(default)s)",
     )
 
     data = parser.add_argument_group("data")
@@ -125,6 +131,12 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=default.reduce_range,
         help="7-bit weights: exact on CPUs without VNNI, whose u8s8 products saturate",
+    )
+    graph.add_argument(
+        "--strict-paper",
+        action=argparse.BooleanOptionalAction,
+        default=default.strict_paper,
+        help="every quantizer as published, attention's too: slow, to measure what that costs",
     )
     graph.add_argument(
         "--no-fold",

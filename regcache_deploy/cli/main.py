@@ -19,7 +19,19 @@ from ..errors import ConfigError, RegCacheError
 from .common import Parser, did_you_mean, setup_logging
 from .config_file import parse_with_config
 
-COMMANDS = ("export", "search", "verify", "check", "build", "eval", "models", "report", "doctor")
+COMMANDS = (
+    "export",
+    "search",
+    "calibrate",
+    "verify",
+    "check",
+    "build",
+    "eval",
+    "bench",
+    "models",
+    "report",
+    "doctor",
+)
 """In the order of `regcache --help`; each is a module beside this one."""
 
 EXIT_CODES = (
@@ -46,6 +58,11 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 def build_main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `regcache-build`."""
     return _script("build", argv)
+
+
+def bench_main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `regcache-bench`."""
+    return _script("bench", argv)
 
 
 def _script(command: str, argv: Sequence[str] | None) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor
 from regcache_export.spec import EncoderSpec
 
 from ..errors import ModelError
-from .regcache import RegCache, delete_sinks
+from .regcache import RegCache, kept_patches, take_patches
+from .rotary import Survivors, angles_of, rotate
 
 
 class Numerics(Protocol):
@@ -129,10 +130,11 @@ class Encoder:
         observe: Observer | None = None,
     ) -> Tensor:
         """Tokens `[B, N, D]` at the input of block `start` -> tokens at the input of `stop`."""
+        survivors = Survivors()
         for index in range(start, self.spec.depth if stop is None else stop):
             if observe is not None:
                 observe(index, tokens)
-            tokens = self.block(index, tokens, numerics, regcache)
+            tokens = self.block(index, tokens, numerics, regcache, survivors)
         return tokens
 
     def block(
@@ -141,13 +143,19 @@ class Encoder:
         tokens: Tensor,
         numerics: Numerics = FLOAT,
         regcache: RegCache | None = None,
+        survivors: Survivors | None = None,
     ) -> Tensor:
-        """One block; with `regcache`, its prefix and its deletion where they belong here."""
+        """One block; with `regcache`, its prefix and its deletion where they belong here.
+
+        Whoever runs blocks one by one past a deletion hands the same `survivors` to each.
+        """
         w, name = self.weights, f"blocks.{index}"
-        tokens = self._delete(index, tokens, regcache, "block_input")
-        update = self._attention(index, self.norm(f"{name}.norm1", tokens), numerics, regcache)
+        survivors = survivors or Survivors()
+        tokens = self._delete(index, tokens, regcache, "block_input", survivors)
+        normed = self.norm(f"{name}.norm1", tokens)
+        update = self._attention(index, normed, numerics, regcache, survivors)
         tokens = tokens + (update * w[f"{name}.ls1"] if self.spec.layer_scale else update)
-        tokens = self._delete(index, tokens, regcache, "mlp_input")
+        tokens = self._delete(index, tokens, regcache, "mlp_input", survivors)
         hidden = self._linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", tokens), numerics)
         hidden = ACTIVATIONS[self.spec.activation](hidden)
         update = self._linear(f"{name}.mlp.fc2", hidden, numerics)
@@ -217,13 +225,23 @@ class Encoder:
         )
 
     def _attention(
-        self, index: int, x: Tensor, numerics: Numerics, regcache: RegCache | None
+        self,
+        index: int,
+        x: Tensor,
+        numerics: Numerics,
+        regcache: RegCache | None,
+        survivors: Survivors,
     ) -> Tensor:
         batch, count, width = x.shape
         heads, head_dim = self.spec.heads, self.spec.head_dim
         name = f"blocks.{index}.attn"
         qkv = self._linear(f"{name}.qkv", x, numerics)
         q, k, v = qkv.view(batch, count, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+        if self.spec.rotary:
+            special = self.spec.num_prefix_tokens
+            angles = angles_of(self.weights["rotary"], count, special, survivors)
+            if angles is not None:
+                q, k = rotate(q, angles), rotate(k, angles)
         if regcache is not None and index in regcache.config.prefix_blocks(self.spec.depth):
             prefix_k, prefix_v = self.prefix_kv(index, regcache.register[index])
             copies = (batch, -1, regcache.config.prefix_count, -1)
@@ -235,10 +253,21 @@ class Encoder:
             f"{name}.out_proj", mixed.transpose(1, 2).reshape(batch, count, width), numerics
         )
 
-    def _delete(self, index: int, tokens: Tensor, regcache: RegCache | None, place: str) -> Tensor:
+    def _delete(
+        self,
+        index: int,
+        tokens: Tensor,
+        regcache: RegCache | None,
+        place: str,
+        survivors: Survivors,
+    ) -> Tensor:
         if regcache is None:
             return tokens
         config = regcache.config
         if index != config.delete_block or not config.deletes or config.delete_at != place:
             return tokens
-        return delete_sinks(tokens, config.delete_count, self.spec.num_prefix_tokens)
+        survivors.kept = self._choose(tokens, config.delete_count)
+        return take_patches(tokens, survivors.kept, self.spec.num_prefix_tokens)
+
+    def _choose(self, tokens: Tensor, count: int) -> Tensor:
+        return kept_patches(tokens, count, self.spec.num_prefix_tokens)

@@ -61,6 +61,8 @@ def describe(name: str) -> Entry:
     except UnsupportedEncoderError as error:
         return Entry(name, refusal=str(error))
     obstacle = why_not_int8(spec.num_tokens, spec.head_dim)
+    if spec.rotary:
+        obstacle = "rotary positions between qkv and attention were not tried"
     return Entry(
         name=name,
         image_size=spec.image_size,

@@ -48,11 +48,12 @@ def load_timm(
     full = f"{architecture}.{tag}" if tag else architecture
     _check_tag(timm, architecture, tag)
     model = _create(timm, full, seed, path, image_size)
+    encoder = from_timm(model)
     return LoadedModel(
         name=name,
         pretrained=pretrained,
-        encoder=from_timm(model),
-        preprocess=_preprocess(timm, model, image_size),
+        encoder=encoder,
+        preprocess=_preprocess(timm, model, encoder.spec.image_size),
         caution=random_caution(seed),
     )
 
@@ -113,14 +114,14 @@ def _load(model: Any, path: Path) -> None:
         raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
 
 
-def _preprocess(timm: Any, model: Any, image_size: tuple[int, int] | None) -> dict[str, Any]:
+def _preprocess(timm: Any, model: Any, image_size: tuple[int, int]) -> dict[str, Any]:
     """The evaluation transform in open_clip's layout, plus timm's `crop_pct` and `crop_mode`.
 
     timm resizes to `size / crop_pct` and cuts the centre out; open_clip has no word for that.
     """
     config = timm.data.resolve_model_data_config(model)
     return {
-        "size": list(image_size or config["input_size"][1:]),
+        "size": list(image_size),  # the model's, which its configuration need not name
         "mode": "RGB",
         "mean": list(config["mean"]),
         "std": list(config["std"]),

@@ -64,6 +64,7 @@ def from_open_clip(visual: Any) -> Encoder:
         pool=pool,
         projection=visual.proj is not None,
         pool_include_prefix=pool == "map",
+        rotary=False,
         **attention_pool,
     )
     return Encoder(spec, contiguous(_weights(visual, spec)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regcache_export.regcache_config import RegCacheConfig
 
-__all__ = ["RegCache", "RegCacheConfig", "delete_sinks"]
+__all__ = ["RegCache", "RegCacheConfig", "delete_sinks", "kept_patches", "take_patches"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,19 @@ def delete_sinks(tokens: Tensor, count: int, num_prefix_tokens: int) -> Tensor:
         `[B, N - count, D]`: the leading tokens, then the kept patches by ascending l-inf norm,
         ties by position; the order in which ONNX's TopK (smallest, sorted) returns them.
     """
-    special, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
-    scores = patches.abs().amax(dim=-1)
+    kept = kept_patches(tokens, count, num_prefix_tokens)
+    return take_patches(tokens, kept, num_prefix_tokens)
+
+
+def kept_patches(tokens: Tensor, count: int, num_prefix_tokens: int) -> Tensor:
+    """Indices `[B, n]` of the patches that `delete_sinks` leaves, in its order."""
+    scores = tokens[:, num_prefix_tokens:].abs().amax(dim=-1)
     order = torch.sort(scores, dim=1, stable=True).indices
-    keep = order[:, : patches.shape[1] - count].unsqueeze(-1)
-    kept = torch.gather(patches, 1, keep.expand(-1, -1, patches.shape[-1]))
-    return torch.cat([special, kept], dim=1)
+    return order[:, : scores.shape[1] - count]
+
+
+def take_patches(tokens: Tensor, kept: Tensor, num_prefix_tokens: int) -> Tensor:
+    """The leading tokens, then the patches `kept [B, n]`."""
+    special, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
+    index = kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+    return torch.cat([special, torch.gather(patches, 1, index)], dim=1)

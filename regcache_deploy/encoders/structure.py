@@ -79,6 +79,10 @@ def fill_randomly(tower: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.add_(1.0)
         for buffer in tower.buffers():
             buffer.zero_()
+        for module in tower.modules():
+            again: Any = getattr(module, "init_non_persistent_buffers", None)
+            if again is not None:  # angles of timm's RoPE
+                again()
     return tower
 
 

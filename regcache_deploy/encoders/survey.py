@@ -33,6 +33,7 @@ TIMM_FAMILIES: dict[str, tuple[str, ...]] = {
     "DINOv2 with registers": tuple(
         f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large", "giant")
     ),
+    "DINOv3": tuple(f"vit_{size}_patch16_dinov3" for size in ("small", "base", "large")),
     "DeiT": (
         *(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")),
         "deit_base_patch16_384",

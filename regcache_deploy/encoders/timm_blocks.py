@@ -12,7 +12,7 @@ from ..errors import UnsupportedEncoderError
 from .reading import Weights, affine, is_norm, tensor
 
 BLOCKS = ("Block", "EvaBlock")
-ATTENTIONS = ("Attention", "EvaAttention")
+ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 
 
 def check_blocks(blocks: Sequence[Any]) -> None:
@@ -32,6 +32,8 @@ def check_blocks(blocks: Sequence[Any]) -> None:
             )
         if not (is_norm(block.norm1) and is_norm(block.norm2)):
             raise UnsupportedEncoderError("a block without its two norms is not supported")
+        if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
+            raise UnsupportedEncoderError("grouped-query attention is not supported")
         if attention.head_dim * attention.num_heads != attention.proj.out_features:
             raise UnsupportedEncoderError(
                 f"{attention.num_heads} heads of {attention.head_dim} do not make up the width "
@@ -51,10 +53,15 @@ def has_layer_scale(block: Any) -> bool:
     return any(scale is not None for scale in _scales(block))
 
 
-def block_weights(block: Any, name: str, layer_scale: bool) -> Weights:
+def block_weights(block: Any, name: str, layer_scale: bool, rotary: bool) -> Weights:
     """Weights of one block under `name`, e.g. `blocks.0`."""
     out = affine(block.norm1, f"{name}.norm1") | affine(block.norm2, f"{name}.norm2")
     out |= _qkv(block.attn, f"{name}.attn.qkv")
+    if rotary and not getattr(block.attn, "rotate_half", False):
+        heads = block.attn.num_heads
+        for part in ("weight", "bias"):
+            packed = f"{name}.attn.qkv.{part}"
+            out[packed] = _pairs_to_halves(out[packed], heads)
     out |= affine(block.attn.proj, f"{name}.attn.out_proj")
     out |= affine(block.mlp.fc1, f"{name}.mlp.fc1") | affine(block.mlp.fc2, f"{name}.mlp.fc2")
     if layer_scale:
@@ -62,6 +69,18 @@ def block_weights(block: Any, name: str, layer_scale: bool) -> Weights:
         for part, scale in zip(("ls1", "ls2"), _scales(block), strict=True):
             out[f"{name}.{part}"] = torch.ones(width) if scale is None else tensor(scale)
     return out
+
+
+def _pairs_to_halves(qkv: Tensor, heads: int) -> Tensor:
+    """Sort query and key rows of `[3D, ...]`: channels 2i, 2i + 1 of a head to i, i + d/2.
+
+    Their products stay what they are, since both are sorted alike.
+    """
+    q, k, v = qkv.chunk(3)
+    sorted_rows = [
+        part.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(part.shape) for part in (q, k)
+    ]
+    return torch.cat([*sorted_rows, v])
 
 
 def _scales(block: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -28,6 +28,9 @@ FEATURES = {
 }
 """What keeps other towers of timm from being canonical."""
 
+ROTARY = ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3")
+"""Kinds of RoPE with one table of angles for all blocks and heads."""
+
 POOLS: dict[str, Pool] = {"token": "cls", "avg": "avg", "map": "map"}
 
 
@@ -35,8 +38,8 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
     """Read a timm ViT; its own head, if it is a linear one, is the projection.
 
     Args:
-        trunk: `timm.models.vision_transformer.VisionTransformer`, or a `timm.models.eva.Eva` that
-            uses neither RoPE nor SwiGLU.
+        trunk: `timm.models.vision_transformer.VisionTransformer`, or a `timm.models.eva.Eva`
+            without SwiGLU.
         projection: a linear layer behind the trunk (open_clip's `head.proj`).
 
     Returns:
@@ -72,7 +75,9 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
         final_norm=final_norm,
         pool=pool,
         projection=head is not None,
-        pool_include_prefix=bool(getattr(trunk, "pool_include_prefix", False)),
+        # Eva has no such switch: its attention pooling sees all tokens
+        pool_include_prefix=bool(getattr(trunk, "pool_include_prefix", pool == "map")),
+        rotary=getattr(trunk, "rope", None) is not None,
         **attention_pool,
     )
     return Encoder(spec, contiguous(_weights(trunk, spec, head)))
@@ -89,9 +94,10 @@ def check_kind(trunk: Any) -> None:
         raise UnsupportedEncoderError(
             f"{feature} is not supported: the image tower is timm's {kind}, no plain ViT"
         )
-    if getattr(trunk, "rope", None) is not None:
+    rope = getattr(trunk, "rope", None)
+    if rope is not None and type(rope).__name__ not in ROTARY:
         raise UnsupportedEncoderError(
-            "rotary position embedding (RoPE) inside attention is not supported"
+            f"rotary position embedding (RoPE) of the kind {type(rope).__name__} is not supported"
         )
 
 
@@ -159,10 +165,12 @@ def _weights(trunk: Any, spec: EncoderSpec, head: nn.Linear | None) -> Weights:
     if special:
         out["prefix_tokens"] = torch.cat([tensor(t)[0] for t in special])
     out["pos_embed"] = _positions(trunk, spec)
+    if spec.rotary:
+        out["rotary"] = _angles(trunk, spec)
     if spec.norm_pre:
         out |= affine(trunk.norm_pre, "norm_pre")
     for i, block in enumerate(trunk.blocks):
-        out |= block_weights(block, f"blocks.{i}", spec.layer_scale)
+        out |= block_weights(block, f"blocks.{i}", spec.layer_scale, spec.rotary)
     if spec.final_norm != "none":
         out |= affine(trunk.fc_norm if spec.final_norm == "after_pool" else trunk.norm, "norm")
     if spec.pool == "map":
@@ -179,6 +187,21 @@ def _positions(trunk: Any, spec: EncoderSpec) -> torch.Tensor:
     positions = tensor(trunk.pos_embed)[0]
     without = positions.new_zeros(spec.num_tokens - len(positions), spec.width)
     return torch.cat([without, positions])
+
+
+def _angles(trunk: Any, spec: EncoderSpec) -> torch.Tensor:
+    """`[N, d]`: cosines, then sines; special tokens are not turned."""
+    # timm has the sines first, and each angle twice: side by side, or in both halves
+    sin, cos = tensor(trunk.rope.get_embed(list(spec.grid))).chunk(2, dim=-1)
+    once = (
+        slice(0, spec.head_dim // 2)
+        if getattr(trunk.rope, "rotate_half", False)
+        else slice(0, None, 2)
+    )
+    patches = torch.cat([cos[:, once], sin[:, once]], dim=-1)
+    special = torch.zeros(spec.num_prefix_tokens, spec.head_dim)
+    special[:, : spec.head_dim // 2] = 1
+    return torch.cat([special.to(patches), patches])
 
 
 @torch.no_grad()

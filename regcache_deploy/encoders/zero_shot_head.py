@@ -83,6 +83,7 @@ class OpenClipHead:
         """Compute the head, or read it from the cache.
 
         Raises:
+            ConfigError: the tokenizer's library is not installed.
             ModelError: the tokenizer cannot be had, or the text tower gives NaN.
         """
         path = self.cache / f"{self.key(names)}.safetensors" if self.cache else None
@@ -112,6 +113,11 @@ class OpenClipHead:
 
         try:
             tokenizer = self.tokenizer()
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the tokenizer of this text tower needs {error.name}, which is not installed; "
+                "run: pip install 'regcache-deploy[siglip]'"
+            ) from error
         except Exception as error:  # a tokenizer of another library, from the network
             raise ModelError(
                 f"the tokenizer of this text tower could not be had ({first_line(error)}); place "

@@ -79,7 +79,7 @@ def evaluate_corners(
     """
     configs = corner_configs(config)
     runs = [(name, corner, baseline) for name, corner in configs.items()]
-    if baseline.differences:
+    if baseline.differences and baseline.form == "deploy":
         paper = make_baseline(baseline.name, baseline.bits, "paper")
         runs += [(f"paper/{name}", configs[name], paper) for name in ("baseline", "regcache")]
     features: dict[str, Tensor] = {}

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine, load_engine
-from regcache_export.plan import Plan
+from regcache_export.plan_beside import load_plan
 
 from ..data.stream import Batch
-from ..errors import BundleError, ConfigError
+from ..errors import ConfigError
 from ..planning import calibration_of
 
 FP32, SIMULATED = "fp32", "simulated"
@@ -44,32 +44,6 @@ def parse_runners(text: str) -> tuple[str, ...]:
         what = f"unknown: {unknown[0]}" if unknown else "empty" if not names else "one is twice"
         raise ConfigError(f"--on {text} ({what}); take any of: {', '.join(RUNNERS)}")
     return names
-
-
-def load_plan(bundle: Bundle, folder: Path | None) -> Plan:
-    """The plan that a bundle was made from.
-
-    Args:
-        bundle: open.
-        folder: where plan.json is; None looks beside the bundle.
-
-    Raises:
-        BundleError: it is not there, or belongs to another bundle.
-    """
-    place = folder if folder is not None else bundle.path.resolve().parent
-    if not (place / "plan.json").is_file():
-        raise BundleError(
-            f"fp32 and simulated need the plan of {bundle.path}, and {place} has no plan.json; "
-            "pass --plan DIR (the result folder of the export), or --on onnxruntime"
-        )
-    plan = Plan.load(place)
-    mine, theirs = plan.provenance, bundle.manifest.get("provenance")
-    if mine != theirs:
-        raise BundleError(
-            f"the plan in {place} belongs to another bundle than {bundle.path} (their provenance "
-            "differs); pass --plan DIR"
-        )
-    return plan
 
 
 def make_runners(

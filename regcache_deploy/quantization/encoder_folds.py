@@ -64,6 +64,24 @@ def apply_folds(encoder: Encoder, folds: Sequence[Pass]) -> Encoder:
     return Encoder(state.encoder, weights)
 
 
+def fold_block(
+    encoder: Encoder, index: int, fold: Pass, register: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Weights of block `index` that a fold changes, and its register `[D]` after the fold."""
+    known = {n: w for n, w in encoder.weights.items() if n.startswith(f"blocks.{index}.")}
+    arrays = {name: weight.detach().cpu().numpy() for name, weight in known.items()}
+    cached = {} if register is None else {index: register.detach().cpu().numpy()}
+    state = fold(FoldState(encoder.spec, arrays, cached)).state
+    changed = {
+        name: torch.from_numpy(array).to(known[name])
+        for name, array in state.weights.items()
+        if array is not arrays[name]
+    }
+    if register is None:
+        return changed, None
+    return changed, torch.from_numpy(state.register[index]).to(register)
+
+
 def _out_proj_ranges(
     encoder: Encoder, tokens: Tensor, start: int, regcache: RegCache | None
 ) -> dict[str, npt.NDArray[np.float32]]:

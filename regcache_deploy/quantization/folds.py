@@ -1,15 +1,20 @@
-"""Scale reparametrization (RepQ-ViT, section 3.2): exact fold between LayerNorm and a linear.
+"""The numbers of RepQ-ViT's scale reparametrization (section 3.2), from per-channel ranges.
 
 A per-channel asymmetric quantizer of the LayerNorm output becomes a per-tensor one; the
-per-channel factors and offsets move into the LayerNorm and into the linear. All in float64.
+per-channel factors and offsets move into the LayerNorm and into the linear. The fold itself is
+`regcache_export.passes.Reparametrization`, in float64.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from regcache_export.passes.reparametrization import fold_linear
 
 from .quantizers import MIN_SCALE, Uniform
 
@@ -27,20 +32,20 @@ class LayerNormFold:
     shift: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
-        """The folded LayerNorm output from the original one, `[..., C]`, in x's type.
-
-        Also the fold of a cached register, which is a mean of LayerNorm outputs.
-        """
+        """The folded LayerNorm output from the original one, `[..., C]`, in x's type."""
         return ((x + self.shift) / self.ratio).to(x.dtype)
 
-    def norm(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """LayerNorm weight and bias `[C]` after the fold."""
-        return (weight / self.ratio).to(weight.dtype), self.apply(bias)
+    @property
+    def channels(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Ratio and shift as the pass takes them."""
+        return self.ratio.cpu().numpy(), self.shift.cpu().numpy()
 
     def linear(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight `[C_out, C]` and bias `[C_out]` after the fold."""
-        changed = bias.double() - weight.double() @ self.shift
-        return (weight * self.ratio).to(weight.dtype), changed.to(bias.dtype)
+        arrays = (t.detach().double().cpu().numpy() for t in (weight, bias))
+        folded = (torch.from_numpy(a) for a in fold_linear(*arrays, *self.channels))
+        new_weight, new_bias = folded
+        return new_weight.to(weight), new_bias.to(bias)
 
 
 @dataclass(frozen=True)

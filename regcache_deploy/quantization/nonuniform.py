@@ -72,15 +72,19 @@ class TwinGelu:
     minimum: float
     bits: int
 
+    @property
+    def negative_scale(self) -> Tensor:
+        """Step of the negative side; float32, as a graph would hold it."""
+        return torch.full_like(self.scale, -self.minimum / 2 ** (self.bits - 1))
+
     def codes(self, x: Tensor) -> Tensor:
         half = 2 ** (self.bits - 1)
-        negative = torch.clamp(torch.round(x * (half / -self.minimum)), -half, 0)
+        negative = torch.clamp(torch.round(x / self.negative_scale), -half, 0)
         positive = torch.clamp(torch.round(x / self.scale), 0, half - 1)
         return torch.where(x < 0, negative, positive)
 
     def decode(self, codes: Tensor) -> Tensor:
-        half = 2 ** (self.bits - 1)
-        return torch.where(codes < 0, codes * (-self.minimum / half), codes * self.scale)
+        return torch.where(codes < 0, codes * self.negative_scale, codes * self.scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.decode(self.codes(x))

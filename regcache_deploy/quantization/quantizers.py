@@ -68,8 +68,8 @@ class Uniform:
     def to_plan(self) -> TensorQuant:
         """The same quantizer for the plan: flat per-channel scales along axis 0."""
         return TensorQuant(
-            scale=self.scale.detach().to(torch.float32).flatten().numpy(),
-            zero_point=self.zero_point.detach().flatten().to(torch.int32).numpy(),
+            scale=self.scale.detach().cpu().to(torch.float32).flatten().numpy(),
+            zero_point=self.zero_point.detach().cpu().flatten().to(torch.int32).numpy(),
             bits=self.bits,
             signed=self.signed,
             per_channel=self.scale.numel() > 1,

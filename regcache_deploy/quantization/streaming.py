@@ -1,14 +1,13 @@
 """Calibration over any number of images in constant memory: running ranges and histograms.
 
-Pass 1 finds the range of every linear's input; pass 2, for methods that look inside the range,
+Pass 1 finds the range of every linear's input; pass 2, for observers that look inside the range,
 counts values in bins of fixed width. What is kept does not grow with the number of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,79 +18,40 @@ from regcache_export.passes import make_folds
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache
 from ..errors import ConfigError, DataError
-from .baselines.base import check_finite
+from .baselines.base import check_finite, check_scale
 from .encoder_folds import CALIBRATION_FOLDS, apply_folds
+from .histogram import Histogram, Observer, Range, check_observer
 from .quantizers import Bits, Uniform, symmetric_weight
 from .simulate import Calibration, LinearQuantization, Quantization
-
-Method = Literal["minmax", "percentile", "mse"]
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
-
-BINS = 4096
-PERCENTILE = 0.9999
-MSE_CANDIDATES = 64
 
 Batches = Callable[[], Iterable[Tensor]]
 """Makes a fresh iterator over tokens `[b, N, D]` at the input of block 0, once per pass."""
 
 
-@dataclass
-class Range:
-    """Running least and greatest value."""
-
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def update(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-
-    @property
-    def max_abs(self) -> float:
-        return max(abs(self.low), abs(self.high))
-
-
-@dataclass
-class Histogram:
-    """Counts of |x| in `bins` bins of equal width over `[0, limit]`.
+@dataclass(frozen=True)
+class StreamedLimits:
+    """What a stream said about the input of every linear.
 
     Attributes:
-        limit: largest |x|, from an earlier pass; larger values would count in the last bin.
-        counts: int64 `[bins]`.
+        limits: layer -> where |x| is clipped; 0 where every value was 0.
+        largest: layer -> largest |x|.
+        images: how many there were.
+        state_bytes: what the observers held, however many images there were.
     """
 
-    limit: float
-    bins: int = BINS
-    counts: Tensor = field(init=False)
+    limits: dict[str, float]
+    largest: dict[str, float]
+    images: int
+    state_bytes: int
 
-    def __post_init__(self) -> None:
-        self.counts = torch.zeros(self.bins, dtype=torch.int64)
-
-    def update(self, x: Tensor) -> None:
-        index = (x.abs().flatten() * (self.bins / self.limit)).to(torch.int64)
-        self.counts += torch.bincount(index.clamp_(max=self.bins - 1), minlength=self.bins)
-
-    def percentile(self, fraction: float) -> float:
-        """Least bin edge below which at least `fraction` of the values lie."""
-        below = self.counts.cumsum(0)
-        wanted = fraction * float(below[-1])
-        index = int(torch.searchsorted(below.double(), torch.tensor(wanted).double()))
-        return (min(index, self.bins - 1) + 1) * self.limit / self.bins
-
-    def least_error(self, bits: int, candidates: int = MSE_CANDIDATES) -> float:
-        """Clipping limit of least squared error, every value taken at the middle of its bin."""
-        width = self.limit / self.bins
-        middle = (torch.arange(self.bins, dtype=torch.float64) + 0.5) * width
-        weights = self.counts.double()
-        best, lowest = self.limit, float("inf")
-        for step in range(candidates, 0, -1):
-            limit = self.limit * step / candidates
-            scale = limit / (2 ** (bits - 1) - 1)
-            codes = torch.round(middle / scale).clamp_max(2 ** (bits - 1) - 1)
-            error = float(((codes * scale - middle).square() * weights).sum())
-            if error < lowest:
-                best, lowest = limit, error
-        return best
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for every input that has no range."""
+        return tuple(
+            f"the input of {name} is zero on every calibration image"
+            for name, limit in self.limits.items()
+            if limit == 0
+        )
 
 
 class _Watch:
@@ -110,63 +70,113 @@ class _Watch:
 
 
 @torch.no_grad()
-def calibrate_stream(
+def stream_limits(
     encoder: Encoder,
     batches: Batches,
-    bits: Bits | None = None,
-    method: Method = "minmax",
+    bits: Mapping[str, int],
+    observer: Observer = "minmax",
     regcache: RegCache | None = None,
-    folds: tuple[str, ...] = CALIBRATION_FOLDS,
-) -> Calibration:
-    """The `naive` quantizer with a choice of observer, over a stream of batches.
-
-    Activations are symmetric per tensor, weights symmetric per output channel, both as `naive`;
-    with `minmax` the result is that of `naive` on the same images.
+) -> StreamedLimits:
+    """Observe the inputs of some linears in the float model.
 
     Args:
         encoder: in floating point.
         batches: called once for `minmax`, twice for the others.
-        bits: widths.
-        method: `minmax`; `percentile` clips at the 99.99th of |x|; `mse` at the limit of least
+        bits: layer -> width of its codes; the layers to observe.
+        observer: `minmax`; `percentile` clips at the 99.99th of |x|; `mse` at the limit of least
             squared error.
-        regcache: active during calibration.
-        folds: exact folds before calibration.
+        regcache: active in the passes.
 
     Raises:
-        ConfigError: an unknown method.
-        DataError: no images, or non-finite activations; the message names the layer.
+        ConfigError: an unknown observer.
+        DataError: no images, another number of them in the second pass, or non-finite
+            activations; the message names the layer.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown observer '{method}'; take one of: {', '.join(METHODS)}")
+    check_observer(observer)
+    ranges = {name: Range() for name in bits}
+
+    def widen(name: str, x: Tensor) -> None:
+        if name in ranges:
+            ranges[name].update(x)
+
+    images = _pass(encoder, batches, regcache, widen)
+    if not images:
+        raise DataError("calibration needs at least one image")
+    largest = {name: found.max_abs for name, found in ranges.items()}
+    if observer == "minmax":
+        return StreamedLimits(largest, largest, images, 16 * len(ranges))
+    histograms = {name: Histogram(limit) for name, limit in largest.items() if limit > 0}
+
+    def count(name: str, x: Tensor) -> None:
+        if name in histograms:
+            histograms[name].update(x)
+
+    again = _pass(encoder, batches, regcache, count)
+    if again != images:
+        raise DataError(f"the second pass found {again} images and the first one {images}")
+    limits = largest | {n: h.clipping(observer, bits[n]) for n, h in histograms.items()}
+    held = sum(h.counts.numel() * h.counts.element_size() for h in histograms.values())
+    return StreamedLimits(limits, largest, images, held + 16 * len(ranges))
+
+
+@torch.no_grad()
+def calibrate_stream(
+    encoder: Encoder,
+    batches: Batches,
+    bits: Bits | None = None,
+    observer: Observer = "minmax",
+    regcache: RegCache | None = None,
+    folds: tuple[str, ...] = CALIBRATION_FOLDS,
+) -> Calibration:
+    """The `naive` baseline over a stream of batches.
+
+    Args, Raises: as `stream_limits`; `folds` are the exact folds before calibration.
+    """
     bits = bits or Bits()
     encoder = apply_folds(encoder, make_folds(folds))
-    ranges = {name: Range() for name in encoder.spec.linears()}
-    seen = _pass(encoder, batches, regcache, lambda name, x: ranges[name].update(x))
-    if not seen:
-        raise DataError("calibration needs at least one image")
-    limits = {name: found.max_abs for name, found in ranges.items()}
-    if method != "minmax":
-        heard = {name: Histogram(limit) for name, limit in limits.items() if limit > 0}
+    widths = dict.fromkeys(encoder.spec.linears(), bits.activation)
+    found = stream_limits(encoder, batches, widths, observer, regcache)
+    linears = {}
+    for name, limit in found.limits.items():
+        weight = symmetric_weight(encoder.weights[f"{name}.weight"], bits.weight)
+        linears[name] = LinearQuantization(_symmetric(name, limit, bits.activation), weight)
+    return Calibration(encoder, Quantization(linears), regcache, found.warnings)
 
-        def count(name: str, x: Tensor) -> None:
-            if name in heard:
-                heard[name].update(x)
 
-        _pass(encoder, batches, regcache, count)
-        for name, histogram in heard.items():
-            if method == "percentile":
-                limits[name] = min(histogram.percentile(PERCENTILE), limits[name])
-            else:
-                limits[name] = histogram.least_error(bits.activation)
-    linears, warnings = {}, []
-    for name, limit in limits.items():
-        if limit == 0:
-            warnings.append(f"the input of {name} is zero on every calibration image")
-        linears[name] = LinearQuantization(
-            Uniform.symmetric(torch.tensor(limit), bits.activation),
-            symmetric_weight(encoder.weights[f"{name}.weight"], bits.weight),
-        )
-    return Calibration(encoder, Quantization(linears), regcache, tuple(warnings))
+@torch.no_grad()
+def recalibrate_stream(
+    calibration: Calibration, batches: Batches, observer: Observer = "minmax"
+) -> tuple[Calibration, StreamedLimits]:
+    """The same calibration with the ranges of its activations measured anew.
+
+    Weights, their quantizers, RegCache and the linears in float stay what they are.
+
+    Raises:
+        ConfigError: an activation with a zero point: its range belongs to another method.
+        DataError: as `stream_limits`.
+    """
+    widths: dict[str, int] = {}
+    for name, layer in calibration.quantization.linears.items():
+        quantizer = layer.input
+        if not isinstance(quantizer, Uniform) or not quantizer.signed or quantizer.zero_point.any():
+            raise ConfigError(
+                f"the input of {name} has a zero point, which the stream does not set"
+            )
+        widths[name] = quantizer.bits
+    found = stream_limits(calibration.encoder, batches, widths, observer, calibration.regcache)
+    linears = {
+        name: LinearQuantization(_symmetric(name, found.limits[name], widths[name]), layer.weight)
+        for name, layer in calibration.quantization.linears.items()
+    }
+    quantization = Quantization(linears, calibration.quantization.matmuls)
+    changed = Calibration(calibration.encoder, quantization, calibration.regcache, found.warnings)
+    return changed, found
+
+
+def _symmetric(name: str, limit: float, bits: int) -> Uniform:
+    quantizer = Uniform.symmetric(torch.tensor(limit), bits)
+    check_scale(name, quantizer)
+    return quantizer
 
 
 def _pass(

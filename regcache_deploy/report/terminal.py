@@ -166,6 +166,8 @@ def _footnotes(result: ExportResult) -> list[str]:
             f"{_value(result.metric, paper['regcache'])}."
         )
         lines += [f"  deployed otherwise: {line}" for line in result.differences]
+    if result.in_float:
+        lines.append(f"Linears in float: {', '.join(result.in_float)}.")
     if result.config.is_empty:
         lines.append("No gain: no prefix and no deletion beat the baseline alone on these images.")
     return [*lines, *(f"warning: {text}" for text in result.warnings)]

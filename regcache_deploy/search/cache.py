@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+import regcache_export
 from regcache_engines.files import atomic_write_bytes
 
 from ..errors import ConfigError
@@ -39,6 +40,9 @@ CODE = (
     "search/*.py",
 )
 """What a cached part depends on, as patterns below the package."""
+
+EXPORT_CODE = ("passes/*.py", "checks/fusion.py", "plan.py", "regcache_config.py", "spec.py")
+"""The same below `regcache_export`: quantizers apply its exact folds before they calibrate."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,21 @@ def rows_key(rows: Tensor) -> str:
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """SHA-256 over the source of everything in `CODE`, and torch's version."""
-    package = Path(__file__).parents[1]
+    """SHA-256 over the source of everything in `CODE` and `EXPORT_CODE`, and torch's version."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(_matching(package)):
-        digest.update(str(file.relative_to(package)).encode())
-        digest.update(file.read_bytes())
+    packages = (
+        (Path(__file__).parents[1], CODE),
+        (Path(regcache_export.__file__).parent, EXPORT_CODE),
+    )
+    for package, patterns in packages:
+        for file in sorted(_matching(package, patterns)):
+            digest.update(str(file.relative_to(package)).encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _matching(package: Path) -> Iterable[Path]:
-    return {file for pattern in CODE for file in package.glob(pattern)}
+def _matching(package: Path, patterns: Iterable[str]) -> set[Path]:
+    return {file for pattern in patterns for file in package.glob(pattern)}
 
 
 def _digest(values: dict[str, Any]) -> str:

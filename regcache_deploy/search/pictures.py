@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..encoders.canonical import FLOAT, Encoder
 from ..encoders.regcache import RegCache, RegCacheConfig
+from ..encoders.rotary import Survivors
 from ..image_sets import ImageSets
 from .job import FoundChoice
 
@@ -32,7 +33,7 @@ def token_norms(
     depth, count = encoder.spec.depth, tokens.shape[1]
     positions = torch.arange(count).expand(len(tokens), -1)
     means = torch.full((depth, count), torch.nan)
-    largest = means.clone()
+    largest, survivors = means.clone(), Survivors()
     for index in range(depth):
         norms = torch.full((len(tokens), count), torch.nan)
         norms.scatter_(1, positions, tokens.abs().amax(dim=-1))
@@ -40,7 +41,7 @@ def token_norms(
         largest[index] = norms.nan_to_num(nan=-torch.inf).amax(dim=0)
         if regcache is not None and index == regcache.config.delete_block:
             positions = kept_positions(encoder, tokens, regcache, positions)
-        tokens = encoder.block(index, tokens, FLOAT, regcache)
+        tokens = encoder.block(index, tokens, FLOAT, regcache, survivors)
     largest[largest == -torch.inf] = torch.nan
     return means, largest
 

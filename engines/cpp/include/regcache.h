@@ -102,9 +102,10 @@ typedef struct regcache_latency_report {
 typedef struct regcache_probe_report {
     const char *name;                  /* the quantized tensor; lives as long as the model */
     uint64_t codes;                    /* integer codes seen */
-    uint64_t saturated;                /* of these, at the lowest or the highest code */
-    double rate;                       /* saturated / codes, 0 where no code was seen */
-    double calibrated_rate;            /* the same on the calibration images; NaN if unknown */
+    uint64_t low, high;                /* of these, at the lowest and at the highest code */
+    double low_rate, high_rate;        /* the same, over codes; 0 where no code was seen */
+    double calibrated_low_rate;        /* on the calibration images; NaN if unknown */
+    double calibrated_high_rate;
 } regcache_probe_report;
 
 /* ---- the library ------------------------------------------------------------------------- */
@@ -141,6 +142,9 @@ REGCACHE_API int32_t regcache_model_num_classes(const regcache_model *model);
 REGCACHE_API const char *regcache_model_label(const regcache_model *model, int32_t index);
 /* The encoder's name in the manifest. */
 REGCACHE_API const char *regcache_model_name(const regcache_model *model);
+/* What has to be said beside its results, for example that the weights are synthetic; NULL where the
+ * manifest says nothing. */
+REGCACHE_API const char *regcache_model_caution(const regcache_model *model);
 /* Version of the ONNX Runtime that runs it. */
 REGCACHE_API const char *regcache_model_onnxruntime_version(const regcache_model *model);
 
@@ -179,9 +183,9 @@ REGCACHE_API regcache_status regcache_latency(const regcache_context *context,
 REGCACHE_API void regcache_latency_reset(regcache_context *context);
 
 /* The outlier monitor. A bundle exported with probes gives the integer codes of a few quantized
- * tensors; regcache_embed counts those at either end of their range. When the rate over the last
- * 32 images or more exceeds both `saturation_warning` times the calibrated rate and 1e-3, the data
- * has left the calibrated range, and the warning is given once per probe and context.
+ * tensors; regcache_embed counts those at either end of their range. When the share of one end over
+ * the last 32 images or more exceeds both `saturation_warning` times that of the calibration and
+ * 1e-3, the data has left the calibrated range; the warning is given once per probe and context.
  * `reports` holds regcache_model_num_probes() entries. */
 REGCACHE_API int32_t regcache_model_num_probes(const regcache_model *model);
 REGCACHE_API regcache_status regcache_monitor(const regcache_context *context,

@@ -13,11 +13,13 @@
 
 namespace {
 
+using Json = nlohmann::ordered_json;  // the fields stay in the order of `regcache eval`
+
 constexpr char kUsage[] =
     "usage: regcache_classify [options] BUNDLE IMAGE...\n"
     "  --json          print one JSON object, as `regcache eval --images --json` does\n"
     "  --bench N       run N times after a warm-up; print latency, images/s and memory\n"
-    "  --batch N       images per run of --bench (default 1)\n"
+    "  --batch N       images per run of --bench (default 1, or what the bundle is made for)\n"
     "  --top N         classes per image (default 5)\n"
     "  --threads N     threads inside one run (default: one per physical core)\n"
     "  --provider P    cpu, cuda or tensorrt (default cpu)\n"
@@ -27,7 +29,7 @@ constexpr char kUsage[] =
 
 struct Arguments {
     bool json = false;
-    int bench = 0, batch = 1, top = 5;
+    int bench = 0, batch = 0, top = 5;
     regcache_model_params params = regcache_model_default_params();
     std::string bundle;
     std::vector<std::string> images;
@@ -113,22 +115,42 @@ std::string label(const regcache_model *model, int index) {
     return text ? text : "class " + std::to_string(index);
 }
 
+// What the results were made by, beside the runners of `regcache eval`.
+const char *runner(regcache_provider provider) {
+    switch (provider) {
+        case REGCACHE_PROVIDER_CUDA: return "cpp-cuda";
+        case REGCACHE_PROVIDER_TENSORRT: return "cpp-tensorrt";
+        default: return "cpp";
+    }
+}
+
+// A warning goes to stderr at once and into the JSON document.
+void keep_warning(const char *message, void *list) {
+    std::fprintf(stderr, "regcache_classify: %s\n", message);
+    static_cast<Json *>(list)->push_back(message);
+}
+
 long peak_memory_mib() {
     rusage used{};
     getrusage(RUSAGE_SELF, &used);
     return used.ru_maxrss / 1024;
 }
 
-nlohmann::json bench(regcache_context *context, const std::vector<std::uint8_t> &pixels,
-                     std::vector<float> &features, const Arguments &arguments) {
-    const auto batch = std::size_t(arguments.batch);
+// The image in `pixels`, `batch` times in each run.
+Json bench(regcache_context *context, std::vector<std::uint8_t> pixels, std::size_t batch,
+           std::size_t dim, int runs) {
+    const std::size_t one = pixels.size();
+    pixels.resize(one * batch);
+    for (std::size_t i = 1; i < batch; ++i)
+        std::memcpy(pixels.data() + i * one, pixels.data(), one);
+    std::vector<float> features(dim * batch);
     for (int i = 0; i < 3; ++i) check(regcache_embed(context, pixels.data(), batch, features.data()));
     regcache_latency_reset(context);
-    for (int i = 0; i < arguments.bench; ++i)
+    for (int i = 0; i < runs; ++i)
         check(regcache_embed(context, pixels.data(), batch, features.data()));
     regcache_latency_report latency;
     check(regcache_latency(context, &latency));
-    return {{"runs", latency.runs},       {"batch", arguments.batch},
+    return {{"runs", latency.runs},       {"batch", batch},
             {"mean_ms", latency.mean_ms}, {"p50_ms", latency.p50_ms},
             {"p90_ms", latency.p90_ms},   {"p99_ms", latency.p99_ms},
             {"images_per_second", latency.images_per_second},
@@ -136,8 +158,13 @@ nlohmann::json bench(regcache_context *context, const std::vector<std::uint8_t> 
 }
 
 int run(const Arguments &arguments) {
+    const char *on = runner(arguments.params.provider);
+    Json warnings = Json::array();
+    auto params = arguments.params;
+    params.warning = keep_warning;
+    params.warning_user_data = &warnings;
     regcache_model *opened = nullptr;
-    check(regcache_model_open(arguments.bundle.c_str(), &arguments.params, &opened));
+    check(regcache_model_open(arguments.bundle.c_str(), &params, &opened));
     const Model model(opened);
     regcache_context *created = nullptr;
     check(regcache_context_create(opened, &created));
@@ -145,26 +172,32 @@ int run(const Arguments &arguments) {
 
     const auto one = regcache_model_pixels_size(opened);
     const auto dim = std::size_t(regcache_model_output_dim(opened));
-    const auto batch = std::size_t(arguments.batch);
-    std::vector<std::uint8_t> pixels(one * batch);
-    std::vector<float> features(dim * batch);
+    // a bundle for runs of a fixed size gets the image as often as that
+    const auto fixed = std::size_t(regcache_model_batch(opened) ? regcache_model_batch(opened) : 1);
+    const auto batch = arguments.batch ? std::size_t(arguments.batch) : fixed;
+    std::vector<std::uint8_t> pixels(one * fixed);
+    std::vector<float> features(dim * fixed);
     const int classes = regcache_model_num_classes(opened);
     const int top = arguments.top < classes ? arguments.top : classes;
     std::vector<regcache_prediction> best(std::size_t(top > 0 ? top : 1));
 
-    nlohmann::json results = nlohmann::json::array();
+    const char *caution = regcache_model_caution(opened);
+    if (caution && !arguments.json) std::printf("Note: %s.\n", caution);
+    Json results = Json::array();
     regcache_status worst = REGCACHE_OK;
     for (const auto &image : arguments.images) {
         const auto status = regcache_preprocess_file(created, image.c_str(), pixels.data());
         if (status != REGCACHE_OK) {  // one bad file does not hide the others
-            std::fprintf(stderr, "regcache_classify: %s\n", regcache_last_error());
+            keep_warning(regcache_last_error(), &warnings);
             worst = status;
             continue;
         }
-        check(regcache_embed(created, pixels.data(), 1, features.data()));
+        for (std::size_t i = 1; i < fixed; ++i)
+            std::memcpy(pixels.data() + i * one, pixels.data(), one);
+        check(regcache_embed(created, pixels.data(), fixed, features.data()));
         check(regcache_classify(created, features.data(), 1, top > 0 ? top : 1, best.data()));
-        nlohmann::json list = nlohmann::json::array();
-        if (!arguments.json) std::printf("%s\n", image.c_str());
+        Json list = Json::array();
+        if (!arguments.json) std::printf("%s (%s)\n", image.c_str(), on);
         for (const auto &prediction : best) {
             const auto name = label(opened, prediction.index);
             list.push_back(
@@ -172,22 +205,24 @@ int run(const Arguments &arguments) {
             if (!arguments.json)
                 std::printf("  %6.2f %%  %s\n", 100.0 * prediction.score, name.c_str());
         }
-        results.push_back({{"image", image}, {"top", list}});
+        results.push_back({{"image", image}, {"on", on}, {"top", list}});
     }
-    nlohmann::json document{{"results", results}};
+    Json document{{"bundle", arguments.bundle}, {"on", Json::array({on})}, {"reference", on},
+                  {"caution", nullptr}, {"warnings", nullptr}, {"results", results}};
+    if (caution) document["caution"] = caution;
     if (arguments.bench && !results.empty()) {
-        for (std::size_t i = 1; i < batch; ++i)  // the last image, `batch` times
-            std::memcpy(pixels.data() + i * one, pixels.data(), one);
-        const auto figures = bench(created, pixels, features, arguments);
+        pixels.resize(one);
+        const auto figures = bench(created, pixels, batch, dim, arguments.bench);
         document["bench"] = figures;
         if (!arguments.json)
-            std::printf("%d runs of %d: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.1f images/s, "
+            std::printf("%d runs of %zu: p50 %.3f ms, p90 %.3f ms, p99 %.3f ms, %.1f images/s, "
                         "peak memory %ld MiB\n",
-                        arguments.bench, arguments.batch, figures["p50_ms"].get<double>(),
+                        arguments.bench, batch, figures["p50_ms"].get<double>(),
                         figures["p90_ms"].get<double>(), figures["p99_ms"].get<double>(),
                         figures["images_per_second"].get<double>(),
                         figures["peak_memory_mib"].get<long>());
     }
+    document["warnings"] = warnings;  // --bench may have added one
     // file names may hold bytes that are no UTF-8
     if (arguments.json)
         std::puts(document.dump(1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -15,7 +16,7 @@ struct Probe {
     std::string name;    // for people
     std::string output;  // of the graph
     int low = 0, high = 255;
-    double calibrated_rate = 0;  // NaN if unknown
+    std::array<double, 2> calibrated{};  // share of codes at low and at high; NaN if unknown
 };
 
 // manifest.json, as far as a runtime needs it.
@@ -26,6 +27,7 @@ struct Manifest {
     };
 
     std::string model;
+    std::string caution;  // what must be said beside its results; "" where there is nothing
     std::map<std::string, File> files;
     bool takes_bytes = false;  // uint8 pixels instead of normalized float32
     std::string input, output;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include "error.h"
@@ -30,10 +31,12 @@ Image decode(const std::uint8_t *data, std::size_t size, std::int64_t max_pixels
 }
 
 std::vector<std::uint8_t> read_image_file(const std::string &path, std::size_t max_bytes) {
-    const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path.c_str(), "rb"),
-                                                                &std::fclose);
+    // without O_NONBLOCK a named pipe would be waited for
+    const int opened = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(
+        opened < 0 ? nullptr : ::fdopen(opened, "rb"), &std::fclose);
     struct stat info {};
-    if (!file || fstat(fileno(file.get()), &info) != 0)
+    if (!file || fstat(opened, &info) != 0)
         throw Error(REGCACHE_IMAGE_NOT_READABLE, path + ": " + std::strerror(errno));
     if (!S_ISREG(info.st_mode))
         throw Error(REGCACHE_IMAGE_NOT_READABLE, path + " is not a file");

@@ -15,7 +15,7 @@ using Json = nlohmann::json;
 constexpr std::uint64_t kMaxHeader = 16u << 20;
 constexpr char kTensor[] = "text_features";
 
-[[noreturn]] void damaged(const std::string &what) {
+[[noreturn]] void bad_head(const std::string &what) {
     throw Error(REGCACHE_BUNDLE_DAMAGED, "text_features.safetensors " + what + "; " + kAgain);
 }
 
@@ -25,7 +25,7 @@ Json entry(const Json &json, const char *key) {
 
 std::uint64_t whole(const Json &value, std::uint64_t limit) {
     if (!value.is_number_unsigned() || value.get<std::uint64_t>() > limit)
-        damaged("has a number out of range in its header");
+        bad_head("has a number out of range in its header");
     return value.get<std::uint64_t>();
 }
 
@@ -33,47 +33,47 @@ void read_tensor(const Json &tensor, const char *data, std::uint64_t size, Head 
     const Json shape = entry(tensor, "shape"), offsets = entry(tensor, "data_offsets");
     const bool fits = entry(tensor, "dtype") == "F32" && shape.is_array() && shape.size() == 2 &&
                       offsets.is_array() && offsets.size() == 2;
-    if (!fits) damaged("has no float32 matrix 'text_features'");
+    if (!fits) bad_head("has no float32 matrix 'text_features'");
     const std::uint64_t classes = whole(shape[0], 1u << 24), dim = whole(shape[1], 1u << 20);
     const std::uint64_t begin = whole(offsets[0], size), end = whole(offsets[1], size);
     if (classes == 0 || dim == 0 || begin > end || end - begin != classes * dim * sizeof(float))
-        damaged("is shorter or longer than its header says");
+        bad_head("is shorter or longer than its header says");
     head.classes = std::int64_t(classes);
     head.dim = std::int64_t(dim);
     head.features.resize(std::size_t(classes * dim));
     std::memcpy(head.features.data(), data + begin, std::size_t(end - begin));
     for (float value : head.features)
-        if (!std::isfinite(value)) damaged("holds NaN or infinite values");
+        if (!std::isfinite(value)) bad_head("holds NaN or infinite values");
 }
 
 void read_metadata(const Json &metadata, Head &head) {
     const Json labels = entry(metadata, "labels"), scale = entry(metadata, "logit_scale");
-    if (!labels.is_string() || !scale.is_string()) damaged("has no labels or no logit_scale");
+    if (!labels.is_string() || !scale.is_string()) bad_head("has no labels or no logit_scale");
     const Json list = Json::parse(labels.get<std::string>(), nullptr, false);
-    if (!list.is_array()) damaged("has labels that are no list");
+    if (!list.is_array()) bad_head("has labels that are no list");
     for (const Json &label : list) {
-        if (!label.is_string()) damaged("has a label that is no text");
+        if (!label.is_string()) bad_head("has a label that is no text");
         head.labels.push_back(label.get<std::string>());
     }
     if (!head.labels.empty() && head.labels.size() != std::size_t(head.classes))
-        damaged("has " + std::to_string(head.labels.size()) + " labels for " +
+        bad_head("has " + std::to_string(head.labels.size()) + " labels for " +
                 std::to_string(head.classes) + " classes");
     // not strtod: the program's locale may write a comma
     const Json number = Json::parse(scale.get<std::string>(), nullptr, false);
-    if (!number.is_number()) damaged("has a logit_scale that is no number");
+    if (!number.is_number()) bad_head("has a logit_scale that is no number");
     head.logit_scale = number.get<double>();
 }
 
 }  // namespace
 
 Head Head::parse(const std::string &bytes) {
-    if (bytes.size() < 8) damaged("is truncated");
+    if (bytes.size() < 8) bad_head("is truncated");
     std::uint64_t length = 0;
     for (int i = 0; i < 8; ++i) length |= std::uint64_t(std::uint8_t(bytes[std::size_t(i)])) << 8 * i;
-    if (length > kMaxHeader || length > bytes.size() - 8) damaged("is truncated");
+    if (length > kMaxHeader || length > bytes.size() - 8) bad_head("is truncated");
     const auto begin = bytes.begin() + 8, end = begin + std::ptrdiff_t(length);
     const Json header = Json::parse(begin, end, nullptr, false);
-    if (!header.is_object()) damaged("has no JSON header");
+    if (!header.is_object()) bad_head("has no JSON header");
     Head head;
     read_tensor(entry(header, kTensor), bytes.data() + 8 + length, bytes.size() - 8 - length, head);
     read_metadata(entry(header, "__metadata__"), head);

@@ -79,9 +79,10 @@ void read_graph(const Json &graph, const Json &rates, Manifest &manifest) {
         if (probe.name.empty() || probe.output.empty()) damaged("has a probe without a name");
         probe.low = code(at(entry, "low"), "low");
         probe.high = code(at(entry, "high"), "high");
-        const Json &rate = at(rates, probe.output.c_str());
-        probe.calibrated_rate =
-            rate.is_number() ? rate.get<double>() : std::numeric_limits<double>::quiet_NaN();
+        probe.calibrated.fill(std::numeric_limits<double>::quiet_NaN());
+        const Json &ends = at(rates, probe.output.c_str());
+        for (std::size_t end = 0; ends.is_array() && ends.size() == 2 && end < 2; ++end)
+            if (ends[end].is_number()) probe.calibrated[end] = ends[end].get<double>();
         manifest.probes.push_back(probe);
     }
 }
@@ -99,6 +100,7 @@ Manifest Manifest::parse(const std::string &json) {
                         "wrote it, or export again");
     Manifest manifest;
     manifest.model = text(at(document, "model"), "unknown");
+    manifest.caution = text(at(at(document, "provenance"), "caution"), "");
     read_files(at(document, "files"), manifest);
     read_graph(at(document, "graph"), at(at(document, "monitor"), "calibrated_rates"), manifest);
     return manifest;

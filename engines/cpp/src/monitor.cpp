@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <utility>
 
 namespace regcache {
 namespace {
@@ -24,39 +25,56 @@ std::vector<std::string> Monitor::add(const std::vector<std::vector<std::uint8_t
     for (std::size_t i = 0; i < probes_.size(); ++i) {
         // a signed code has the same byte as its unsigned twin
         const auto low = std::uint8_t(probes_[i].low), high = std::uint8_t(probes_[i].high);
-        std::uint64_t saturated = 0;
-        for (const std::uint8_t code : codes[i]) saturated += (code == low) | (code == high);
-        counts_[i].codes += codes[i].size();
-        counts_[i].saturated += saturated;
-        counts_[i].recent_codes += codes[i].size();
-        counts_[i].recent_saturated += saturated;
+        std::array<std::uint64_t, 2> ends{};
+        for (const std::uint8_t code : codes[i]) {
+            ends[0] += code == low;
+            ends[1] += code == high;
+        }
+        for (Count *count : {&counts_[i].all, &counts_[i].recent}) {
+            count->codes += codes[i].size();
+            for (std::size_t end = 0; end < 2; ++end) count->ends[end] += ends[end];
+        }
     }
     recent_images_ += images;
     std::vector<std::string> warnings;
     if (recent_images_ < kWindow) return warnings;
     recent_images_ = 0;
     for (std::size_t i = 0; i < probes_.size(); ++i) {
-        Counts &counts = counts_[i];
-        const double seen = rate(counts.recent_saturated, counts.recent_codes);
-        counts.recent_saturated = counts.recent_codes = 0;
-        const double known = probes_[i].calibrated_rate;
-        const double normal = std::isnan(known) ? kUnknown : known;
-        if (factor_ <= 0 || counts.warned || seen <= kFloor || seen <= factor_ * normal) continue;
-        counts.warned = true;
-        char text[320];
-        std::snprintf(text, sizeof text,
-                      "%s saturates %.3g %% of its codes, %.3g %% on the calibration images: these "
-                      "images leave the calibrated range; calibrate with such images",
-                      probes_[i].name.substr(0, 100).c_str(), 100 * seen, 100 * normal);
-        warnings.emplace_back(text);
+        const Count recent = std::exchange(counts_[i].recent, {});
+        if (counts_[i].warned) continue;
+        auto warning = judge(probes_[i], recent);
+        if (warning.empty()) continue;
+        counts_[i].warned = true;
+        warnings.push_back(std::move(warning));
     }
     return warnings;
 }
 
+std::string Monitor::judge(const Probe &probe, const Count &recent) const {
+    for (std::size_t end = 0; end < 2; ++end) {
+        const double seen = rate(recent.ends[end], recent.codes);
+        const double known = probe.calibrated[end];
+        const double normal = std::isnan(known) ? kUnknown : known;
+        if (factor_ <= 0 || seen <= kFloor || seen <= factor_ * normal) continue;
+        char text[320];
+        std::snprintf(text, sizeof text,
+                      "%s has %.3g %% of its codes at the %s end, %.3g %% on the calibration "
+                      "images: these images leave the calibrated range; calibrate with such images",
+                      probe.name.substr(0, 100).c_str(), 100 * seen, end ? "upper" : "lower",
+                      100 * normal);
+        return text;
+    }
+    return "";
+}
+
 void Monitor::report(regcache_probe_report *reports) const {
-    for (std::size_t i = 0; i < probes_.size(); ++i)
-        reports[i] = {probes_[i].name.c_str(), counts_[i].codes, counts_[i].saturated,
-                      rate(counts_[i].saturated, counts_[i].codes), probes_[i].calibrated_rate};
+    for (std::size_t i = 0; i < probes_.size(); ++i) {
+        const Count &all = counts_[i].all;
+        reports[i] = {probes_[i].name.c_str(),     all.codes,
+                      all.ends[0],                 all.ends[1],
+                      rate(all.ends[0], all.codes), rate(all.ends[1], all.codes),
+                      probes_[i].calibrated[0],    probes_[i].calibrated[1]};
+    }
 }
 
 }  // namespace regcache

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -10,7 +11,8 @@
 namespace regcache {
 
 // Counts the integer codes at either end of their range: values that the calibration did not
-// foresee are clipped there.
+// foresee are clipped there. The ends are counted apart, because one of them may be full by nature:
+// behind GELU, whose values end at -0.17, many codes are the lowest one.
 class Monitor {
 public:
     // `factor`: how many times the calibrated rate is too much; 0 never warns.
@@ -22,11 +24,17 @@ public:
     void report(regcache_probe_report *reports) const;
 
 private:
+    struct Count {
+        std::uint64_t codes = 0;
+        std::array<std::uint64_t, 2> ends{};  // at the lowest and at the highest code
+    };
     struct Counts {
-        std::uint64_t codes = 0, saturated = 0;                // since the beginning
-        std::uint64_t recent_codes = 0, recent_saturated = 0;  // of the current window
+        Count all, recent;  // since the beginning, and in the current window
         bool warned = false;
     };
+
+    // A warning where an end of the window's codes is too full, else "".
+    std::string judge(const Probe &probe, const Count &recent) const;
 
     const std::vector<Probe> &probes_;
     const double factor_;

@@ -269,6 +269,11 @@ const char *regcache_model_name(const regcache_model *model) {
     return model ? model->shared->bundle.manifest.model.c_str() : nullptr;
 }
 
+const char *regcache_model_caution(const regcache_model *model) {
+    if (!model || model->shared->bundle.manifest.caution.empty()) return nullptr;
+    return model->shared->bundle.manifest.caution.c_str();
+}
+
 const char *regcache_model_onnxruntime_version(const regcache_model *model) {
     return model ? model->shared->onnxruntime_version : nullptr;
 }

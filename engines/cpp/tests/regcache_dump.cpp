@@ -1,4 +1,4 @@
-// regcache_dump BUNDLE OUT IMAGE...   for tests/test_cpp.py: one line per image on stdout, its
+// regcache_dump BUNDLE OUT IMAGE...   for tests/cpp: one line per image on stdout, its
 // status or "ok"; OUT.pixels holds the uint8 [H, W, 3] of every good one, OUT.features the float32.
 // Without images it only opens the bundle and prints the status.
 #include <cstdio>
@@ -50,9 +50,10 @@ int main(int argc, char **argv) {
     std::vector<regcache_probe_report> reports(std::size_t(regcache_model_num_probes(model)));
     if (!reports.empty()) regcache_monitor(context, reports.data());
     for (const auto &probe : reports)
-        std::printf("probe %llu %llu %g %s\n", static_cast<unsigned long long>(probe.saturated),
-                    static_cast<unsigned long long>(probe.codes), probe.calibrated_rate,
-                    probe.name);
+        std::printf("probe %llu %llu %llu %g %g %s\n", static_cast<unsigned long long>(probe.low),
+                    static_cast<unsigned long long>(probe.high),
+                    static_cast<unsigned long long>(probe.codes), probe.calibrated_low_rate,
+                    probe.calibrated_high_rate, probe.name);
     regcache_context_free(context);
     regcache_model_free(model);
     return 0;

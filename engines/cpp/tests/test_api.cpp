@@ -1,4 +1,4 @@
-// test_api BUNDLE PNG   what tests/test_cpp.py cannot see from outside: arguments, threads,
+// test_api BUNDLE PNG   what tests/cpp cannot see from outside: arguments, threads,
 // lifetimes, the decoded path, fixed errors. Prints what failed and returns its number.
 #include <cmath>
 #include <cstdio>

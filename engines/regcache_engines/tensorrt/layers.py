@@ -46,6 +46,8 @@ _TYPES = {
 _CONTROL = frozenset({"signal", "wait", "shape_call", "NoOp", "Signal", "Wait"})
 _GEMM_TYPES = frozenset({"gemm", "MatrixMultiply", "fc", "FullyConnected"})
 _CONV_TYPES = frozenset({"correlation", "Convolution", "CaskConvolution", "conv"})
+_FACTORS = ("float", "float")
+"""Of a GEMM's result and of what is added to it: the last two constants of every GEMM."""
 _FUSED_GEMM = re.compile(r"(?:Fc|Gemm|Matm|MatMul)")
 
 
@@ -88,11 +90,13 @@ class Layer:
         if self.type not in _GEMM_TYPES and not fused:
             return "other"
         products = [n for n in self.onnx if n.endswith(("qk/MatMul", "pv/MatMul"))]
-        weighted = self.constants and not products
-        if self.type in _GEMM_TYPES and weighted:
-            operands = (*self.inputs[:1], *self.constants[:1])
+        weights = self.constants
+        if weights[-2:] == _FACTORS:
+            weights = weights[:-2]
+        if self.type in _GEMM_TYPES and weights and not products:
+            operands = (*self.inputs[:1], *weights[:1])
         else:
-            operands = (*self.inputs, *(c for c in self.constants if c != "float"))
+            operands = (*self.inputs, *weights)
         return f"{_widest(operands)}_{'bmm' if products else 'gemm'}"
 
 

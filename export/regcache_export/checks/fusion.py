@@ -40,7 +40,9 @@ def keys_of_block(spec: EncoderSpec, regcache: RegCacheConfig | None, block: int
 
 
 def int8_attention_blocks(spec: EncoderSpec, regcache: RegCacheConfig | None) -> list[int]:
-    """Blocks whose attention is worth quantizing."""
+    """Blocks whose attention is worth quantizing; none of a rotary encoder, which was not tried."""
+    if spec.rotary:
+        return []
     return [
         block
         for block in range(spec.depth)

@@ -15,6 +15,8 @@ from ..passes.base import FoldState
 from ..targets import AttentionForm
 from .builder import Array, GraphBuilder
 from .linear import FloatArray, linear
+from .published import product
+from .rotary import Angles, rotate
 
 MICROSOFT = "com.microsoft"
 """Operator domain of ONNX Runtime's own operators."""
@@ -59,7 +61,12 @@ class Parts:
 
 
 def attention(
-    builder: GraphBuilder, state: FoldState, index: int, x: str, cls_only: bool = False
+    builder: GraphBuilder,
+    state: FoldState,
+    index: int,
+    x: str,
+    cls_only: bool = False,
+    angles: Angles | None = None,
 ) -> str:
     """Add the attention of block `index`, up to the input of its output projection.
 
@@ -69,6 +76,7 @@ def attention(
         index: block.
         x: normed tokens, value `[B, N, D]`.
         cls_only: queries of token 0 alone.
+        angles: of the tokens, where the encoder is rotary.
 
     Returns:
         Mixed values `[B, N, D]`, or `[B, 1, D]` with `cls_only`; heads side by side.
@@ -78,6 +86,8 @@ def attention(
     q, k, v = parts = [f"{name}/{part}" for part in ("q", "k", "v")]
     sizes = builder.ints("shape/qkv", [spec.width] * 3)
     builder.node(f"{name}/Split", [qkv, sizes], {"axis": 2}, parts)
+    if angles is not None:
+        q, k = (rotate(builder, state, f"{part}/rotary", part, angles) for part in (q, k))
     if cls_only:
         q = first_token(builder, f"{name}/q", q)
     scale = None if state.query_scaled else spec.head_dim**-0.5
@@ -111,9 +121,9 @@ def standard_attention(builder: GraphBuilder, state: FoldState, parts: Parts) ->
         k = _with_prefix(builder, f"{name}/prefix_k", parts.prefix[0], k, axis=2)
         v = _with_prefix(builder, f"{name}/prefix_v", parts.prefix[1], v, axis=2)
     k = builder.node(f"{name}/qk/Transpose", [k], {"perm": [0, 1, 3, 2]})
-    logits = builder.node(f"{name}/qk/MatMul", [q, k])
+    logits = product(builder, state, f"{name}.qk", q, k)
     weights = builder.node(f"{name}/Softmax", [logits], {"axis": -1})
-    mixed = builder.node(f"{name}/pv/MatMul", [weights, v])
+    mixed = product(builder, state, f"{name}.pv", weights, v)
     mixed = builder.node(f"{name}/pv/Transpose", [mixed], {"perm": [0, 2, 1, 3]})
     return builder.node(
         f"{name}/pv/Reshape", [mixed, builder.ints("shape/merged", [0, 0, spec.width])]

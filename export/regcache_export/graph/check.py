@@ -6,10 +6,11 @@ from typing import get_args
 
 import numpy as np
 
-from ..errors import BundleError, ModelError, UnsupportedEncoderError
+from ..errors import BundleError, ConfigError, ModelError, UnsupportedEncoderError
 from ..plan import Plan, TensorQuant
 from ..regcache_config import DeleteAt
-from ..spec import Activation, EncoderSpec, FinalNorm, Pool
+from ..spec import LINEARS, Activation, EncoderSpec, FinalNorm, Pool
+from ..targets import DEFAULT_TARGET, Target
 from .linear import CONTAINER_BITS, code_range
 
 MIN_BITS = 2
@@ -29,6 +30,7 @@ def check_exportable(plan: Plan) -> None:
         if not np.isfinite(plan.weights[name]).all():
             raise ModelError(f"weight {name} holds NaN or infinite values; search again")
     _check_regcache(plan)
+    _check_published(plan)
     unknown = sorted(plan.linears.keys() - set(plan.encoder.linears()))
     if unknown:
         raise BundleError(f"the plan quantizes {unknown[0]}, which this encoder does not have")
@@ -47,6 +49,40 @@ def check_exportable(plan: Plan) -> None:
             )
 
 
+def check_target(plan: Plan, target: Target) -> None:
+    """Refuse a plan whose quantizers this target's operators would leave out.
+
+    Raises:
+        BundleError: attention is quantized, and the target computes it in floating point.
+        ConfigError: published quantizers and a target that is not portable.
+    """
+    if plan.published and (not target.portable or target.form != "as_written"):
+        raise ConfigError(
+            f"quantizers as published (--strict-paper) need --target {DEFAULT_TARGET}, "
+            f"not '{target.name}'"
+        )
+    if plan.matmuls and target.form == "as_written":
+        raise BundleError(
+            f"the plan quantizes {next(iter(plan.matmuls))}, which target "
+            f"'{target.name}' computes in floating point; take --target tensorrt"
+        )
+
+
+def _check_published(plan: Plan) -> None:
+    spec, roles = plan.encoder, {"attn.qk", "attn.pv", *LINEARS}
+    for name, (left, right) in plan.published.items():
+        block, _, role = name.removeprefix("blocks.").partition(".")
+        if role not in roles or not block.isdecimal() or int(block) >= spec.depth:
+            raise BundleError(f"the plan quantizes {name}, which this encoder does not have")
+        if name in plan.linears or name in plan.matmuls:
+            raise BundleError(f"the plan quantizes {name} in two ways")
+        left.check(f"the left operand of {name}")
+        right.check(f"the right operand of {name}")
+        rows = plan.weights[f"{name}.weight"].shape[0] if role in LINEARS else 1
+        if left.scale.size > 1 or right.scale.size not in (1, rows) or right.kind != "uniform":
+            raise BundleError(f"the published quantizers of {name} do not fit their tensors")
+
+
 def _check_structure(spec: EncoderSpec) -> None:
     for what, value, known in (
         ("activation", spec.activation, get_args(Activation)),
@@ -59,6 +95,8 @@ def _check_structure(spec: EncoderSpec) -> None:
         raise ModelError("pooling 'cls' needs a class token, and this encoder has none")
     if spec.head_dim * spec.heads != spec.width:
         raise ModelError(f"width {spec.width} does not divide into {spec.heads} heads")
+    if spec.rotary and spec.head_dim % 2:
+        raise ModelError(f"heads of {spec.head_dim} channels cannot be turned in pairs")
     if spec.pool == "map":
         if spec.final_norm == "after_pool":
             raise UnsupportedEncoderError(

@@ -13,11 +13,13 @@ from ..plan import Plan
 from ..targets import GraphOptions, find_target
 from .attention import MICROSOFT, attention, first_token
 from .builder import GraphBuilder
-from .check import check_exportable
+from .check import check_exportable, check_target
+from .columns import in_columns
 from .deletion import delete_sinks
 from .linear import linear
 from .parts import activation, float_constant, norm
 from .pooling import pool
+from .rotary import Angles, all_angles, angles_of_survivors
 
 OPSET = 21
 """Newest opset of onnx 1.16; every operator used here runs from it in ONNX Runtime and TensorRT."""
@@ -49,17 +51,20 @@ def build_model(
 
     Raises:
         BundleError: the plan is incomplete, or quantized in a way that this graph cannot hold.
-        ConfigError: a RegCache number is out of range, or an unknown target or fold.
+        ConfigError: a RegCache number is out of range, an unknown target or fold, or quantizers
+            as published for a target without them.
         ModelError: a weight is NaN or infinite, or the structure is unsupported.
     """
     options = options or GraphOptions()
     check_exportable(plan)
     target = find_target(options.target)
+    check_target(plan, target)
     state = run_folds(FoldState.of_plan(plan), export_folds(options))
     builder = GraphBuilder(INPUT_NAME, target)
     tokens = _embed(builder, state)
+    angles: Angles | None = None
     for index in range(state.encoder.depth):
-        tokens = _block(builder, state, index, tokens)
+        tokens, angles = _block(builder, state, index, tokens, angles)
     pooled = pool(builder, state, tokens)
     # the last computing node differs from plan to plan; runtimes drop an Identity
     builder.node("output/Identity", [pooled], outputs=[OUTPUT_NAME])
@@ -92,15 +97,12 @@ def in_target_form(model: onnx.ModelProto, plan: Plan, options: GraphOptions) ->
     """The finished graph rewritten for its target, where the target wants that.
 
     Raises:
-        BundleError: attention is quantized, and the target computes it in floating point; or the
-            result breaks a rule of the target.
+        BundleError: the result breaks a rule of the target.
     """
-    if find_target(options.target).form == "as_written":
-        if plan.matmuls:
-            raise BundleError(
-                f"the plan quantizes {next(iter(plan.matmuls))}, which target "
-                f"'{options.target}' computes in floating point; take --target tensorrt"
-            )
+    target = find_target(options.target)
+    if target.narrow_products:
+        return in_columns(model, plan.encoder)
+    if target.form == "as_written":
         return model
     from ..checks import require_tensorrt_rules
     from .tensorrt import to_tensorrt
@@ -166,29 +168,46 @@ def _embed(builder: GraphBuilder, state: FoldState) -> str:
     return norm(builder, state, "norm_pre", tokens) if spec.norm_pre else tokens
 
 
-def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: str) -> str:
+def _block(
+    builder: GraphBuilder, state: FoldState, index: int, tokens: str, angles: Angles | None
+) -> tuple[str, Angles | None]:
     name = f"blocks.{index}"
     cls_only = state.last_block_cls_only and index == state.encoder.depth - 1
-    tokens = _delete(builder, state, index, tokens, "block_input")
+    tokens, angles = _delete(builder, state, index, tokens, angles, "block_input")
+    if angles is None and state.encoder.rotary:
+        angles = all_angles(builder, state)
     normed = norm(builder, state, f"{name}.norm1", tokens)
-    mixed = attention(builder, state, index, normed, cls_only)
+    mixed = attention(builder, state, index, normed, cls_only, angles)
     if cls_only:
         tokens = first_token(builder, f"{name}.attn/residual", tokens)
     update = _scaled_linear(builder, state, f"{name}.attn.out_proj", mixed, f"{name}.ls1")
     tokens = builder.node(f"{name}.attn/residual/Add", [tokens, update])
     if not cls_only:
-        tokens = _delete(builder, state, index, tokens, "mlp_input")
+        tokens, angles = _delete(builder, state, index, tokens, angles, "mlp_input")
     normed = norm(builder, state, f"{name}.norm2", tokens)
     hidden = linear(builder, state, f"{name}.mlp.fc1", normed)
     hidden = activation(builder, state, f"{name}.mlp.act", hidden)
     update = _scaled_linear(builder, state, f"{name}.mlp.fc2", hidden, f"{name}.ls2")
-    return builder.node(f"{name}.mlp/residual/Add", [tokens, update])
+    return builder.node(f"{name}.mlp/residual/Add", [tokens, update]), angles
 
 
-def _delete(builder: GraphBuilder, state: FoldState, index: int, tokens: str, place: str) -> str:
-    choice = state.regcache
+def _delete(
+    builder: GraphBuilder,
+    state: FoldState,
+    index: int,
+    tokens: str,
+    angles: Angles | None,
+    place: str,
+) -> tuple[str, Angles | None]:
+    choice, name = state.regcache, f"blocks.{index}.delete"
     here = choice and choice.deletes and choice.delete_block == index and choice.delete_at == place
-    return delete_sinks(builder, state, f"blocks.{index}.delete", tokens) if here else tokens
+    if not here:
+        return tokens, angles
+    tokens = delete_sinks(builder, state, name, tokens)
+    # behind the attention of the last block, nobody asks for angles
+    if state.encoder.rotary and (place == "block_input" or index < state.encoder.depth - 1):
+        angles = angles_of_survivors(builder, state, f"{name}/rotary", f"{name}/positions")
+    return tokens, angles
 
 
 def _scaled_linear(

@@ -92,6 +92,10 @@ def linear(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     if row_scale is not None:
         bias = bias * row_scale
     offset = bias.astype(np.float32) if bias.any() else None
+    if name in state.published:
+        from .published import published_linear  # which is built from the parts of this file
+
+        return published_linear(builder, name, x, weight, offset, state.published[name], row_scale)
     if quant is None:
         return _float_linear(builder, name, x, weight, offset, row_scale)
     if name in state.input_shift:
@@ -122,7 +126,7 @@ def qdq_linear(builder: GraphBuilder, parts: LinearParts) -> str:
     """QuantizeLinear, DequantizeLinear, MatMul, Add: standard operators."""
     name, quant = parts.name, parts.quant
     x = quantize_activation(builder, name, parts.x, quant.input)
-    w = _quantized_weight(builder, name, parts.weight, quant.weight, parts.row_scale)
+    w = quantized_weight(builder, name, parts.weight, quant.weight, parts.row_scale)
     y = builder.node(f"{name}/MatMul", [x, w])
     if parts.bias is None:
         return y
@@ -143,9 +147,12 @@ def integer_to_float_linear(builder: GraphBuilder, parts: LinearParts) -> str:
     weight, weight_scale, weight_zero_point = _weight_constants(
         builder, name, parts.weight, quant.weight, parts.row_scale
     )
-    inputs = [codes, weight, scale, weight_scale, zero_point, weight_zero_point]
-    if parts.bias is not None:
-        inputs.append(builder.constant(f"{name}.bias", parts.bias))
+    inputs = [codes, weight, scale, weight_scale, zero_point]
+    # without weight zero points the kernel has no correction to add to every element
+    inputs.append(weight_zero_point if parts.quant.weight.zero_point.any() else "")
+    inputs.append("" if parts.bias is None else builder.constant(f"{name}.bias", parts.bias))
+    while not inputs[-1]:
+        inputs.pop()
     return builder.node(f"{name}/MatMulIntegerToFloat", inputs, domain="com.microsoft")
 
 
@@ -221,13 +228,14 @@ def _weight_constants(
     ]
 
 
-def _quantized_weight(
+def quantized_weight(
     builder: GraphBuilder,
     name: str,
     weight: Array,
     quant: TensorQuant,
     row_scale: Array | None,
 ) -> str:
+    """Codes of a weight `[C_out, C_in]` as a constant and their DQ: value `[C_in, C_out]`."""
     inputs = _weight_constants(builder, name, weight, quant, row_scale)
     # onnx wants an axis only where there is more than one scale; 1 is C_out
     per_column = quant.per_channel or row_scale is not None

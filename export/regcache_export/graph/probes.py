@@ -31,12 +31,11 @@ def add_probes(model: onnx.ModelProto, plan: Plan, count: int) -> list[dict[str,
     if not count:
         return []
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    quantizers = {n.name: n for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    made = {value for node in model.graph.node for value in node.output}
     entries = []
     for name in _places(plan)[:count]:
-        node = quantizers.get(f"{name}/QuantizeLinear")
-        stored = types.get(node.input[2]) if node is not None and len(node.input) > 2 else None
-        if node is None or stored not in (TensorProto.INT8, TensorProto.UINT8):
+        output, stored = f"{name}/QuantizeLinear", types.get(f"{name}.input_zero_point")
+        if output not in made or stored not in (TensorProto.INT8, TensorProto.UINT8):
             raise BundleError(
                 f"this target's graph has no 8-bit codes at the input of {name}; "
                 "export without probes"
@@ -45,7 +44,6 @@ def add_probes(model: onnx.ModelProto, plan: Plan, count: int) -> list[dict[str,
         low, high = code_range(quant)
         if quant.signed and stored == TensorProto.UINT8:
             low, high = low + 128, high + 128
-        output = node.output[0]
         model.graph.output.append(helper.make_tensor_value_info(output, stored, None))
         entries.append({"name": f"{name} (input)", "output": output, "low": low, "high": high})
     if not entries:

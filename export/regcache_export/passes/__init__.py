@@ -4,13 +4,13 @@
 |---|---|---|
 | `key-bias`, `value-bias`, `layer-scale` | before calibration, every baseline's deployed form | |
 | `value-balance` | before calibration, on request | ranges of a float pass |
-| RepQ-ViT's scale reparametrization | inside the calibration of `repqvit` | ranges per channel |
+| `reparametrization` (RepQ-ViT) | inside the calibration of `repqvit` | ranges per channel |
 | `attention-scale`, `cls-only` | at export | |
 | `centre-shift` | at export, for targets without zero points | quantizers |
 | `bake-preprocess` | at export, on request | mean and std |
 
-The reparametrization lives with its baseline (`regcache_deploy.quantization.folds`): it chooses
-quantizers, which are part of the method. Each fold changes the cached register with the weights.
+The numbers of the reparametrization are its baseline's (`regcache_deploy.quantization.folds`):
+they choose quantizers. Each fold changes the cached register with the weights.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .cls_only import ClsOnlyLastBlock
 from .key_bias import KeyBias
 from .layer_scale import LayerScale
 from .pixels import BakePreprocess
+from .reparametrization import Reparametrization
 from .value_balance import ValueBalance
 from .value_bias import ValueBias
 
@@ -72,6 +73,7 @@ __all__ = [
     "FoldState",
     "Pass",
     "PassResult",
+    "Reparametrization",
     "ValueBalance",
     "check_switchable",
     "export_folds",

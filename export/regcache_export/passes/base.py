@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..plan import LinearQuant, Plan
+from ..published import PublishedQuant
 from ..regcache_config import RegCacheConfig
 from ..spec import EncoderSpec
 
@@ -31,6 +32,7 @@ class FoldState:
         weights: as in `spec`; float32, or float64 where a fold has changed one.
         register: block -> mean LN1 output `[D]`.
         linears: quantizers; empty before calibration.
+        published: quantizers as published, of linears and attention products.
         regcache: the chosen numbers.
         preprocess: with `mean` and `std`, for the pixel fold.
         row_scale: linear -> factors `[C_out]` on its output, made up for nowhere: the next
@@ -47,6 +49,7 @@ class FoldState:
     weights: Mapping[str, Array] = field(repr=False)
     register: Mapping[int, Array] = field(default_factory=dict, repr=False)
     linears: Mapping[str, LinearQuant] = field(default_factory=dict)
+    published: Mapping[str, tuple[PublishedQuant, PublishedQuant]] = field(default_factory=dict)
     regcache: RegCacheConfig | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     row_scale: Mapping[str, Float64] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class FoldState:
             weights=plan.weights,
             register=plan.register,
             linears=plan.linears,
+            published=plan.published,
             regcache=plan.regcache,
             preprocess=plan.preprocess,
         )

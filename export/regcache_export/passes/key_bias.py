@@ -8,15 +8,18 @@ from .base import FoldState, PassResult, Stage, linear_names
 class KeyBias:
     """`q (k + b) = q k + q b`, and `q b` does not depend on the key.
 
-    The cached keys follow: they are the same projection of the register, without the bias.
+    The cached keys follow: they are the same projection of the register, without the bias. Not for
+    a rotary encoder, whose bias is turned with each key.
     """
 
     name = "key-bias"
     stage: Stage = "calibration"
-    requires = "plain softmax over all keys, prefix included"
+    requires = "plain softmax over all keys, prefix included; no rotary positions"
     ensures = "the key third of every qkv bias is zero"
 
     def __call__(self, state: FoldState) -> PassResult:
+        if state.encoder.rotary:
+            return PassResult(state, note="rotary positions turn the bias with each key")
         width, weights, changed = state.encoder.width, {}, []
         for name in linear_names(state, "attn.qkv"):
             bias = state.double(f"{name}.bias").copy()

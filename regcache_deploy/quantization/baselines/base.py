@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...encoders.canonical import Encoder
 from ...encoders.regcache import RegCache
+from ...encoders.rotary import Survivors
 from ...errors import DataError
 from ..encoder_folds import CALIBRATION_FOLDS, fold_encoder
-from ..quantizers import Bits
+from ..quantizers import Bits, Quantizer, Uniform
 from ..simulate import Calibration, Quantization
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ def check_finite(name: str, x: Tensor) -> None:
     """Raise DataError where the input `x` of the layer `name` is NaN or infinite."""
     if not torch.isfinite(x).all():
         raise DataError(f"the input of {name} holds NaN or infinite values on these images")
+
+
+def check_scale(name: str, quantizer: Quantizer) -> None:
+    """Raise DataError where the range at the input of the layer `name` overflows float32."""
+    if isinstance(quantizer, Uniform) and not torch.isfinite(quantizer.scale).all():
+        raise DataError(
+            f"the range at the input of {name} does not fit float32; look at the weights before it"
+        )
 
 
 @dataclass
@@ -128,12 +137,14 @@ class Baseline(ABC):
         quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
         context = self.prepare(encoder, tokens, start, regcache)
-        folded = encoder
+        folded, survivors = encoder, Survivors()
         for index in range(start, encoder.spec.depth):
             record = self.record()
-            tokens = encoder.block(index, tokens, record, regcache)
+            tokens = encoder.block(index, tokens, record, regcache, survivors)
             result = self.calibrate_block(index, encoder, record, register.get(index), context)
             del record
+            for name, layer in result.quantization.linears.items():
+                check_scale(name, layer.input)
             quantization = quantization.merge(result.quantization.without(self.keep_float))
             folded = folded.replace(result.weights)
             if result.register is not None:

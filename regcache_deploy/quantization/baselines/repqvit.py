@@ -14,15 +14,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regcache_export.passes import Reparametrization
+from regcache_export.passes.reparametrization import NORMS
+
 from ...encoders.canonical import Encoder
+from ..encoder_folds import fold_block
 from ..folds import LayerNormFold, reparametrize
 from ..observers import affine, percentile_log_sqrt2, percentile_range
 from ..quantizers import Bits, Quantizer, Uniform
 from ..simulate import LinearQuantization, Quantization, SimulatedNumerics
-from .base import Baseline, BlockRecord, BlockResult, Form, check_finite
-
-NORMS = {"attn.qkv": "norm1", "mlp.fc1": "norm2"}
-"""Linears whose input is a LayerNorm's output, and that LayerNorm."""
+from .base import Baseline, BlockRecord, BlockResult, Form, check_finite, check_scale
 
 
 @dataclass
@@ -36,6 +37,7 @@ class _Calibrator(BlockRecord):
 
     bits: Bits = field(default_factory=Bits)
     form: Form = "deploy"
+    reparametrize: bool = True
     linears: dict[str, LinearQuantization] = field(default_factory=dict)
     matmuls: dict[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
     folds: dict[str, LayerNormFold] = field(default_factory=dict)
@@ -45,12 +47,13 @@ class _Calibrator(BlockRecord):
         check_finite(name, x)
         if not x.any():
             self.warnings.append(f"the input of {name} is zero on every calibration image")
-        if _role(name) in NORMS:
-            quantizer = self._reparametrize(name, x)
+        if self.reparametrize and _role(name) in NORMS:
+            quantizer = self._per_channel(name, x)
             x = self.folds[name].apply(x)
             weight, bias = self.folds[name].linear(weight, bias)
         else:
             quantizer = self._per_tensor(x, deployed=self.form == "deploy")
+        check_scale(name, quantizer)
         self.linears[name] = LinearQuantization(quantizer, self._weight(weight))
         # the very arithmetic of the simulation, so that later layers are calibrated on its output
         simulated = SimulatedNumerics(Quantization({name: self.linears[name]}))
@@ -68,7 +71,7 @@ class _Calibrator(BlockRecord):
         self.matmuls[name] = left, right
         return left(a) @ right(b)
 
-    def _reparametrize(self, name: str, x: Tensor) -> Uniform:
+    def _per_channel(self, name: str, x: Tensor) -> Uniform:
         make = partial(affine, bits=self.bits.activation)
         low, high = percentile_range(x.flatten(0, -2).T.contiguous(), make)
         result = reparametrize(
@@ -112,8 +115,13 @@ class RepQViT(Baseline):
         "post-softmax operand: log-sqrt2 -> float attention products",
     )
 
+    def __init__(self, bits: Bits | None = None, form: Form = "deploy") -> None:
+        super().__init__(bits, form)
+        self.reparametrize = True
+        """False leaves the inputs of qkv and fc1 per tensor: `--no-fold reparametrization`."""
+
     def record(self) -> BlockRecord:
-        return _Calibrator(bits=self.bits, form=self.form)
+        return _Calibrator(bits=self.bits, form=self.form, reparametrize=self.reparametrize)
 
     def calibrate_block(
         self,
@@ -124,27 +132,14 @@ class RepQViT(Baseline):
         context: Any,
     ) -> BlockResult:
         assert isinstance(record, _Calibrator)
-        weights: dict[str, Tensor] = {}
-        for name, fold in record.folds.items():
-            norm = f"blocks.{index}.{NORMS[_role(name)]}"
-            weights |= fold_pair(encoder, norm, name, fold)
-            if register is not None and _role(name) == "attn.qkv":
-                register = fold.apply(register)
+        fold = Reparametrization({name: f.channels for name, f in record.folds.items()})
+        weights, register = fold_block(encoder, index, fold, register)
         return BlockResult(
             Quantization(record.linears, record.matmuls),
             weights=weights,
             register=register,
             warnings=tuple(record.warnings),
         )
-
-
-def fold_pair(encoder: Encoder, norm: str, linear: str, fold: LayerNormFold) -> dict[str, Tensor]:
-    """The four weights that a fold between the LayerNorm `norm` and `linear` changes."""
-    out: dict[str, Tensor] = {}
-    for name, change in ((norm, fold.norm), (linear, fold.linear)):
-        weight, bias = change(encoder.weights[f"{name}.weight"], encoder.weights[f"{name}.bias"])
-        out |= {f"{name}.weight": weight, f"{name}.bias": bias}
-    return out
 
 
 def _role(name: str) -> str:

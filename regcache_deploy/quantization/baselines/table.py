@@ -6,7 +6,7 @@ range may still differ where the layers before it do.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypedDict
 
 from regcache_export.spec import EncoderSpec
@@ -71,7 +71,12 @@ class Row(TypedDict):
 
 
 def tensor_table(
-    baseline: str, bits: Bits, spec: EncoderSpec, keep_float: Collection[str] = ()
+    baseline: str,
+    bits: Bits,
+    spec: EncoderSpec,
+    keep_float: Collection[str] = (),
+    strict: bool = False,
+    deployed_as: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """The table of one encoder.
 
@@ -80,6 +85,8 @@ def tensor_table(
         bits: widths.
         spec: the encoder.
         keep_float: linears that stay in floating point.
+        strict: the graph is built in the paper's form (`--strict-paper`).
+        deployed_as: tensor -> the graph's form with its width, where a target has another one.
     """
     rows = [
         Row(tensor=name, paper=form, graph=FLOAT, equal=False)
@@ -88,9 +95,12 @@ def tensor_table(
     for block in range(spec.depth):
         for tensor, (paper, graph) in FORMS[baseline].items():
             name = f"blocks.{block}.{tensor}"
-            deployed = FLOAT if name.rsplit(".", 1)[0] in keep_float else graph
+            deployed = paper if strict else graph
+            if name.rsplit(".", 1)[0] in keep_float:
+                deployed = FLOAT
             width = bits.weight if tensor.endswith("weight") else bits.activation
             forms = [f if f == FLOAT else f"{f}, {width} bits" for f in (paper, deployed)]
+            forms[1] = (deployed_as or {}).get(name, forms[1])
             rows.append(
                 Row(tensor=name, paper=forms[0], graph=forms[1], equal=forms[0] == forms[1])
             )

@@ -1,0 +1,89 @@
+"""The runtimes that can be timed, under one name each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from regcache_engines.engine import Engine, load_engine
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A runtime.
+
+    Attributes:
+        title: for people.
+        distributions: what brings it; the first one that is installed gives the version.
+    """
+
+    title: str
+    distributions: tuple[str, ...]
+
+
+_ORT = ("onnxruntime", "onnxruntime-gpu")
+
+ENGINES: dict[str, Kind] = {
+    "onnxruntime": Kind("ONNX Runtime, CPU", _ORT),
+    "openvino": Kind("OpenVINO, CPU", ("openvino",)),
+    "cuda": Kind("ONNX Runtime, CUDA", ("onnxruntime-gpu", "onnxruntime")),
+    "tensorrt_ep": Kind("ONNX Runtime, TensorRT", ("onnxruntime-gpu", "onnxruntime")),
+    "tensorrt_rtx_ep": Kind("ONNX Runtime, TensorRT-RTX", _ORT),
+    "tensorrt": Kind("TensorRT", ("tensorrt-cu13", "tensorrt")),
+    "tensorrt_rtx": Kind("TensorRT-RTX", ("tensorrt-rtx-cu13",)),
+}
+
+_PROVIDERS = {"cuda": "cuda", "tensorrt_ep": "tensorrt", "tensorrt_rtx_ep": "tensorrt_rtx"}
+
+
+def engine_version(name: str) -> str:
+    """Installed version of a runtime's distribution, or nothing."""
+    for distribution in ENGINES[name].distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def open_engine(
+    name: str, model: Path, threads: int | None, batches: Sequence[int], cache: Path
+) -> Engine:
+    """Load an ONNX file into a runtime.
+
+    Args:
+        name: a key of `ENGINES`.
+        model: ONNX file.
+        threads: threads inside an operator, on the CPU.
+        batches: batch sizes that will be asked for; the profile of a TensorRT engine.
+        cache: folder for engines that have to be built.
+
+    Raises:
+        EngineError: the runtime is missing, has no GPU, or refuses the model.
+    """
+    if name in ("onnxruntime", "openvino"):
+        return load_engine(model, threads=threads, runtime=name)
+    if name in _PROVIDERS:
+        from regcache_engines.providers import load_provider_engine
+
+        return load_provider_engine(model, _PROVIDERS[name], threads=threads)
+    return _open_tensorrt(name, model, batches, cache)
+
+
+def _open_tensorrt(name: str, model: Path, batches: Sequence[int], cache: Path) -> Engine:
+    from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
+    from regcache_engines.tensorrt.engine import TensorRTEngine
+    from regcache_engines.tensorrt.probe import EngineName, probe
+    from regcache_engines.tensorrt.sidecar import Profile
+
+    kind: EngineName = "tensorrt_rtx" if name == "tensorrt_rtx" else "tensorrt"
+    probe(kind).require_run()
+    sizes = sorted(batches)
+    profile = Profile(sizes[0], sizes[len(sizes) // 2], sizes[-1])
+    cache.mkdir(parents=True, exist_ok=True)
+    built = EngineBuilder(kind).build(
+        model.read_bytes(), cache, BuildOptions(profile=profile), strict=False
+    )
+    return TensorRTEngine(built.path)

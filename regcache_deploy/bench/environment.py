@@ -1,0 +1,148 @@
+"""On which machine a figure was measured: CPU, versions, and the GPU's clocks and power."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""CPU instructions that decide how fast integer products are."""
+
+DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+    "numpy",
+    "torch",
+)
+
+
+def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """CPU, cores, load, operating system, versions and GPU, as plain JSON.
+
+    `load` is the load average of the last minute before the measurement: above 0.5 a core, other
+    work was going on.
+    """
+    name, flags = _cpu(cpuinfo)
+    try:
+        load = round(os.getloadavg()[0], 2)
+    except OSError:
+        load = None
+    gpu, why = read_gpu()
+    return {
+        "cpu": name,
+        "cpu_flags": flags,
+        "cores": _usable_cores(),
+        "load": load,
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: found for name in DISTRIBUTIONS if (found := _version(name))},
+        "gpu": gpu,
+        "no_gpu": why,
+    }
+
+
+def read_gpu() -> tuple[dict[str, Any] | None, str | None]:
+    """The first GPU's name, driver, clocks, power and temperature at this moment.
+
+    Returns:
+        The state, or None and the reason. Asked through nvidia-ml-py (`pynvml`); what a GPU does
+        not tell is None.
+    """
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return None, "nvidia-ml-py is not installed"
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return None, f"no NVIDIA GPU ({error})"
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+
+        def ask(question: str, *arguments: Any, scale: float = 1.0) -> Any:
+            try:
+                value = getattr(nvml, question)(*arguments)
+            except nvml.NVMLError:
+                return None
+            return round(value * scale, 1) if isinstance(value, int | float) else value
+
+        sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
+        return {
+            "name": _text(ask("nvmlDeviceGetName", handle)),
+            "driver": _text(ask("nvmlSystemGetDriverVersion")),
+            "sm_clock_mhz": ask("nvmlDeviceGetClockInfo", handle, sm),
+            "max_sm_clock_mhz": ask("nvmlDeviceGetMaxClockInfo", handle, sm),
+            "memory_clock_mhz": ask("nvmlDeviceGetClockInfo", handle, memory),
+            "power_w": ask("nvmlDeviceGetPowerUsage", handle, scale=1e-3),
+            "power_limit_w": ask("nvmlDeviceGetEnforcedPowerLimit", handle, scale=1e-3),
+            "temperature_c": ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
+        }, None
+    except nvml.NVMLError as error:
+        return None, f"the NVIDIA driver does not describe its GPU ({error})"
+    finally:
+        nvml.nvmlShutdown()
+
+
+def environment_name(machine: Mapping[str, Any]) -> str:
+    """`amd-epyc-2cores-onnxruntime1.31.1`, for the name of a results file."""
+    what = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} {machine['cores']}cores"
+    versions = machine["versions"]
+    runtime = next((n for n in ("onnxruntime", "onnxruntime-gpu") if n in versions), None)
+    text = f"{what} {runtime}{versions[runtime]}" if runtime else what
+    text = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*ghz", " ", text.lower())
+    return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
+
+
+def environment_columns(machine: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """A machine as flat CSV columns; the GPU's state is the one right behind the measurement."""
+    gpu = after["gpu"] or {}
+    return {
+        "cpu": machine["cpu"],
+        "cpu_flags": " ".join(machine["cpu_flags"]),
+        "cores": machine["cores"],
+        "load": machine["load"],
+        "os": machine["os"],
+        "versions": " ".join(f"{k}={v}" for k, v in machine["versions"].items()),
+        "gpu": gpu.get("name") or "",
+        "gpu_sm_clock_mhz": gpu.get("sm_clock_mhz") or "",
+        "gpu_power_w": gpu.get("power_w") or "",
+    }
+
+
+def _cpu(cpuinfo: Path) -> tuple[str, list[str]]:
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), []
+    fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    words = f"{fields.get('flags', '')} {fields.get('features', '')}".split()
+    name = fields.get("model name") or fields.get("hardware") or platform.machine()
+    return name, [flag for flag in INT8_FLAGS if flag in words]
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use: a container or taskset leaves fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

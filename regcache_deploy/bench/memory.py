@@ -1,0 +1,101 @@
+"""Peak memory of loading and running one file, measured in a process of its own.
+
+    python -m regcache_deploy.bench.memory ENGINE MODEL THREADS BATCH CACHE
+
+A process that has loaded several runtimes cannot say which of them took what. The figure is the
+largest resident set of a Python process that imports the runtime, loads the file and runs it
+twice, code of the runtime included; `imports_mib` is what the process had before it loaded the
+file. Memory on a GPU is not in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from regcache_engines.errors import EngineError
+
+from .engines import open_engine
+
+MODULE = "regcache_deploy.bench.memory"
+TIMEOUT_S = 600
+
+_OWN_MODULE = ("openvino", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Largest resident set in MiB, and that of the process before it loaded the file."""
+
+    peak_mib: float
+    imports_mib: float
+
+
+def peak_memory(
+    engine: str, model: Path, threads: int | None, batch: int, cache: Path
+) -> Peak | None:
+    """Run a child process and read its peak; None where the system does not tell (not Linux).
+
+    Raises:
+        EngineError: the child failed.
+    """
+    command = [sys.executable, "-m", MODULE, engine, str(model), str(threads or 0), str(batch)]
+    try:
+        done = subprocess.run(
+            [*command, str(cache)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=_environment(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"measuring memory took longer than {TIMEOUT_S} s") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(f"measuring memory of {model} with {engine} failed: {last}")
+    values = json.loads(done.stdout)
+    return Peak(values["peak"], values["imports"]) if values["peak"] is not None else None
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with what this interpreter imports from: the child may start elsewhere."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def resident_peak_mib(status: Path = Path("/proc/self/status")) -> float | None:
+    """VmHWM: the peak of this program alone, not of the one that started it (as ru_maxrss)."""
+    try:
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return round(int(match[1]) / 1024, 1) if match else None
+
+
+def main(arguments: list[str]) -> int:
+    """The child."""
+    import numpy as np
+
+    from regcache_engines.engine import input_shape
+
+    engine, model, threads, batch, cache = arguments
+    importlib.import_module(engine if engine in _OWN_MODULE else "onnxruntime")
+    imports = resident_peak_mib()
+    count = int(batch)
+    with open_engine(engine, Path(model), int(threads) or None, [count], Path(cache)) as loaded:
+        shape = (count, *input_shape(loaded.image_size, loaded.pixels))
+        images = np.zeros(shape, np.uint8 if loaded.pixels else np.float32)
+        for _ in range(2):
+            loaded.infer(images)
+    print(json.dumps({"peak": resident_peak_mib(), "imports": imports}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""Time bundles on the engines of this machine, INT8 and float in turns, and say which is faster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compat import require
+from ..errors import ConfigError
+from ..progress import Reporter
+from .common import QUIET, add_common_arguments
+
+if TYPE_CHECKING:
+    from ..bench.measure import Settings
+
+HELP = "latency and throughput of bundles, INT8 beside float (--compare fp32,int8)"
+
+DEFAULT_COMPARE = "fp32,int8"
+AUTO_ENGINES = ("onnxruntime", "openvino", "cuda", "tensorrt_ep", "tensorrt")
+"""What is tried where --engine does not say otherwise."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `regcache bench`."""
+    parser.add_argument(
+        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folders NAME.regcache"
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--compare",
+        metavar="LIST",
+        help="precisions, by comma: int8 is the bundle; fp32 is the float file of the same "
+        "encoder, written from the plan beside the bundle; fp16 for bundles of --target tensorrt. "
+        f"Ratios are against the first one (default {DEFAULT_COMPARE})",
+    )
+    what.add_argument(
+        "--engine",
+        action="append",
+        metavar="NAME",
+        help=f"runtime; may be repeated: {', '.join(AUTO_ENGINES)}, tensorrt_rtx, tensorrt_rtx_ep. "
+        "One that is named must run; without, all are tried and the others give their reason",
+    )
+    what.add_argument("--batch", default="1,8", metavar="LIST", help="default %(default)s")
+    what.add_argument(
+        "--threads", default="", metavar="LIST", help="CPU threads (default: the runtime's own)"
+    )
+    what.add_argument("--plan", type=Path, metavar="DIR", help="folder of plan.json, for fp32")
+    what.add_argument("--fp32", type=Path, metavar="FILE.onnx", help="another float file")
+    how = parser.add_argument_group("how")
+    how.add_argument("--rounds", type=int, default=30, metavar="N", help="default %(default)s")
+    how.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="begin no further round after so long, for each batch size (default %(default)s)",
+    )
+    how.add_argument("--warmup", type=int, default=3, metavar="N", help="untimed calls first")
+    how.add_argument(
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also measure peak memory, in a process of its own for every file and batch size",
+    )
+    how.add_argument(
+        "--engines", type=Path, metavar="DIR", help="keep TensorRT engines that had to be built"
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE|DIR",
+        help="write the rows; in a folder, the file is named after the environment",
+    )
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time and print. Returns the exit code."""
+    engines, settings = _settings(args)
+    require("onnx", "export")
+    from regcache_engines.bundle import Bundle
+
+    from ..bench.environment import describe_machine
+    from ..bench.measure import Bench, row_columns
+    from ..bench.results import (
+        bench_document,
+        environment_of_rows,
+        print_table,
+        results_file,
+        write_rows,
+    )
+    from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
+
+    precisions = _words(args.compare or DEFAULT_COMPARE)
+    bundles = [Bundle.open(path) for path in args.bundles]
+    names = [bundle.path.resolve().name for bundle in bundles]
+    if len(set(names)) < len(names):
+        raise ConfigError("two bundles have the same name; rename one, the rows would look alike")
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
+        subjects, pixels, source = [], {}, ""
+        for bundle in bundles:
+            found = subjects_of(
+                bundle, precisions, Path(scratch), args.plan, args.fp32, args.compare is not None
+            )
+            subjects += found
+            pixels[found[0].name], source = bundle_images(bundle, max(settings.batches))
+        bench = Bench(
+            subjects,
+            engines,
+            pixels,
+            settings,
+            args.engines or Path(scratch) / "engines",
+            Reporter(quiet=args.verbosity == QUIET or args.json),
+        )
+        rows = [row_columns(row) for row in bench.run()]
+    how = {
+        "images": source,
+        "fp32": str(args.fp32) if args.fp32 else FLOAT_FILE,
+        "timed": "Engine.infer: checks of input and output included, preprocessing not",
+        "rounds": settings.rounds,
+        "seconds": settings.seconds,
+        "warmup": settings.warmup,
+        "turn_ms": settings.turn_ms,
+    }
+    document = bench_document(rows, machine, describe_machine(), how)
+    if args.csv is not None:
+        path = results_file(args.csv, "bench", machine)
+        write_rows(path, rows, environment_of_rows(document))
+    if args.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_table(document)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> tuple[list[str], Settings]:
+    from ..bench.engines import ENGINES
+    from ..bench.measure import Settings
+
+    named = args.engine or []
+    for name in named:
+        if name not in ENGINES:
+            raise ConfigError(f"unknown engine '{name}'; take any of: {', '.join(ENGINES)}")
+    for option, value, least in (("rounds", args.rounds, 1), ("warmup", args.warmup, 1)):
+        if value < least:
+            raise ConfigError(f"--{option} {value} is out of range: take at least {least}")
+    if not args.seconds > 0:
+        raise ConfigError(f"--seconds {args.seconds} is out of range: take more than 0")
+    threads: tuple[Any, ...] = _numbers("--threads", args.threads) or (None,)
+    settings = Settings(
+        batches=_numbers("--batch", args.batch) or (1,),
+        threads=threads,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        warmup=args.warmup,
+        memory=args.memory,
+        must_run=frozenset(named),
+    )
+    return list(dict.fromkeys(named)) or list(AUTO_ENGINES), settings
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"{option} {text}: write numbers of at least 1, by comma")
+    return tuple(int(word) for word in words)

@@ -1,0 +1,119 @@
+"""Make the candidates' files: INT8 as exported, INT8 with some linears in float, and float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from regcache_engines.bundle import Bundle
+from regcache_engines.files import atomic_write_bytes
+from regcache_export.graph import build_model, serialize
+from regcache_export.plan import Plan
+from regcache_export.plan_beside import load_plan
+from regcache_export.targets import GraphOptions
+from regcache_export.trace import in_layout
+
+from ..bench.subjects import float_plan, graph_options
+from ..evaluation.corners import simulate
+from ..evaluation.layer_error import alone_errors
+from ..planning import calibration_of
+from ..progress import Reporter
+from ..quantization import Calibration
+from ..search.keep_float import FloatChoice, choose_float_layers
+from .data import BATCH, JudgeData, head_of, measure_drop
+
+RANK_IMAGES = 16
+"""Images that rank the linears; one pass of the encoder a linear."""
+
+SELECT_IMAGES = 512
+"""Most images that choose how many linears stay in float."""
+
+
+@dataclass
+class Candidates:
+    """The files of one bundle.
+
+    Attributes:
+        bundle: as exported.
+        plan: that it was written from.
+        scratch: folder for files.
+    """
+
+    bundle: Bundle
+    plan: Plan
+    scratch: Path
+    reporter: Reporter
+    options: GraphOptions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.options = graph_options(self.bundle)
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, plan_folder: Path | None, scratch: Path, reporter: Reporter
+    ) -> Candidates:
+        """Raises BundleError where the plan is missing or belongs to another bundle."""
+        return cls(bundle, load_plan(bundle, plan_folder), scratch, reporter)
+
+    @property
+    def int8(self) -> Path:
+        return self.bundle.model_path
+
+    @cached_property
+    def float_file(self) -> Path:
+        """No quantizers, no RegCache."""
+        return self._write("float", float_plan(self.plan))
+
+    def mixed_plan(self, layers: frozenset[str]) -> Plan:
+        """The plan with some linears in float."""
+        kept = {name: q for name, q in self.plan.linears.items() if name not in layers}
+        return replace(self.plan, linears=kept)
+
+    def mixed(self, layers: frozenset[str]) -> Path:
+        return self._write("mixed", self.mixed_plan(layers))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return calibration_of(self.plan)
+
+    def ranking(self, data: JudgeData) -> list[str]:
+        """Quantized linears, the one that costs most by itself first."""
+        images = self._normalized(data, RANK_IMAGES)
+        total = len(self.plan.linears)
+        with self.reporter.stage("what each linear costs by itself", total) as advance:
+            errors = alone_errors(self.calibration, images, advance)
+        return sorted(errors, key=lambda name: -errors[name])
+
+    def choose_layers(self, data: JudgeData, max_drop: float, seed: int) -> FloatChoice:
+        """The fewest of the most sensitive linears in float that keep the drop, in simulation.
+
+        On the selecting images alone; the judging ones are not looked at.
+        """
+        head, encoder = head_of(self.bundle), self.calibration.encoder
+        images = self._normalized(data, SELECT_IMAGES)
+        labels = None if data.select_labels is None else data.select_labels[: len(images)]
+        with torch.no_grad():
+            reference = torch.cat([encoder(part) for part in images.split(BATCH)])
+        scale = self.plan.logit_scale
+
+        def score(names: frozenset[str]) -> float:
+            calibration = replace(
+                self.calibration, quantization=self.calibration.quantization.without(names)
+            )
+            with self.reporter.stage(f"simulation with {len(names)} linears in float"):
+                found = simulate(calibration, images.split(BATCH), lambda n: None)
+            return -measure_drop(reference, found, head, labels, scale, seed).value
+
+        return choose_float_layers(self.ranking(data), score, 0.0, max_drop)
+
+    def _normalized(self, data: JudgeData, count: int) -> torch.Tensor:
+        pixels = data.select[:count]
+        return torch.from_numpy(in_layout(pixels, None, self.bundle.preprocess))
+
+    def _write(self, name: str, plan: Plan) -> Path:
+        path = self.scratch / f"{name}.onnx"
+        atomic_write_bytes(path, serialize(build_model(plan, options=self.options)))
+        return path

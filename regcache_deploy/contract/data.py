@@ -1,0 +1,143 @@
+"""The images that a contract is judged on, and what an engine makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from regcache_engines.bundle import Bundle
+from regcache_engines.engine import Engine
+from regcache_export.trace import in_layout
+
+from ..errors import BundleError, ConfigError, DataError
+from ..evaluation.metrics import zero_shot_logits
+from ..evaluation.paired import compare_paired
+from ..search.statistics import bootstrap_means
+from .decide import Drop
+
+Array = npt.NDArray[Any]
+
+BATCH = 32
+MIN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class JudgeData:
+    """Two sets without a common image: one may choose, the other only judges.
+
+    Attributes:
+        select, judge: uint8 `[n, H, W, 3]`.
+        select_labels, judge_labels: int64 `[n]`, or None.
+        source: where they come from.
+    """
+
+    select: Array = field(repr=False)
+    judge: Array = field(repr=False)
+    select_labels: Tensor | None
+    judge_labels: Tensor | None
+    source: str
+
+    @classmethod
+    def split(cls, pixels: Array, labels: Tensor | None, source: str) -> JudgeData:
+        """Every second image chooses, the others judge.
+
+        Raises:
+            DataError: too few images.
+        """
+        if len(pixels) < 2 * MIN_IMAGES:
+            raise DataError(
+                f"{source}: {len(pixels)} images are too few to judge a file by; give at least "
+                f"{2 * MIN_IMAGES} with --data"
+            )
+        first, second = (None, None) if labels is None else (labels[1::2], labels[::2])
+        return cls(pixels[1::2], pixels[::2], first, second, source)
+
+
+def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: int) -> JudgeData:
+    """Images for a bundle.
+
+    Args:
+        bundle: open.
+        data: as in `regcache eval --data`; None takes the demo's held-out digits for the demo, and
+            for any other bundle the calibration images in it.
+        limit: largest number of images.
+        seed: chooses them.
+
+    Raises:
+        DataError, ConfigError: as `open_data`; too few images, or none at hand.
+    """
+    provenance = bundle.manifest.get("provenance") or {}
+    if data is None and provenance.get("model") == "demo":
+        data, limit = "demo", limit or 2000
+    if data is None:
+        from regcache_export.verify import read_certificate
+
+        try:
+            pixels = read_certificate(bundle)[1]
+        except BundleError as error:
+            raise ConfigError(
+                f"{bundle.path} carries no images to judge by; pass --data DIR"
+            ) from error
+        source = f"the {len(pixels)} calibration images in the bundle, which have no labels"
+        return JudgeData.split(pixels, None, source)
+    from ..data.preprocess import Preprocess
+    from ..data.sources import open_data
+
+    known = bundle.labels if bundle.has_text_features else ()
+    stream = open_data(data, Preprocess(bundle.preprocess), known, limit, seed)
+    batches = list(stream.batches(BATCH))
+    pixels = torch.cat([batch.pixels for batch in batches]).numpy()
+    labels = None
+    if stream.class_names == known and all(batch.labels is not None for batch in batches):
+        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    return JudgeData.split(pixels, labels, stream.source)
+
+
+def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | None) -> Tensor:
+    """Features `[n, E]` of uint8 images; `size` is the graph's fixed batch, or None."""
+    step, features = size or BATCH, []
+    for start in range(0, len(pixels), step):
+        part = pixels[start : start + step]
+        count = len(part)
+        if size and count < size:
+            part = np.resize(part, (size, *part.shape[1:]))
+        features.append(engine.infer(in_layout(part, engine.pixels, preprocess))[:count])
+    return torch.from_numpy(np.concatenate(features))
+
+
+def measure_drop(
+    reference: Tensor,
+    features: Tensor,
+    head: Tensor | None,
+    labels: Tensor | None,
+    scale: float,
+    seed: int,
+) -> Drop:
+    """What `features` `[n, E]` lose against `reference` on the same images.
+
+    Args:
+        head: zero-shot head `[C, E]`, or None.
+        labels: int64 `[n]`, or None.
+        scale: logit scale of the head.
+        seed: of the bootstrap.
+    """
+    n = len(features)
+    if head is None:
+        cosine = torch.nn.functional.cosine_similarity(features.double(), reference.double())
+        loss = 100 * (1 - cosine.numpy())
+        low, high = np.percentile(bootstrap_means(loss[:, None], seed), [2.5, 97.5])
+        return Drop(float(loss.mean()), float(low), float(high), n, "cosine")
+    found, wanted = (zero_shot_logits(f, head, scale).argmax(dim=1) for f in (features, reference))
+    metric = "top1" if labels is not None else "changed"
+    truth = labels if labels is not None else wanted
+    pair = compare_paired((wanted == truth).int().numpy(), (found == truth).int().numpy(), seed)
+    return Drop(-pair.difference, -pair.high, -pair.low, n, metric)
+
+
+def head_of(bundle: Bundle) -> Tensor | None:
+    return torch.from_numpy(bundle.text_features) if bundle.has_text_features else None

@@ -1,0 +1,184 @@
+"""The decision alone: given measurements, which file is kept and why. Nothing here measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from regcache_engines.errors import ConfigError
+
+from ..bench.timing import Interval
+
+INT8, MIXED, FLOAT = "int8", "mixed", "float"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a file must keep.
+
+    Attributes:
+        max_drop: accuracy that may be lost against the float file, in points.
+        min_speedup: how many times faster than the float file it must be.
+        strict: the 95 % intervals must keep it, not only the estimates.
+
+    Raises:
+        ConfigError: out of range.
+    """
+
+    max_drop: float = 0.5
+    min_speedup: float = 1.02
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"--max-drop {self.max_drop} is out of range: take points, 0 to 100")
+        if not self.min_speedup > 0:
+            raise ConfigError(f"--min-speedup {self.min_speedup} is out of range: take e.g. 1.02")
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a file loses against the float file on the same images, in points; negative is a gain.
+
+    Attributes:
+        value, low, high: estimate and its 95 % bootstrap interval over paired images.
+        n: images.
+        metric: `top1` (labels and a head), `changed` (images whose class changed: no labels, so an
+            upper bound of the loss), or `cosine` (100 times one minus the mean cosine: no head).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    metric: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate with its figures.
+
+    Attributes:
+        form: `int8`, `mixed` or `float`.
+        drop: against the float file.
+        speedup: over the float file.
+        float_layers: linears in float, of a mixed file.
+    """
+
+    form: str
+    drop: Drop
+    speedup: Interval
+    float_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A candidate that there is no point in measuring, with the reason."""
+
+    form: str
+    reason: str
+
+
+Attempt = Callable[[], Measured | Skipped]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a contract says of one candidate.
+
+    Attributes:
+        keep: it keeps the contract.
+        reasons: one sentence a figure.
+        proven: the whole 95 % intervals keep it, too.
+    """
+
+    candidate: Measured | Skipped
+    keep: bool
+    reasons: tuple[str, ...]
+    proven: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self.candidate) | {
+            "keep": self.keep,
+            "proven": self.proven,
+            "reasons": list(self.reasons),
+        }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The first candidate that keeps the contract, and all that were tried before it."""
+
+    contract: Contract
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def kept(self) -> Measured:
+        last = self.verdicts[-1].candidate
+        assert isinstance(last, Measured)
+        return last
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept.form,
+            "proven": self.verdicts[-1].proven,
+            "contract": asdict(self.contract),
+            "tried": [verdict.to_json() for verdict in self.verdicts],
+        }
+
+
+def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
+    """Hold one candidate against the contract."""
+    if isinstance(candidate, Skipped):
+        return Verdict(candidate, False, (candidate.reason,), False)
+    if candidate.form == FLOAT:
+        return Verdict(candidate, True, ("the float file is the fallback: it loses nothing",), True)
+    drop, speed = candidate.drop, candidate.speedup
+    accurate, surely_accurate = drop.value <= contract.max_drop, drop.high <= contract.max_drop
+    fast, surely_fast = speed.value >= contract.min_speedup, speed.low >= contract.min_speedup
+    reasons = (
+        _sentence(
+            f"loses {drop.value:.2f} points [{drop.low:.2f}, {drop.high:.2f}]",
+            f"of at most {contract.max_drop:g}",
+            accurate,
+            surely_accurate,
+            contract.strict,
+        ),
+        _sentence(
+            f"{speed.value:.2f} times as fast [{speed.low:.2f}, {speed.high:.2f}]",
+            f"of at least {contract.min_speedup:g}",
+            fast,
+            surely_fast,
+            contract.strict,
+        ),
+    )
+    proven = surely_accurate and surely_fast
+    return Verdict(candidate, proven if contract.strict else accurate and fast, reasons, proven)
+
+
+def decide(attempts: Sequence[Attempt], contract: Contract) -> Decision:
+    """Try candidates in order; what comes behind the first good one is never measured.
+
+    Args:
+        attempts: the last one gives the float file, which is always kept.
+        contract: the budget.
+
+    Raises:
+        ValueError: no candidate was kept, so the last one was not the float file.
+    """
+    verdicts = []
+    for attempt in attempts:
+        verdicts.append(judge(attempt(), contract))
+        if verdicts[-1].keep:
+            return Decision(contract, tuple(verdicts))
+    raise ValueError("the last candidate must be the float file")
+
+
+def _sentence(figure: str, bound: str, holds: bool, surely: bool, strict: bool) -> str:
+    if holds and surely:
+        return f"{figure}, {bound}: kept"
+    if not holds:
+        return f"{figure}, {bound}: not kept"
+    tail = "not kept under --strict" if strict else "kept by the estimate, not by the interval"
+    return f"{figure}, {bound}: {tail}"

@@ -1,0 +1,100 @@
+"""Observers of one tensor in constant memory: a running range, and a histogram of fixed bins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+Observer = Literal["minmax", "percentile", "mse"]
+OBSERVERS: tuple[Observer, ...] = ("minmax", "percentile", "mse")
+
+BINS = 4096
+PERCENTILE = 0.9999
+MSE_CANDIDATES = 64
+
+
+@dataclass
+class Range:
+    """Running least and greatest value."""
+
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def update(self, x: Tensor) -> None:
+        low, high = torch.aminmax(x)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+    @property
+    def max_abs(self) -> float:
+        return max(abs(self.low), abs(self.high))
+
+
+@dataclass
+class Histogram:
+    """Counts of |x| in `bins` bins of equal width over `[0, limit]`.
+
+    Attributes:
+        limit: largest |x|, from an earlier pass; larger values would count in the last bin.
+        counts: int64 `[bins]`.
+    """
+
+    limit: float
+    bins: int = BINS
+    counts: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = torch.zeros(self.bins, dtype=torch.int64)
+
+    def update(self, x: Tensor) -> None:
+        index = (x.abs().flatten() * (self.bins / self.limit)).to(torch.int64)
+        found = torch.bincount(index.clamp_(max=self.bins - 1), minlength=self.bins)
+        self.counts += found.to(self.counts.device)
+
+    def percentile(self, fraction: float) -> float:
+        """Least bin edge below which at least `fraction` of the values lie."""
+        below = self.counts.cumsum(0)
+        wanted = fraction * float(below[-1])
+        index = int(torch.searchsorted(below.double(), torch.tensor(wanted).double()))
+        return (min(index, self.bins - 1) + 1) * self.limit / self.bins
+
+    def least_error(self, bits: int, candidates: int = MSE_CANDIDATES) -> float:
+        """Clipping limit of least squared error, every value taken at the middle of its bin."""
+        width = self.limit / self.bins
+        middle = (torch.arange(self.bins, dtype=torch.float64) + 0.5) * width
+        weights = self.counts.double()
+        best, lowest = self.limit, float("inf")
+        for step in range(candidates, 0, -1):
+            limit = self.limit * step / candidates
+            scale = limit / (2 ** (bits - 1) - 1)
+            codes = torch.round(middle / scale).clamp_max(2 ** (bits - 1) - 1)
+            error = float(((codes * scale - middle).square() * weights).sum())
+            if error < lowest:
+                best, lowest = limit, error
+        return best
+
+    def clipping(self, observer: Observer, bits: int) -> float:
+        """Where `percentile` or `mse` clips |x|."""
+        if observer == "percentile":
+            return min(self.percentile(PERCENTILE), self.limit)
+        return self.least_error(bits)
+
+
+def check_observer(name: str) -> None:
+    """Raise ConfigError unless `name` is an observer."""
+    if name not in OBSERVERS:
+        raise ConfigError(f"unknown observer '{name}'; take one of: {', '.join(OBSERVERS)}")
+
+
+def symmetric_limit(x: Tensor, observer: Observer, bits: int) -> Tensor:
+    """Where an observer clips |x| of one whole tensor, any shape; a scalar of its type."""
+    largest = x.abs().max()
+    if observer == "minmax" or largest == 0:
+        return largest
+    histogram = Histogram(float(largest))
+    histogram.update(x)
+    return torch.tensor(histogram.clipping(observer, bits), dtype=x.dtype, device=x.device)

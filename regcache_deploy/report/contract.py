@@ -1,0 +1,47 @@
+"""A decision of `regcache build` for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TITLES = {
+    "int8": "INT8 as exported",
+    "mixed": "INT8, sensitive linears in float",
+    "float": "float file",
+}
+
+
+def contract_lines(document: dict[str, Any]) -> list[str]:
+    """The answer first, then every candidate, then what was measured on what."""
+    contract = document["contract"]
+    sure = "" if document["proven"] else " (by the estimates; the intervals do not prove it)"
+    lines = [
+        f"kept: {TITLES[document['kept']]}: {document['path']}{sure}",
+        f"contract: at most {contract['max_drop']:g} points lost, at least "
+        f"{contract['min_speedup']:g} times as fast as the float file"
+        + (", by the whole 95 % intervals" if contract["strict"] else ""),
+    ]
+    for tried in document["tried"]:
+        verdict = "kept" if tried["keep"] else "refused"
+        lines.append(f"  {TITLES[tried['form']]}: {verdict}")
+        if tried.get("float_layers"):
+            lines.append(f"    in float: {', '.join(tried['float_layers'])}")
+        lines += [f"    {reason}" for reason in tried["reasons"]]
+    speed, images = document["speed_measured_at"], document["images"]
+    control = speed["control"]
+    lines += [
+        f"drop: {document['drop_metric']} on {images['judged_on']} images "
+        f"({document['drop_measured_on']}), against the float file on the same engine",
+        *(
+            [f"linears chosen on {images['chosen_on']} other images of them, in simulation"]
+            if images["chosen_on"]
+            else []
+        ),
+        f"speed: {speed['engine']}, batch {speed['batch']}, threads {speed['threads']}; the float "
+        f"file against itself: {control['value']:.2f} "
+        f"[{control['low']:.2f}, {control['high']:.2f}]",
+        f"intervals: {document['interval']}",
+    ]
+    if document["caution"]:
+        lines.append(f"Note: {document['caution']}.")
+    return lines

@@ -1,0 +1,38 @@
+"""Fixtures of the C++ runtime's tests: two builds, one bundle, all awkward images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from regcache_export.bundle import write_bundle
+from tests.awkward_images import write_awkward_images
+from tests.cpp.programs import ROOT, build
+from tests.tiny_plans import tiny_plan
+
+
+@pytest.fixture(scope="session")
+def release() -> Path:
+    """As `make cpp` builds it."""
+    return build()
+
+
+@pytest.fixture(scope="session")
+def sanitized() -> Path:
+    """Static, with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    return build("--sanitize")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Every mode of JPEG and PNG, in odd sizes."""
+    made = write_awkward_images(tmp_path_factory.mktemp("awkward"))
+    golden = (ROOT / "tests/golden").iterdir()
+    return made + sorted(path for path in golden if path.suffix in (".png", ".jpg"))
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Quantized, with a head; 32 x 24 pixels; random weights."""
+    return write_bundle(tiny_plan(), tmp_path_factory.mktemp("bundles") / "tiny.regcache")

@@ -1,0 +1,89 @@
+"""Files that are no images, damaged images, bombs: an error code, no crash, no leak."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.awkward_images import png
+from tests.cpp.programs import dump, run
+
+
+def bad_images(folder: Path) -> dict[Path, str]:
+    """Files and the statuses that they must be refused with."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    files: dict[str, tuple[str, bytes]] = {
+        "empty.jpg": ("IMAGE_NOT_READABLE", b""),
+        "text.jpg": ("IMAGE_FORMAT", b"this is no image"),
+        "short.png": ("IMAGE_FORMAT", b"\x89PNG"),
+        "short.jpg": ("IMAGE_DAMAGED", b"\xff\xd8\xff"),
+        "head.png": ("IMAGE_DAMAGED", b"\x89PNG\r\n\x1a\n"),
+    }
+    for kind in ("png", "jpeg", "gif"):
+        Image.fromarray(noise).save(folder / f"whole.{kind}")
+    files["whole.gif"] = ("IMAGE_FORMAT", (folder / "whole.gif").read_bytes())
+    for kind in ("png", "jpeg"):
+        data = (folder / f"whole.{kind}").read_bytes()
+        (folder / f"whole.{kind}").unlink()
+        for part in (0.3, 0.6, 0.9):
+            files[f"{part}.{kind}"] = ("IMAGE_DAMAGED", data[: int(len(data) * part)])
+    # bombs: a large size in the header, and hardly any data
+    bomb = bytearray(png(1, 1, 8, 2, b"abc"))
+    bomb[16:24] = struct.pack(">II", 50_000, 50_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))
+    files["bomb.png"] = ("IMAGE_TOO_LARGE", bytes(bomb))
+    files["long.png"] = ("IMAGE_TOO_LARGE", png(2_000_000, 1, 8, 0, bytes(2_000_000)))
+    for name, (_, data) in files.items():
+        (folder / name).write_bytes(data)
+    jpeg = folder / "bomb.jpg"
+    Image.fromarray(noise).save(jpeg)
+    frame = bytearray(jpeg.read_bytes())
+    at = frame.index(b"\xff\xc0")
+    frame[at + 5 : at + 9] = struct.pack(">HH", 65_500, 65_500)
+    jpeg.write_bytes(bytes(frame))
+    expected = {folder / name: status for name, (status, _) in files.items()}
+    os.mkfifo(folder / "pipe.png")
+    return expected | {
+        jpeg: "IMAGE_TOO_LARGE",
+        folder: "IMAGE_NOT_READABLE",
+        folder / "pipe.png": "IMAGE_NOT_READABLE",
+        folder / "no such file.png": "IMAGE_NOT_READABLE",
+    }
+
+
+def test_refused_images(release: Path, sanitized: Path, bundle: Path, tmp_path: Path) -> None:
+    expected = bad_images(tmp_path / "bad")
+    for folder in (release, sanitized):
+        statuses, pixels, _ = dump(folder, bundle, list(expected), tmp_path / "out")
+        assert len(pixels) == 0
+        for (path, status), line in zip(expected.items(), statuses, strict=True):
+            assert line.startswith(f"REGCACHE_{status} "), (path.name, line)
+
+
+def test_a_text_that_unpacks_to_gigabytes_costs_no_memory(
+    release: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """The chunk is skipped: the picture is good, and no text is ever unpacked."""
+    plain = png(40, 40, 8, 2, bytes(40 * 40 * 3))
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    chunks = b""
+    for name, data in ((b"zTXt", b"a\0\0" + packed), (b"iCCP", b"b\0\0" + packed)):
+        crc = struct.pack(">I", zlib.crc32(name + data))
+        chunks += struct.pack(">I", len(data)) + name + data + crc
+    after_header = 8 + 12 + 13
+    memory = []
+    for number, data in enumerate((plain, plain[:after_header] + chunks + plain[after_header:])):
+        image = tmp_path / f"{number}.png"
+        image.write_bytes(data)
+        done = run(release / "regcache_classify", "--json", "--bench", 1, bundle, image)
+        assert done.returncode == 0, done.stderr
+        memory.append(json.loads(done.stdout)["bench"]["peak_memory_mib"])
+    assert memory[1] < memory[0] + 16

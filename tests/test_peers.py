@@ -1,0 +1,141 @@
+"""`benchmarks/peers.py`: rows with figures or reasons, and the table made of them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import peer_table
+import peers
+import pytest
+from peer_tools import Peer, PeerError
+from peer_tools import peers as all_peers
+from peer_work import Work
+
+from regcache_deploy.bench.timing import Samples
+
+
+def demo_work(folder: Path, images: int = 12) -> Work:
+    return Work("demo", None, folder, "naive", calibration_images=4, images=images, threads=1)
+
+
+def refuse(work):
+    raise PeerError("needs a machine\nthat is not here")
+
+
+def crash(work):
+    raise RuntimeError("foreign trouble")
+
+
+def test_every_row_has_figures_or_a_reason(tmp_path):
+    """The real tools that need nothing installed, one that refuses and one that crashes."""
+    known = {peer.name: peer for peer in all_peers()}
+    chosen = [known[name] for name in ("torch_eager", "onnxruntime_fp32", "static_linears")]
+    chosen += [known["portable_plain"]]
+    chosen.append(Peer("gone", "gone", "nothing", "none", refuse, chosen[0].open))
+    chosen.append(Peer("crashed", "crashed", "nothing", "none", crash, chosen[0].open))
+    output = ["--output", str(tmp_path / "out"), "--batches", "1", "5", "--rounds", "2"]
+    args = peers.arguments([*output, "--images", "12"])
+    rows = peers.compare(demo_work(tmp_path), chosen, args)
+    by = {row["peer"]: row for row in rows}
+    assert list(by) == [peer.name for peer in chosen]
+    assert by["gone"]["reason"] == "needs a machine that is not here"
+    assert by["crashed"]["reason"] == "RuntimeError: foreign trouble"
+    assert "b1_infer_step_time" not in by["gone"]
+    for name in ("torch_eager", "onnxruntime_fp32", "static_linears", "portable_plain"):
+        assert by[name]["reason"] == ""
+        assert by[name]["b5_infer_step_time"] > 0
+        assert by[name]["n"] == 12
+    # the float file is the same encoder, and the quantized ones are not
+    assert by["onnxruntime_fp32"]["min_cosine"] > 0.99999
+    assert by["onnxruntime_fp32"]["acc1_difference"] == 0
+    assert by["portable_plain"]["mean_cosine"] < 0.999
+    assert by["portable_plain"]["file_mib"] < 0.5 * by["onnxruntime_fp32"]["file_mib"]
+    assert "b1_speedup" not in by["onnxruntime_fp32"]
+    assert by["static_linears"]["calibration_images"] == 4
+    assert "synthetic" in by["torch_eager"]["caution"]
+
+
+def test_our_own_failure_is_no_reason(tmp_path):
+    known = {peer.name: peer for peer in all_peers()}
+    broken = Peer("ours", "ours", "regcache-deploy", "none", crash, known["torch_eager"].open)
+    args = peers.arguments(["--images", "2"])
+    with pytest.raises(RuntimeError, match="foreign trouble"):
+        peers.compare(demo_work(tmp_path, images=2), [broken], args)
+
+
+def test_peers_are_those_of_the_issue():
+    names = [peer.name for peer in all_peers()]
+    assert len(set(names)) == len(names)
+    assert {"torch_compile", "static_default", "dynamic", "nncf", "modelopt_int8"} <= set(names)
+    assert all(peer.settings for peer in all_peers())
+
+
+def test_speedup_is_against_onnxruntime_fp32():
+    samples = Samples({"onnxruntime_fp32": [[4.0], [8.0]], "x": [[2.0], [4.0]]})
+    columns = peers.timing_columns(samples, "x", 8)
+    assert columns["b8_speedup"] == columns["b8_speedup_low"] == 2.0
+    assert columns["b8_infer_samples_per_sec"] == pytest.approx(8e3 / 3, abs=0.01)
+
+
+def row(**changes):
+    return {
+        "title": "tool",
+        "model": "demo",
+        "pretrained": "",
+        "infer_img_size": "48",
+        "reason": "",
+        "caution": "planted model",
+        "n": "50",
+        "dataset": "some digits",
+        "calibration_images": "4",
+        "threads": "2",
+        "cpu": "Fast CPU",
+        "cpu_flags": "avx2",
+        "cores": "2",
+        "load": "0.1",
+        "note": "shared machine",
+        "acc1": "0.5",
+        "acc1_difference": "-2.5",
+        "acc1_low": "-4",
+        "acc1_high": "-1",
+        "b1_infer_step_time": "2.0",
+        "b1_speedup": "2.5",
+        "file_mib": "3.14",
+        "minutes": "1.25",
+    } | changes
+
+
+def test_table_shows_cells_and_reasons(tmp_path):
+    empty = dict.fromkeys(row(), "") | {"title": "other", "reason": "no GPU here"}
+    rows = [row(acc1_difference="", b1_speedup="", title="first"), row(), empty]
+    path = tmp_path / "peers-x.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row()))
+        writer.writeheader()
+        writer.writerows({k: r.get(k, "") for k in row()} for r in rows)
+    assert peer_table.main([str(path), "--output", str(tmp_path / "t.md")]) == 0
+    text = (tmp_path / "t.md").read_text()
+    assert "| first | 50.0 % | 2.0 | 3.1 | 1.2 |" in text
+    assert "| tool | 50.0 %, -2.5 [-4.0, -1.0] | 2.0 (×2.50) | 3.1 | 1.2 |" in text
+    assert "| other |  |  |  |  |" in text
+    assert "- other: no GPU here." in text
+    assert "**Planted model.**" in text
+    assert "shared machine." in text
+
+
+def test_cosine_where_there_is_no_top1():
+    cells = peer_table.accuracy(
+        row(acc1="", mean_cosine="0.98765", mean_cosine_low="0.98", mean_cosine_high="0.99")
+    )
+    assert cells == "0.9877 [0.9800, 0.9900]"
+    assert peer_table.accuracy(row(acc1="", mean_cosine="")) == "reference"
+
+
+def test_accuracy_of_identical_features(tmp_path):
+    work = demo_work(tmp_path, images=3)
+    features = np.random.default_rng(0).standard_normal((3, 128)).astype(np.float32)
+    columns = peers.accuracy(work, features, features, first=False)
+    assert columns["acc1_difference"] == 0
+    assert columns["mean_cosine"] == columns["mean_cosine_low"] == 1
