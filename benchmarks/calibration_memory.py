@@ -74,7 +74,8 @@ def _measure(
 def _run(folder: Path, observer: str, count: int) -> dict[str, Any]:
     words = [str(folder / "plan"), "--data", str(folder / "images"), "--images", str(count)]
     words += ["--observer", observer, "--output", str(folder / f"{observer}-{count}")]
-    words += ["--threads", "1", "--workers", "1", "--json", "--quiet"]
+    # 64 images are 8 batches, enough for the allocator's pools to settle
+    words += ["--batch-size", "8", "--threads", "1", "--workers", "1", "--json", "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "regcache_deploy.cli.main", "calibrate", *words],
         check=True,

@@ -1,26 +1,45 @@
 """Latency of the C++ runtime beside Python's ONNX Runtime: same bundle, same threads, interleaved.
 
-    make cpp && python benchmarks/cpp_latency.py BUNDLE [--runs 200] [--threads 1] [--batch 1]
+    make cpp && python benchmarks/cpp_latency.py --output benchmarks/results/cpp_latency-NAME.csv
 
-Both load the same shared library in this process, and take turns run by run, so that what else the
-machine does meets both alike. The C++ side includes the normalization of uint8 pixels; the Python
-side is `session.run` alone, on floats that are ready. Prints one JSON object.
+Without `--bundle` it writes two of ViT-B/16 with random weights (speed only): FP32, and W8A8 with
+RegCache for the target `onnxruntime`. All variants run in this process and take turns, in an order
+that changes from round to round; a ratio is the median over rounds of the ratio within a round.
+`python again` is a second session of Python's: how far its ratio is from 1 is what this machine
+can tell apart.
+
+Both run the same release of ONNX Runtime, from the wheel, which holds it twice: inside Python's
+module, and as the shared library that the C++ runtime loads. `cpp` includes the normalization of
+uint8 pixels and the check of the features; Python's side is `session.run` alone, on floats that
+are ready.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import ctypes
-import json
-import time
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from gpu_models import SPECS, middle_choice, random_plan
 
+from regcache_deploy.bench.environment import describe_machine
+from regcache_deploy.bench.timing import Run, interleave
 from regcache_engines import Bundle
+from regcache_export.bundle import write_bundle
+from regcache_export.targets import GraphOptions
 
 LIBRARY = Path(__file__).resolve().parent.parent / "build/cpp/libregcache.so"
+MODEL = "ViT-B-16"
+PREPROCESS = {"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+PAUSE = 0.02
+"""Seconds before a turn: threads of the session before spin until then."""
 
 
 class Params(ctypes.Structure):
@@ -54,6 +73,7 @@ class Native:
             raise RuntimeError(self.library.regcache_last_error().decode())
 
     def embed(self, pixels: np.ndarray, features: np.ndarray) -> None:
+        """Pixels uint8 `[B, H, W, 3]` to features float32 `[B, E]`, in place."""
         self.check(
             self.library.regcache_embed(
                 self.context,
@@ -63,56 +83,120 @@ class Native:
             )
         )
 
+    def close(self) -> None:
+        """Free both, and with them the threads of the session."""
+        self.library.regcache_context_free(self.context)
+        self.library.regcache_model_free(self.model)
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
-    arguments = parser.parse_args()
 
-    bundle = Bundle.open(arguments.bundle)
+def python_run(bundle: Bundle, threads: int, floats: np.ndarray) -> Run:
+    """A session of its own: `run` -> features."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = arguments.threads
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         str(bundle.model_path), options, providers=["CPUExecutionProvider"]
     )
-    contract = bundle.manifest["graph"]
-    _, _, height, width = contract["input"]["shape"]
-    dim = contract["output"]["shape"][1]
-    native = Native(arguments.bundle, arguments.threads)
+    graph = bundle.manifest["graph"]
+    outputs, name = [graph["output"]["name"]], graph["input"]["name"]
+    return lambda: session.run(outputs, {name: floats})[0]
 
-    shape = (arguments.batch, height, width, 3)
+
+def measure(path: Path, batch: int, threads: int, arguments: argparse.Namespace) -> list[list[Any]]:
+    """CSV rows of one bundle."""
+    bundle = Bundle.open(path)
+    graph = bundle.manifest["graph"]
+    height, width = graph["input"]["shape"][2:]
+    shape = (batch, height, width, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     mean, std = (np.float32(bundle.preprocess[key]) for key in ("mean", "std"))
     floats = np.ascontiguousarray(
         ((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), dtype=np.float32
     )
-    features = np.empty((arguments.batch, dim), np.float32)
-    times: dict[str, list[float]] = {"python": [], "cpp": []}
-    for _ in range(arguments.runs + 5):
-        start = time.perf_counter()
-        (wanted,) = session.run([contract["output"]["name"]], {contract["input"]["name"]: floats})
-        middle = time.perf_counter()
-        native.embed(pixels, features)
-        times["python"].append(middle - start)
-        times["cpp"].append(time.perf_counter() - middle)
-    norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(features, axis=1)
-    report = {
-        "threads": arguments.threads,
-        "batch": arguments.batch,
-        "runs": arguments.runs,
-        "min_cosine": float(((wanted * features).sum(1) / norms).min()),
+    features = np.empty((batch, graph["output"]["shape"][1]), np.float32)
+    native = Native(path, threads)
+    runs: dict[str, Run] = {
+        "python": python_run(bundle, threads, floats),
+        "python again": python_run(bundle, threads, floats),
+        "cpp": lambda: native.embed(pixels, features),
     }
-    for name, values in times.items():
-        milliseconds = 1000 * np.asarray(values[5:])
-        report[f"{name}_p50_ms"] = round(float(np.median(milliseconds)), 3)
-        report[f"{name}_p10_ms"] = round(float(np.percentile(milliseconds, 10)), 3)
-    ratios = np.asarray(times["cpp"][5:]) / np.asarray(times["python"][5:])
-    report["cpp_over_python_median_of_pairs"] = round(float(np.median(ratios)), 4)
-    print(json.dumps(report))
+    samples = interleave(
+        runs, arguments.rounds, seconds=arguments.seconds, turn_ms=1e9,
+        max_calls=arguments.calls, pause=PAUSE,
+    )  # fmt: skip
+    wanted = runs["python"]()
+    runs["cpp"]()
+    norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(features, axis=1)
+    cosine = float(((wanted * features).sum(1) / norms).min())
+    native.close()
+    case = [path.stem, batch, threads]
+    rows = [
+        ["ms", *case, name, f"{samples.percentile(name, 50):.2f}", f"{min(calls):.2f}", len(calls)]
+        for name in runs
+        for calls in [samples.calls(name)]
+    ]
+    for name in ("cpp", "python again"):
+        found = samples.ratio(name, "python")
+        values = [f"{value:.4f}" for value in (found.value, found.low, found.high)]
+        rows.append(["ratio to python", *case, name, *values])
+    rows.append(["lowest cosine", *case, "cpp", f"{cosine:.7f}", "", batch])
+    return rows
+
+
+def write_bundles(folder: Path, model: str) -> list[Path]:
+    """FP32, and W8A8 with RegCache. Random weights, no calibration."""
+    spec = SPECS[model]
+    fp32, w8a8 = (folder / f"{model}-{form}.regcache" for form in ("fp32", "w8a8"))
+    options = GraphOptions(target="onnxruntime")
+    # "fp16" is gpu_models' word for a plan that quantizes nothing; this target computes in float32
+    plans = {
+        fp32: random_plan(spec, "fp16"),
+        w8a8: random_plan(spec, "int8_linears", middle_choice(spec)),
+    }
+    for path, plan in plans.items():
+        write_bundle(replace(plan, preprocess=PREPROCESS), path, options=options)
+    return [fp32, w8a8]
+
+
+def write(rows: list[list[Any]], arguments: argparse.Namespace) -> None:
+    machine = describe_machine()
+    facts = {
+        "cpu": f"{machine['cpu']} ({' '.join(machine['cpu_flags']) or 'no VNNI'})",
+        "cores": machine["cores"],
+        "load": machine["load"],
+        "onnxruntime": onnxruntime.__version__,
+        "model": "from --bundle" if arguments.bundle else f"{MODEL}, random weights: speed only",
+        "note": arguments.note,
+        "python": machine["python"],
+    }
+    out = arguments.output.open("w", newline="") if arguments.output else sys.stdout
+    writer = csv.writer(out, lineterminator="\n")
+    for key, value in facts.items():
+        writer.writerow(["environment", "", "", "", key, value])
+    writer.writerow("kind model batch threads variant value low_or_min high_or_n".split())
+    writer.writerows(rows)
+    if arguments.output:
+        out.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, nargs="+", default=[])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--calls", type=int, default=3, help="timed calls of a turn")
+    parser.add_argument("--seconds", type=float, default=45, help="at most, for each case")
+    parser.add_argument("--note", default="", help="e.g. that the machine was shared")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    rows: list[list[Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in arguments.bundle or write_bundles(Path(scratch), MODEL):
+            for batch in arguments.batches:
+                for threads in arguments.threads:
+                    rows += measure(path, batch, threads, arguments)
+    write(rows, arguments)
 
 
 if __name__ == "__main__":

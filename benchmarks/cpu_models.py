@@ -101,7 +101,7 @@ def quantize_static(source: Path, target: Path, images: np.ndarray) -> None:
     )
     from onnxruntime.quantization import quantize_static as quantize
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.rest = iter([{"image": image[None]} for image in images])
 

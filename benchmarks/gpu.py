@@ -1,12 +1,13 @@
 """Throughput and latency of engines on an NVIDIA GPU, with and without RegCache.
 
-    python benchmarks/gpu.py --engine tensorrt --output benchmarks/results/gpu-NAME.csv
+    python benchmarks/gpu.py --engine tensorrt      # writes results/gpu-<GPU>-<engine>.csv
     python benchmarks/gpu.py --sweep       # k~ from 0 to 16: do token counts on tile borders pay?
 
 Random weights: speed, size and build time only; the cosine says that the engine computes the
 graph, nothing about accuracy. All variants are built first, warmed up, and then timed in turns, in
-an order that changes from round to round, each call with copies to and from the GPU. Every row
-names engine, version and GPU. Without a GPU: one line, exit code 7, no file.
+an order that changes from round to round: CUDA graphs are replayed, and each call has its copies to
+and from the GPU. Every row names engine, version and GPU. Without a GPU: one line, exit code 7, no
+file. `gpu_ceiling.py` says what PyTorch's kernels could gain at most, where TensorRT does not run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import csv
 import io
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -24,19 +26,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_models import FORMS, SPECS, TENSORRT, random_bundle
+from gpu_models import FORMS, SPECS, TENSORRT, middle_choice, random_bundle
 from gpu_probe import cosine
 
-from regcache_engines.engine import load_engine
-from regcache_engines.errors import EngineError
+from regcache_engines.engine import Engine, load_engine
+from regcache_engines.errors import RegCacheError
 from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
 from regcache_engines.tensorrt.engine import TensorRTEngine
+from regcache_engines.tensorrt.probe import Gpu
 from regcache_engines.tensorrt.sidecar import Profile, Sidecar
 from regcache_export.checks import check_file
 from regcache_export.regcache_config import RegCacheConfig
 
 SWEEP = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16)
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Variant:
 class Built:
     """An engine, its description, and its agreement with the CPU."""
 
-    engine: TensorRTEngine
+    engine: Engine
     sidecar: Sidecar
     cosine: float
 
@@ -70,23 +74,35 @@ def main() -> int:
         builder = EngineBuilder(args.engine)
         builder.probe.require_run()
         rows = measure(builder, variants(args), args)
-    except EngineError as error:
+    except RegCacheError as error:
         print(f"gpu: nothing measured: {error}", file=sys.stderr)
         return error.exit_code
+    assert builder.probe.gpu is not None
+    name = f"{builder.engine}-{builder.probe.version}" + ("-sweep" if args.sweep else "")
+    write_csv(rows, args.output or default_output(builder.probe.gpu, name))
+    return 0
+
+
+def default_output(gpu: Gpu, name: str) -> Path:
+    """`results/gpu-<GPU>-<name>.csv`, after the machine."""
+    return RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', gpu.name.lower()).strip('-')}-{name}.csv"
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """Print rows and write them to a file, whole or not at all."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     print(buffer.getvalue(), end="")
-    if args.output:
-        atomic_write_bytes(args.output, buffer.getvalue().encode())
-    return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, buffer.getvalue().encode())
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--engine", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt")
-    parser.add_argument("--models", nargs="+", choices=SPECS, default=list(SPECS))
+    parser.add_argument("--models", nargs="+", choices=SPECS, default=list(SPECS)[:3])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--device", choices=("auto", "cuda", "pycuda", "torch"), default="auto")
     parser.add_argument("--rounds", type=int, default=20)
@@ -101,17 +117,17 @@ def variants(args: argparse.Namespace) -> list[Variant]:
     """What to build: tau 4, k~ 5 from the middle block on; or a sweep over k~."""
     out = []
     for model in args.models:
-        middle = SPECS[model].depth // 2
+        spec = SPECS[model]
         if args.sweep:
             out += [
-                Variant(model, "int8", RegCacheConfig(middle, tau, middle, count))
+                Variant(model, "int8", middle_choice(spec, tau, count))
                 for tau in (0, 4)
                 for count in SWEEP
             ]
             continue
         for form in FORMS:
             out.append(Variant(model, form, None))
-            out.append(Variant(model, form, RegCacheConfig(middle, 4, middle, 5)))
+            out.append(Variant(model, form, middle_choice(spec)))
     return out
 
 
@@ -122,12 +138,16 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="regcache-gpu-") as folder:
         for model in args.models:
             own = [variant for variant in chosen if variant.model == model]
-            engines = {v: prepare(builder, v, Path(folder), args) for v in own}
-            for batch in args.batches:
-                times = interleaved(engines, batch, args)
-                rows += [row(builder, v, engines[v], batch, times[v]) for v in own]
-            for built in engines.values():
-                built.engine.close()
+            engines: dict[Variant, Built] = {}
+            try:
+                for variant in own:
+                    engines[variant] = prepare(builder, variant, Path(folder), args)
+                for batch in args.batches:
+                    times = interleaved(engines, batch, args)
+                    rows += [row(builder, v, engines[v], batch, times[v]) for v in own]
+            finally:
+                for built in engines.values():
+                    built.engine.close()
     return rows
 
 
@@ -185,6 +205,7 @@ def row(
         "sm": gpu.sm,
         "model": variant.model,
         "form": variant.form,
+        "regcache": choice is not None,
         "tau": choice.prefix_count if choice else 0,
         "delete": choice.delete_count if choice else 0,
         "batch": batch,

@@ -27,6 +27,7 @@ from regcache_export.graph import build_model, serialize
 from regcache_export.targets import GraphOptions
 
 HERE = Path(__file__).resolve().parent
+MODELOPT_SECONDS = 400
 
 
 class PeerError(Exception):
@@ -198,12 +199,16 @@ def modelopt(mode: str, python: str, gpu: bool) -> Callable[[Work], Path]:
         np.save(calibration, work.calibration)
         path = work.folder / f"modelopt_{mode}.onnx"
         script = str(HERE / "peer_modelopt.py")
-        done = subprocess.run(
-            [python, script, str(work.float_model), str(calibration), str(path), mode],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [python, script, str(work.float_model), str(calibration), str(path), mode],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=MODELOPT_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PeerError(f"took longer than {MODELOPT_SECONDS} s") from error
         if done.returncode or not path.is_file():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise PeerError(lines[-1] if lines else f"ended with {done.returncode}")

@@ -26,7 +26,7 @@ from gpu_models import SPECS, TENSORRT, middle_choice, random_plan
 from tensorrt_layers import products
 
 from regcache_engines.errors import RegCacheError
-from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
+from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_engines.tensorrt.layers import Layer, count_kinds
 from regcache_export.graph import build_model, serialize
 from regcache_export.graph.editing import GraphEditor, new_node
@@ -63,8 +63,7 @@ def build(builder: EngineBuilder, model: str, inputs: tuple[int, ...]) -> list[L
     spec = SPECS[model]
     graph = build_model(random_plan(spec, "int8", middle_choice(spec)), options=TENSORRT)
     quantize_additions(graph, inputs)
-    _, layers, _ = builder._compile(serialize(graph), BuildOptions(), None)
-    return layers
+    return builder.layers(serialize(graph))
 
 
 def quantize_additions(model: onnx.ModelProto, inputs: tuple[int, ...]) -> None:

@@ -233,3 +233,15 @@ def test_linear_probe_separates_what_is_separable_and_skips_absent_classes():
     assert (logits[:, 1] == -torch.inf).all()
     with pytest.raises(DataError, match="at least two classes"):
         linear_probe_logits(train, train, torch.zeros(60, dtype=torch.long), 3)
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt_rtx", "tensorrt"])
+def test_an_engine_that_does_not_run_here_is_an_error_and_nothing_else_runs(
+    name, run_folder, capsys, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ["eval", str(run_folder / "t.regcache"), "--on", name, "--data", "demo", "--limit", "4"]
+    assert main([*words, "-q"]) == 7
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""

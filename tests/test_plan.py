@@ -109,6 +109,40 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     ),
     "layer without weight": lambda f: edit(f, lambda d: d["linears"]["blocks.0.mlp.fc1"].popitem()),
     "other width": lambda f: edit(f, lambda d: d["encoder"].update(width=96)),
+    "linears a list": lambda f: edit(f, lambda d: d.update(linears=[])),
+    "a linear a list": lambda f: edit(f, lambda d: d["linears"].update({"blocks.0.mlp.fc1": []})),
+    "bits a string": lambda f: edit(
+        f, lambda d: d["linears"]["blocks.0.mlp.fc1"]["input"].update(bits="8")
+    ),
+    "signed a number": lambda f: edit(
+        f, lambda d: d["linears"]["blocks.0.mlp.fc1"]["input"].update(signed=1)
+    ),
+    "delete count a string": lambda f: edit(f, lambda d: d["regcache"].update(delete_count="4")),
+    "delete count a truth value": lambda f: edit(
+        f, lambda d: d["regcache"].update(delete_count=True)
+    ),
+    "no delete count": lambda f: edit(f, lambda d: d["regcache"].pop("delete_count")),
+    "an empty choice": lambda f: edit(f, lambda d: d.update(regcache={})),
+    "a choice of false": lambda f: edit(f, lambda d: d.update(regcache=False)),
+    "patches of zero": lambda f: edit(f, lambda d: d["encoder"].update(patch_size=[0, 0])),
+    "patches of one number": lambda f: edit(f, lambda d: d["encoder"].update(patch_size=[8])),
+    "patches larger than the image": lambda f: edit(
+        f, lambda d: d["encoder"].update(patch_size=[800, 800])
+    ),
+    "width a fraction": lambda f: edit(f, lambda d: d["encoder"].update(width=48.0)),
+    "no blocks": lambda f: edit(f, lambda d: d["encoder"].update(depth=0)),
+    "encoder a list": lambda f: edit(f, lambda d: d.update(encoder=[])),
+    "labels a string": lambda f: edit(f, lambda d: d.update(labels="cat")),
+    "a label a number": lambda f: edit(f, lambda d: d.update(labels=[1, 2, 3, 4])),
+    "logit scale a string": lambda f: edit(f, lambda d: d.update(logit_scale="50")),
+    "preprocess a list": lambda f: edit(f, lambda d: d.update(preprocess=[1])),
+    "provenance missing": lambda f: edit(f, lambda d: d.pop("provenance")),
+    "hash a number": lambda f: edit(f, lambda d: d.update(tensors_sha256=7)),
+    "published a list": lambda f: edit(f, lambda d: d.update(published=[1])),
+    "published without pair": lambda f: edit(
+        f, lambda d: d.update(published={"blocks.0.attn.qk": [{}]})
+    ),
+    "matmuls a string": lambda f: edit(f, lambda d: d.update(matmuls="none")),
     "prefix without register": lambda f: edit(f, lambda d: d["regcache"].update(prefix_block=0)),
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -131,6 +134,63 @@ def test_a_refused_graph_names_the_reason(builder: EngineBuilder, tmp_path: Path
         builder.build(data, tmp_path)
     with pytest.raises(EngineError, match="parser refuses"):
         builder.build(b"no model", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["logged", "raised"])
+def test_out_of_memory_says_what_to_lower(
+    builder: EngineBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    real = builder._trt
+
+    class Exhausted:
+        """A builder for which the memory does not suffice, as TensorRT reports it."""
+
+        def __init__(self, logger: Any) -> None:
+            self._builder, self._logger = real.Builder(logger), logger
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._builder, name)
+
+        def build_serialized_network(self, network: Any, config: Any) -> None:
+            if how == "raised":
+                raise MemoryError("std::bad_alloc")
+            text = "[tunableGraph.cpp::create] Error Code 2: OutOfMemory (no further information)"
+            self._logger.log(real.ILogger.ERROR, text)
+
+    class Module:
+        Builder = Exhausted
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    monkeypatch.setattr(builder, "_trt", Module())
+    with pytest.raises(EngineError, match=r"Memory.*Lower --workspace") as caught:
+        build(builder, small(), tmp_path)
+    assert caught.value.exit_code == 7
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+def test_full_tensorrt_without_a_gpu_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`Builder` is never made: without a driver it could end the interpreter."""
+    from regcache_engines.tensorrt import probe as probing
+
+    bundle = write_bundle(small(), tmp_path / "b.regcache", options=TENSORRT)
+    words = ["build", str(bundle), "--engine", "tensorrt", "--output", str(tmp_path / "engines")]
+    monkeypatch.setattr(probing, "find_gpu", lambda: (None, "no NVIDIA driver"))
+    for module, reason in (
+        (SimpleNamespace(__version__="11.4"), "needs an NVIDIA GPU"),
+        (None, "NVIDIA's package index"),
+    ):
+        probing.import_runtime.cache_clear()
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        if module is not None:
+            module.Builder = module.OnnxParser = None
+        assert main(words) == 7
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
+    probing.import_runtime.cache_clear()
 
 
 def test_a_fixed_batch_builds_for_itself(builder: EngineBuilder, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mlp input": ({"choice": replace(CHOICE, delete_at="mlp_input")}, {}),
     "last block": ({"choice": replace(CHOICE, delete_at="mlp_input", delete_block=2)}, {}),
     "average pool": ({"pool": "avg", "num_prefix_tokens": 0}, {}),
-    "unfolded scale": ({}, {"without": ("attention-scale",)}),
+    "unfolded scale": ({"width": 96, "heads": 3}, {"without": ("attention-scale",)}),
+    "quick gelu": ({"activation": "quick_gelu"}, {}),  # its factor is rounded to float16, too
     "raw pixels": ({"norm_pre": True}, {"pixels": "nhwc"}),
     "float32 body": ({}, {"body": "float32"}),
 }

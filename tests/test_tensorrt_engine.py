@@ -1,184 +1,22 @@
-"""The engine against fakes of runtime and device: there is no GPU here.
-
-What the fakes answer is taken from the documentation of TensorRT.
-"""
+"""The engine against fakes of runtime and device: batches, graphs, threads, bad images."""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from regcache_engines.errors import EngineError
-from regcache_engines.files import sha256_bytes
-from regcache_engines.tensorrt import engine as engine_module
-from regcache_engines.tensorrt.device import (
-    DeviceBuffer,
-    PinnedBuffer,
-)
 from regcache_engines.tensorrt.engine import TensorRTEngine, split_batch
-from regcache_engines.tensorrt.probe import Gpu, Probe
-from regcache_engines.tensorrt.sidecar import Profile, Sidecar
-
-H100 = Gpu("NVIDIA H100", 90, 13000, 1)
-SHAPE = (3, 4, 4)
-DATA = b"an engine"
-
-SIDECAR = Sidecar(
-    key="k",
-    engine="tensorrt",
-    version="11.4.0.106",
-    onnx_sha256="0" * 64,
-    engine_sha256=sha256_bytes(DATA),
-    engine_bytes=len(DATA),
-    image_shape=SHAPE,
-    output_dim=2,
-    input_name="image",
-    output_name="image_features",
-    profile=Profile(1, 4, 8),
-    sms=(90,),
-)
-
-
-# ---- fakes --------------------------------------------------------------------------------------
-
-
-class FakeDevice:
-    """Memory in a dictionary; a stream is a list of what was done on it, in order."""
-
-    name = "fake"
-    captures = True
-
-    def __init__(self) -> None:
-        self.memory: dict[int, np.ndarray] = {}
-        self.log: list[str] = []
-        self.capturing: list[Callable[[], None]] | None = None
-        self.released = False
-
-    def allocate(self, size: int) -> DeviceBuffer:
-        pointer = 1000 + len(self.memory)
-        self.memory[pointer] = np.zeros(size, np.uint8)
-        return DeviceBuffer(pointer, size)
-
-    def pinned(self, size: int) -> PinnedBuffer:
-        return PinnedBuffer(np.zeros(size, np.uint8))
-
-    def stream(self) -> int:
-        return 7
-
-    def copy(self, target: Any, source: Any, size: int, stream: int) -> None:
-        assert stream == 7
-        read = self.memory[source.pointer] if isinstance(source, DeviceBuffer) else source.array
-        write = self.memory[target.pointer] if isinstance(target, DeviceBuffer) else target.array
-        write[:size] = read[:size]
-
-    def synchronize(self, stream: int) -> None:
-        self.log.append("synchronize")
-
-    def begin_capture(self, stream: int) -> None:
-        self.capturing = []
-
-    def end_capture(self, stream: int) -> Any:
-        work, self.capturing = self.capturing, None
-        self.log.append("capture")
-        return work
-
-    def launch(self, graph: Any, stream: int) -> None:
-        self.log.append("launch")
-        for kernel in graph:
-            kernel()
-
-    def release(self) -> None:
-        self.released = True
-
-
-class FakeContext:
-    """Mean and largest pixel of every image."""
-
-    def __init__(self, device: FakeDevice) -> None:
-        self.device, self.addresses, self.count = device, dict[str, int](), 0
-
-    def set_tensor_address(self, name: str, pointer: int) -> None:
-        self.addresses[name] = pointer
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.count = shape[0]
-        return shape[1:] == SHAPE and 1 <= shape[0] <= 8
-
-    def infer_shapes(self) -> list[str]:
-        return []
-
-    def execute_async_v3(self, stream: int) -> bool:
-        count = self.count
-
-        def kernel() -> None:
-            memory = self.device.memory
-            images = memory[self.addresses["image"]].view(np.float32).reshape(-1, *SHAPE)[:count]
-            features = memory[self.addresses["image_features"]].view(np.float32).reshape(-1, 2)
-            features[:count] = np.stack([images.mean((1, 2, 3)), images.max((1, 2, 3))], 1)
-
-        if self.device.capturing is None:
-            self.device.log.append(f"execute {count}")
-            kernel()
-        else:
-            self.device.capturing.append(kernel)
-        return True
-
-
-class FakeTensorRT(SimpleNamespace):
-    """The part of the module that running needs."""
-
-    def __init__(self, device: FakeDevice) -> None:
-        class Logger:
-            INTERNAL_ERROR, ERROR = 0, 1
-
-        def deserialize(data: bytes) -> Any:
-            if data != DATA:
-                return None
-            return SimpleNamespace(create_execution_context=lambda: FakeContext(device))
-
-        super().__init__(
-            ILogger=Logger,
-            Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize),
-        )
+from regcache_engines.tensorrt.sidecar import Profile
+from tests.tensorrt_fakes import FakeContext, FakeDevice, expected, fake_machine, images, write
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    device = FakeDevice()
-    monkeypatch.setattr(engine_module, "import_runtime", lambda name: FakeTensorRT(device))
-    monkeypatch.setattr(engine_module, "open_device", lambda name: device)
-    have(monkeypatch)
-    return device
-
-
-def have(monkeypatch: pytest.MonkeyPatch, version: str = SIDECAR.version, gpu: Gpu = H100) -> None:
-    monkeypatch.setattr(engine_module, "probe", lambda name: Probe(name, version, gpu, None, None))
-
-
-def write(folder: Path, **changes: Any) -> Path:
-    path = folder / "k.engine"
-    path.write_bytes(DATA)
-    replace(SIDECAR, **changes).write(folder / "k.json")
-    return path
-
-
-def images(count: int) -> np.ndarray:
-    return np.random.default_rng(count).standard_normal((count, *SHAPE), dtype=np.float32)
-
-
-def expected(batch: np.ndarray) -> np.ndarray:
-    return np.stack([batch.mean((1, 2, 3)), batch.max((1, 2, 3))], 1)
-
-
-# ---- running ------------------------------------------------------------------------------------
+    return fake_machine(monkeypatch)
 
 
 def test_batches_of_every_size(fake: FakeDevice, tmp_path: Path) -> None:
@@ -262,99 +100,23 @@ def test_bad_images(fake: FakeDevice, tmp_path: Path) -> None:
     assert not fake.log
 
 
-# ---- refused before anything is deserialized ----------------------------------------------------
+def test_a_batch_that_the_engine_refuses(fake: FakeDevice, tmp_path: Path) -> None:
+    """The sidecar promises 16, the fake engine takes 8."""
+    path = write(tmp_path, profile=Profile(1, 4, 16))
+    with TensorRTEngine(path) as engine, pytest.raises(EngineError, match="outside of the engine"):
+        engine.infer(images(12))
+    with (
+        pytest.raises(EngineError, match="--min-batch"),
+        TensorRTEngine(write(tmp_path, profile=Profile(4, 4, 8))) as engine,
+    ):
+        engine.infer(images(2))
 
 
-def damage(path: Path) -> None:
-    path.write_bytes(DATA + b"!")
+def test_a_full_gpu(fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(size: int) -> None:
+        raise EngineError("cudaMalloc failed: cudaErrorMemoryAllocation")
 
-
-REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Path], Any] | None, str]] = {
-    "another version": ({"version": "10.16.1"}, {}, None, r"built by tensorrt 10\.16\.1.*again"),
-    "another GPU": ({}, {"gpu": replace(H100, sm=89, name="L4")}, None, "SM 90, and L4 is SM 89"),
-    "changed": ({}, {}, damage, "SHA-256"),
-    "no engine": ({}, {}, lambda path: path.unlink(), "no engine"),
-    "older GPU": (
-        {"hardware": "ampere_plus", "sms": ()},
-        {"gpu": replace(H100, sm=75)},
-        None,
-        "SM 75",
-    ),
-    "older runtime": (
-        {"version_compatible": True},
-        {"version": "10.9.0"},
-        None,
-        r"this is 10\.9\.0",
-    ),
-    "no sidecar": ({}, {}, lambda path: path.with_suffix(".json").unlink(), "description"),
-    "sidecar cut": ({}, {}, lambda path: path.with_suffix(".json").write_text("{"), "description"),
-    "newer schema": ({}, {}, lambda path: edit(path.with_suffix(".json"), schema=2), "schema 2"),
-    "field missing": (
-        {},
-        {},
-        lambda path: edit(path.with_suffix(".json"), nonsense=1),
-        "description",
-    ),
-}
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(
-    fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    changes, machine, act, message = REFUSED[case]
-    path = write(tmp_path, **changes)
-    have(monkeypatch, **machine)
-    if act:
-        act(path)
-
-    def never(*arguments: Any) -> Any:
-        raise AssertionError("the runtime was touched")
-
-    monkeypatch.setattr(engine_module, "import_runtime", never)
-    with pytest.raises(EngineError, match=message) as caught:
-        TensorRTEngine(path)
-    assert caught.value.exit_code == 7
-
-
-@pytest.mark.parametrize(
-    ("changes", "machine"),
-    [
-        ({"version_compatible": True, "version": "10.9.0"}, {}),
-        ({"hardware": "ampere_plus", "sms": (80,)}, {}),
-        ({"sms": ()}, {}),
-    ],
-)
-def test_compatible_engines_load(
-    fake: FakeDevice, tmp_path: Path, changes: dict[str, Any], machine: dict[str, Any]
-) -> None:
-    with TensorRTEngine(write(tmp_path, **changes)) as engine:
-        assert engine.infer(images(1)).shape == (1, 2)
-
-
-def test_an_engine_that_does_not_load_gives_everything_back(
-    fake: FakeDevice, tmp_path: Path
-) -> None:
-    path = write(tmp_path, engine_sha256=sha256_bytes(b"other"))
-    path.write_bytes(b"other")
-    with pytest.raises(EngineError, match="does not load"):
-        TensorRTEngine(path)
+    monkeypatch.setattr(fake, "allocate", full)
+    with pytest.raises(EngineError, match="cudaMalloc"):
+        TensorRTEngine(write(tmp_path))
     assert fake.released
-
-
-def test_rtx_engines_are_asked_whether_they_are_valid(
-    fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = FakeTensorRT(fake)
-    invalid = object()
-    runtime.EngineValidity = SimpleNamespace(INVALID=invalid)
-    runtime.Runtime = lambda logger: SimpleNamespace(
-        get_engine_validity=lambda data: (invalid, 4), deserialize_cuda_engine=None
-    )
-    monkeypatch.setattr(engine_module, "import_runtime", lambda name: runtime)
-    with pytest.raises(EngineError, match="diagnostics 4"):
-        TensorRTEngine(write(tmp_path, engine="tensorrt_rtx"))

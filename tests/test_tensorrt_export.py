@@ -11,7 +11,9 @@ from regcache_deploy.cli.main import main
 from regcache_engines.bundle import Bundle
 from tests.tensorrt_plans import require_rtx
 
-SMALL = "--search-images 32 --calibration-images 8 --limit 60 --batch-size 32 -q"
+SMALL = (
+    "--search-images 32 --calibration-images 8 --certificate-images 8 --limit 60 --batch-size 32 -q"
+)
 FIXED = "--prefix-block 2 --prefix-count 4 --delete-count 4"
 
 
@@ -24,7 +26,8 @@ def test_demo_to_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     bundle = Bundle.open(result["bundle"])
     # the float32 twin is the simulation; float16 is reported beside it
     assert result["agreement"]["top1"] >= 0.995
-    assert bundle.manifest["graph"]["target"] == "tensorrt"
+    graph = bundle.manifest["graph"]
+    assert (graph["target"], graph["opset"]) == ("tensorrt", 20)
     body = bundle.manifest["float16_body"]
     assert body["n"] == 60
     assert 0.95 < body["mean_cosine"] < 1

@@ -6,22 +6,19 @@ import importlib
 import warnings
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images, read_contract
 from .errors import EngineError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .loaded import Contract, LoadedEngine, check_threads, require_open
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same `onnxruntime` module over one another."""
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(LoadedEngine):
     """A model in an ONNX Runtime session.
 
     Args:
@@ -43,8 +40,7 @@ class OnnxRuntimeEngine:
         optimize: bool = True,
         provider: str = "CPUExecutionProvider",
     ) -> None:
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads is {threads}; take at least 1, or None for all cores")
+        check_threads(threads)
         path = Path(model_path)
         if not path.is_file():
             raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
@@ -58,51 +54,27 @@ class OnnxRuntimeEngine:
             options.graph_optimization_level = levels.ORT_DISABLE_ALL
         self._path = path
         self._session: Any = self._create_session(onnxruntime, path, options, provider)
-        self._image_size, self._output_dim, self._pixels = self._read_contract()
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self._image_size
-
-    @property
-    def output_dim(self) -> int:
-        return self._output_dim
-
-    @property
-    def pixels(self) -> str | None:
-        return self._pixels
+        self._contract = self._read_contract()
 
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
-        if self._session is None:
-            raise EngineError("this engine is closed; load it again")
-        check_images(images, self._image_size, self._pixels)
+        require_open(self._session)
+        check_images(images, self.image_size, self.pixels)
         feed = {self._input_name: np.ascontiguousarray(images)}
         try:
             (features,) = self._session.run([self._output_name], feed)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
-        return check_features(features, len(images), self._output_dim)
+        return check_features(features, len(images), self.output_dim)
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._session = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
         return _create_session(onnxruntime, path, options, provider)
 
-    def _read_contract(self) -> tuple[tuple[int, int], int, str | None]:
+    def _read_contract(self) -> Contract:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         # behind the features may follow the integer codes of the outlier monitor's probes
         codes = ("tensor(uint8)", "tensor(int8)")

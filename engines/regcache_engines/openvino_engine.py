@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images, read_contract
 from .errors import EngineError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .loaded import LoadedEngine, check_threads, require_open
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(LoadedEngine):
     """A model compiled by OpenVINO.
 
     Float parts run in float32: OpenVINO's own choice of bfloat16 is slower where there is no matrix
@@ -31,8 +28,7 @@ class OpenVINOEngine:
     """
 
     def __init__(self, model_path: Path | str, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads is {threads}; take at least 1, or None for all cores")
+        check_threads(threads)
         path = Path(model_path)
         if not path.is_file():
             raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
@@ -56,47 +52,23 @@ class OpenVINOEngine:
         if contract is None:
             raise EngineError(f"{path} is no image encoder with one input and one output")
         self._path = path
-        self._image_size, self._output_dim, self._pixels = contract
+        self._contract = contract
         self._request: Any = compiled.create_infer_request()
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self._image_size
-
-    @property
-    def output_dim(self) -> int:
-        return self._output_dim
-
-    @property
-    def pixels(self) -> str | None:
-        return self._pixels
 
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
-        if self._request is None:
-            raise EngineError("this engine is closed; load it again")
-        check_images(images, self._image_size, self._pixels)
+        require_open(self._request)
+        check_images(images, self.image_size, self.pixels)
         try:
             self._request.infer([np.ascontiguousarray(images)])
             features = np.array(self._request.get_output_tensor(0).data)
         except Exception as error:  # as above
             raise EngineError(f"OpenVINO failed on {self._path}: {error}") from error
-        return check_features(features, len(images), self._output_dim)
+        return check_features(features, len(images), self.output_dim)
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._request = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def import_openvino() -> Any:

@@ -25,7 +25,7 @@ from regcache_engines.bundle import (
 from .describe import summary, tokens_out, tool_version
 from .errors import BundleError
 from .files import atomic_write_bytes, sha256_bytes
-from .graph import INPUT_NAME, OPSET, OUTPUT_NAME, build_model, serialize
+from .graph import INPUT_NAME, OUTPUT_NAME, build_model, serialize
 from .graph.encoder import input_shape
 from .graph.probes import add_probes
 from .plan import Array, Plan
@@ -62,6 +62,7 @@ def write_bundle(
     options = options or GraphOptions()
     model = build_model(plan, plan_sha256, options)
     contract = _manifest(plan, options)
+    contract["graph"]["opset"] = model.opset_import[0].version
     if options.probes:
         contract["graph"]["probes"] = add_probes(model, plan, options.probes)
     files = {
@@ -138,7 +139,6 @@ def _manifest(plan: Plan, options: GraphOptions) -> dict[str, Any]:
                 "shape": [batch, spec.output_dim],
                 "l2_normalized": False,
             },
-            "opset": OPSET,
             "target": options.target,
             "tokens": spec.num_tokens,
             "tokens_out": tokens_out(plan),

@@ -64,7 +64,7 @@ def _name(hint: Any) -> str:
         return f"list of {len(get_args(hint))} integers"
     if get_origin(hint) is Literal:
         return "string"
-    return {int: "integer", float: "number", bool: "truth value"}.get(hint, hint.__name__)
+    return {int: "integer", float: "number", bool: "truth value"}.get(hint, "string")
 
 
 def _short(value: Any) -> str:

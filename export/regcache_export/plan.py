@@ -199,9 +199,10 @@ def _quantizers(
 
 
 def _quantizer(tensors: dict[str, Array], key: str, data: Any) -> TensorQuant:
-    check_fields(f"the quantizer {key}", data, TensorQuant, absent=("scale", "zero_point"))
-    arrays = {part: tensors[f"{key}/{part}"] for part in ("scale", "zero_point")}
-    return TensorQuant(**arrays, **data)
+    names = ("scale", "zero_point")
+    check_fields(f"the quantizer {key}", data, TensorQuant, absent=names)
+    scale, zero_point = (tensors[f"{key}/{name}"] for name in names)
+    return TensorQuant(scale=scale, zero_point=zero_point, **data)
 
 
 def _published(

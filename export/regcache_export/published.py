@@ -79,7 +79,8 @@ class PublishedQuant:
         odd = np.where(codes % 2, np.float32(np.sqrt(2)), np.float32(1))
         values = self.scale[0] * odd * np.exp2(-np.ceil(codes / 2)).astype(np.float32)
         values[-1] = 0
-        return values.astype(np.float32)
+        levels: Array = values.astype(np.float32)
+        return levels
 
     def save(self, tensors: dict[str, Array], key: str) -> dict[str, Any]:
         """Put the arrays under `key/...` into `tensors`; returns what is no tensor."""
@@ -90,9 +91,10 @@ class PublishedQuant:
     @classmethod
     def load(cls, tensors: Mapping[str, Array], key: str, data: Any) -> PublishedQuant:
         """Inverse of `save`. Raises BundleError for fields or types that do not belong."""
-        arrays = {n: tensors[f"{key}/{n}"] for n in ("scale", "zero_point", "second")}
-        check_fields(f"the published quantizer {key}", data, cls, absent=tuple(arrays))
-        return cls(**arrays, **data)
+        names = ("scale", "zero_point", "second")
+        check_fields(f"the published quantizer {key}", data, cls, absent=names)
+        scale, zero_point, second = (tensors[f"{key}/{name}"] for name in names)
+        return cls(scale=scale, zero_point=zero_point, second=second, **data)
 
     def check(self, what: str) -> None:
         """Raise BundleError where no graph could be written from it."""

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from .compare import Forced, Simulated, levels
 from .errors import BundleError
+from .graph.parts import QUICK_GELU_FACTOR
 from .reference_columns import with_packed_columns
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
@@ -58,11 +59,15 @@ class Reference:
             regcache,
         )
         self.options, self.offsets = options, offsets
-        left_out = (*options.without, *find_target(options.target).skips)
+        target = find_target(options.target)
+        half = target.form == "tensorrt" and options.body == "float16"
+        self.gate = float((np.float16 if half else np.float32)(QUICK_GELU_FACTOR))
+        left_out = (*options.without, *target.skips)
         cls_only = spec.pool == "cls" and "cls-only" not in left_out
         self._cls_only_block = spec.depth - 1 if cls_only else None
         folded = "attention-scale" not in options.without
-        self._logit_scale = 1.0 if folded else spec.head_dim**-0.5
+        factor = spec.head_dim**-0.5
+        self._logit_scale = 1.0 if folded else float(np.float16(factor) if half else factor)
 
     def block(
         self, index: int, tokens: Array, forced: Forced | None = None, kept: Array | None = None
@@ -81,7 +86,7 @@ class Reference:
         if index != self._cls_only_block:
             x = run.delete(index, x, "mlp_input")
         hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x))
-        hidden = activation(self.spec.activation, hidden)
+        hidden = activation(self.spec.activation, hidden, self.gate)
         output = x + self._layer_scale(f"{name}.ls2", run.linear(f"{name}.mlp.fc2", hidden))
         return Simulated(run.steps, run.codes, run.positions, output)
 
@@ -235,10 +240,11 @@ class _Run:
         return np.concatenate([tokens[:, :special], survivors], axis=1)
 
 
-def activation(kind: str, x: Float64) -> Float64:
-    """The encoder's MLP activation in float64."""
+def activation(kind: str, x: Float64, factor: float = QUICK_GELU_FACTOR) -> Float64:
+    """The encoder's MLP activation in float64; `factor` is that of `quick_gelu`."""
     if kind == "quick_gelu":
-        gate = 1 / (1 + np.exp(-1.702 * x))
+        with np.errstate(over="ignore"):  # far below zero the gate is closed
+            gate = 1 / (1 + np.exp(-factor * x))
     elif kind == "gelu_tanh":
         gate = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     else:

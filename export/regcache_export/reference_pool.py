@@ -35,7 +35,8 @@ def _map(reference: Reference, x: Float64) -> Float64:
     normed = reference.norm("pool.norm", pooled)
     if not reference.spec.pool_mlp_width:
         return normed
-    hidden = activation(reference.spec.activation, _gemm(reference, "pool.mlp.fc1", normed))
+    hidden = _gemm(reference, "pool.mlp.fc1", normed)
+    hidden = activation(reference.spec.activation, hidden, reference.gate)
     return pooled + _gemm(reference, "pool.mlp.fc2", hidden)
 
 

@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on",
         default="onnxruntime",
         metavar="LIST",
-        help="what to evaluate: fp32, simulated, onnxruntime, openvino; the first one is what the "
-        "others are compared with (default %(default)s)",
+        help="what to evaluate: fp32, simulated, or an engine: onnxruntime, openvino, cuda, "
+        "tensorrt_ep, tensorrt_rtx_ep, tensorrt, tensorrt_rtx; the first one is what the others "
+        "are compared with (default %(default)s)",
     )
     parser.add_argument(
         "--plan",

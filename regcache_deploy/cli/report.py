@@ -1,31 +1,110 @@
-"""Gather the pictures and tables of a search in one HTML page that opens offline."""
+"""Gather the answer, the pictures and the tables of a run in one HTML page that opens offline."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
+from ..errors import BundleError, ConfigError
 from .common import add_common_arguments
 
-HELP = "one self-contained HTML page of a finished search"
+HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache report`."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of `regcache search`")
+    parser.add_argument(
+        "run_folder",
+        type=Path,
+        metavar="RUN",
+        help="folder of `regcache search` or `regcache export`",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FILE.html", help="page (default RUN/report.html)"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="BUNDLE", help="default: the bundle in RUN, if there is one"
+    )
+    parser.add_argument(
+        "--bench",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="rows of regcache bench (CSV, JSON) and benchmarks/peers.py, beside RUN/bench* and "
+        "RUN/peers*",
+    )
+    parser.add_argument(
+        "--layers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the error by layer: three passes a linear over eight images, with torch",
+    )
+    parser.add_argument(
+        "--triton",
+        type=Path,
+        metavar="DIR",
+        help="also write DIR/NAME/config.pbtxt and DIR/NAME/1/model.onnx for Triton",
     )
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is. Returns the exit code."""
+    from ..report.bundle_sections import read_bundle
     from ..report.document import load_document
     from ..report.html import write_page
 
     output = args.output or args.run_folder / "report.html"
-    write_page(args.run_folder, load_document(args.run_folder), output)
-    print(json.dumps({"report": str(output)}) if args.json else output)
+    document = load_document(args.run_folder, args.bench)
+    bundle = args.bundle or find_bundle(args.run_folder)
+    if bundle is not None:
+        document |= read_bundle(bundle)
+        if args.layers:
+            document |= _block_errors(bundle, args.run_folder)
+    written = {"report": str(output)}
+    if args.triton is not None:
+        if bundle is None:
+            raise ConfigError(f"{args.run_folder} holds no bundle for --triton; pass --bundle")
+        from regcache_engines.bundle import Bundle
+        from regcache_export.triton import write_model_repository
+
+        written["triton"] = str(write_model_repository(Bundle.open(bundle), args.triton))
+    write_page(args.run_folder, document, output)
+    print(json.dumps(written) if args.json else "\n".join(written.values()))
     return 0
+
+
+def find_bundle(folder: Path) -> Path | None:
+    """The bundle in a run folder, or None.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    found = sorted(path for path in folder.glob("*.regcache") if path.is_dir())
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"{folder} holds several bundles ({names}); name one with --bundle")
+    return found[0] if found else None
+
+
+def _block_errors(bundle: Path, folder: Path) -> dict[str, Any]:
+    """The error by layer, or nothing where it cannot be measured, with a message."""
+    from ..compat import require
+
+    require("torch", "search")
+    from regcache_engines.bundle import Bundle
+
+    from ..report.block_errors import measure_block_errors
+
+    try:
+        place = folder if (folder / "plan.json").is_file() else None
+        return {"block_errors": measure_block_errors(Bundle.open(bundle), place)}
+    except BundleError as error:
+        log.warning("no error by layer: %s", error)
+        return {}

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import Engine, load_engine
+from regcache_engines.engine import Engine
 from regcache_export.plan_beside import load_plan
 
+from ..bench.engines import ENGINES, open_engine
 from ..data.stream import Batch
 from ..errors import ConfigError
 from ..planning import calibration_of
 
 FP32, SIMULATED = "fp32", "simulated"
-ENGINES = ("onnxruntime", "openvino")
 RUNNERS = (FP32, SIMULATED, *ENGINES)
 
 
@@ -51,9 +51,12 @@ def make_runners(
     bundle: Bundle,
     plan_folder: Path | None,
     threads: int | None,
+    batch_size: int,
     stack: ExitStack,
 ) -> list[Runner]:
     """Runners in the order of `names`; engines are closed with `stack`.
+
+    A TensorRT engine is built into the folder `engines` beside the bundle, unless it is there.
 
     FP32 is the plan's encoder without its quantizers and without RegCache. The baseline's folds
     are in its weights; they change no result beyond rounding.
@@ -70,7 +73,10 @@ def make_runners(
             SIMULATED, lambda batch: encoder(batch.images, numerics, calibration.regcache)
         )
     for name in set(names) & set(ENGINES):
-        engine = stack.enter_context(load_engine(bundle, threads=threads, runtime=name))
+        cache = bundle.path.resolve().parent / "engines"
+        engine = stack.enter_context(
+            open_engine(name, bundle.model_path, threads, (1, batch_size), cache)
+        )
         runners[name] = Runner(name, _engine_run(engine))
     return [runners[name] for name in names]
 

@@ -77,7 +77,12 @@ class Session:
         self.preprocess = Preprocess(self.bundle.preprocess)
         try:
             self.runners: list[Runner] = make_runners(
-                self.on, self.bundle, self.plan_folder, self.threads, self._stack
+                self.on,
+                self.bundle,
+                self.plan_folder,
+                self.threads,
+                self.batch_size,
+                self._stack,
             )
         except BaseException:
             self._stack.close()

@@ -42,10 +42,9 @@ class LayerNormFold:
 
     def linear(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight `[C_out, C]` and bias `[C_out]` after the fold."""
-        arrays = (t.detach().double().cpu().numpy() for t in (weight, bias))
-        folded = (torch.from_numpy(a) for a in fold_linear(*arrays, *self.channels))
-        new_weight, new_bias = folded
-        return new_weight.to(weight), new_bias.to(bias)
+        rows, offset = (t.detach().double().cpu().numpy() for t in (weight, bias))
+        new_rows, new_offset = fold_linear(rows, offset, *self.channels)
+        return torch.from_numpy(new_rows).to(weight), torch.from_numpy(new_offset).to(bias)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,94 @@
-"""The JSON document of a finished search, in its run folder."""
+"""The JSON document of a finished run: what a search, an export, a build and a benchmark left."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench.results import environment_of_rows
 from ..errors import DataError
 
 DETAILS = "search.json"
+RESULT = "result.json"
+SAME_RUN = ("model", "baseline", "bits", "prefix_block", "prefix_count", "delete_count")
+MEASURED = ("accuracy", "paired", "n_eval", "metric", "agreement", "bundle")
+"""What an export measured itself, on its own held-out images, with the deployed graph."""
 
 
-def load_document(folder: Path) -> dict[str, Any]:
-    """Read the document. Raises DataError where there is none, or it cannot be read."""
-    path = folder / DETAILS
+def load_document(folder: Path, bench: Sequence[Path] = ()) -> dict[str, Any]:
+    """Read what a run folder holds.
+
+    Args:
+        folder: of `regcache search`, `regcache export`, or both.
+        bench: CSV or JSON files of `regcache bench` and `benchmarks/peers.py`, beside those named
+            `bench*` and `peers*` in the folder.
+
+    Returns:
+        The search's document or the export's; where both are of the same choice, the search's with
+        the export's measurements. `decision` is that of `regcache build`, `bench` the rows of
+        benchmarks, where there are any.
+
+    Raises:
+        DataError: there is none, or a file cannot be read.
+    """
+    search, export = _json(folder / DETAILS), _json(folder / RESULT)
+    document = search or export
+    if document is None:
+        raise DataError(
+            f"{folder} holds no finished run ({DETAILS} or {RESULT} is missing); "
+            f"run: regcache search --output {folder}"
+        )
+    if search is not None and export is not None:
+        if all(search.get(key) == export.get(key) for key in SAME_RUN):
+            document = search | {key: export[key] for key in MEASURED if key in export}
+        else:
+            line = "the export in this folder is of another choice than the search and is left out"
+            document = search | {"warnings": [*search["warnings"], line]}
+    decisions = sorted(folder.glob("*.decision.json"))
+    found = _json(decisions[0]) if decisions else None
+    rows: list[dict[str, Any]] = []
+    for pattern in ("bench*.csv", "bench*.json", "peers*.csv"):
+        for path in sorted(folder.glob(pattern)):
+            rows += read_rows(path)
+    for path in bench:
+        rows += read_rows(path)
+    extra = {"decision": found, "bench": rows}
+    return document | {key: value for key, value in extra.items() if value}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a benchmark; empty cells are left out, figures stay text in a CSV.
+
+    Raises:
+        DataError: not there, or no file of a benchmark.
+    """
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))
+            rows = [row | environment_of_rows(found) for row in found["rows"]]
+        else:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        named = [{k: v for k, v in row.items() if v not in ("", None)} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise DataError(
+            f"{path} cannot be read as rows of a benchmark ({error}); give a CSV of regcache bench "
+            "--csv or of benchmarks/peers.py"
+        ) from error
+    if not all("peer" in row or "engine" in row for row in named):
+        raise DataError(f"{path} holds no rows of regcache bench or benchmarks/peers.py")
+    return named
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, or None where there is no such file."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"{folder} holds no finished search ({DETAILS} is missing); "
-            f"run: regcache search --output {folder}"
-        ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     return document

@@ -6,55 +6,35 @@ A new part of the project adds a function to `SECTIONS`.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
 from ..compat import require
-from ..errors import DataError
-from .format import count_text, difference_text, metric_title, p_text, value_text
+from .answer import answer, speed
+from .bundle_sections import certificate, contract, errors, how_to_run
+from .parts import Section
+from .search_sections import ablation, accuracy, cost, decision, layers, provenance, tokens
 
-CORNER_TITLES = {
-    "fp32": "FP32",
-    "baseline": "baseline alone",
-    "prefix_only": "prefix only",
-    "delete_only": "delete only",
-    "regcache": "RegCache",
-    "deployed": "RegCache, deployed",
-}
+Make = Callable[[Path, dict[str, Any]], Section | None]
 
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text; the first column names the row."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image as a data URI, with the sentence that a reader who cannot see it needs."""
-
-    source: str
-    alt: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page, in the order text, tables, pictures."""
-
-    anchor: str
-    title: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+SECTIONS: list[Make] = [
+    answer,
+    accuracy,
+    speed,
+    decision,
+    tokens,
+    layers,
+    errors,
+    cost,
+    ablation,
+    contract,
+    how_to_run,
+    certificate,
+    provenance,
+]
 
 
 def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
@@ -62,7 +42,7 @@ def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
 
     Args:
         folder: the run folder; `document["plots"]` names pictures in it.
-        document: the run's JSON.
+        document: of `report.document.load_document`.
         output: HTML file.
 
     Raises:
@@ -84,206 +64,3 @@ def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(output, page.encode())
-
-
-def decision(folder: Path, document: dict[str, Any]) -> Section:
-    """What was chosen, and what it is worth."""
-    metric, gain = document["metric"], document["gain"]
-    has_prefix, deletes = document["prefix_count"] > 0, document["delete_count"] > 0
-    text = []
-    if not gain["found"]:
-        text.append(
-            "No gain: no prefix and no deletion beat the baseline alone on the search images, so "
-            "none is used."
-        )
-    elif gain["p_value"] < 1:
-        text.append(
-            f"The gain over the baseline alone on the search images has p = {gain['p_value']:.2g} "
-            "(one-sided, before the correction for several finalists)."
-        )
-    added = document["prefix_add_blocks"]
-    choice = [
-        ["sensitive layer", document["sensitive_layer"]],
-        ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
-        ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
-        [
-            "deleted tokens per image",
-            f"{document['delete_count']} in block {document['delete_block']}"
-            if deletes
-            else "none",
-        ],
-        [
-            "search objective",
-            f"{value_text(document['search_metric'], document['search_accuracy'])} "
-            f"on {document['n_search']} images",
-        ],
-    ]
-    rows = []
-    for name, title in CORNER_TITLES.items():
-        value = document["accuracy"].get(name)
-        if value is None:
-            continue
-        pair = document["paired"].get(name)
-        rows.append([title, value_text(metric, value), difference_text(metric, pair), p_text(pair)])
-    caption = f"{metric_title(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
-    return Section(
-        "decision",
-        "The decision",
-        text,
-        [
-            Table(["", "chosen"], choice),
-            Table(["", metric_title(metric), "difference", "p"], rows, caption),
-        ],
-    )
-
-
-def cost(folder: Path, document: dict[str, Any]) -> Section | None:
-    """What the search took, and how it went."""
-    spent = document["search_cost"]
-    grid = spent["exhaustive_block_forwards"]
-    text = [
-        f"{count_text(spent['block_forwards'])} block-forwards (one image through one block), all "
-        f"preparations included. The full grid takes {count_text(grid)}, "
-        f"{grid / spent['block_forwards']:.1f} times as many. "
-        f"{spent['seconds']:.0f} s; largest process size "
-        f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."
-    ]
-    undecided = document["gain"]["undecided"]
-    if undecided:
-        text.append(
-            f"{undecided} choices left the race because the budget was spent, not because they "
-            "were behind."
-        )
-    pictures = [
-        _picture(
-            folder,
-            document,
-            "racing",
-            "Score of each evaluation against the work so far.",
-            "The race: score of every evaluation against the work done until then.",
-        ),
-        _picture(
-            folder,
-            document,
-            "surface",
-            "Scores over prefix count and delete count.",
-            "What was evaluated, over prefix count and delete count. The same pair at several "
-            "target blocks is shown at its best.",
-        ),
-    ]
-    return Section("cost", "The search", text, pictures=pictures)
-
-
-def layers(folder: Path, document: dict[str, Any]) -> Section:
-    """Where quantization hurts."""
-    data = document["sensitivity"]
-    proxy = data["proxy"]["block"]
-    agree = "agrees" if proxy == document["sensitive_block"] else f"says block {proxy}"
-    recall = ", ".join(f"block {t}: {share:.0%}" for t, share in document["ranking_recall"].items())
-    text = [
-        f"Quantizing {document['sensitive_layer']} alone costs most. The one-pass proxy {agree}.",
-        "Register candidates by the norm of the target block's input find this share of those by "
-        f"the norm of fc2's input in block {document['sensitive_block']}: {recall}.",
-    ]
-    picture = _picture(
-        folder,
-        document,
-        "sensitivity",
-        "Loss per layer over blocks, and the proxy below.",
-        f"Above: loss with one layer quantized, on {data['images']} images. Below: largest over "
-        "median token norm in one float pass. Dashed: the sensitive block.",
-    )
-    return Section("layers", "Where quantization hurts", text, pictures=[picture])
-
-
-def tokens(folder: Path, document: dict[str, Any]) -> Section:
-    """What RegCache does to the tokens."""
-    pictures = [
-        _picture(
-            folder,
-            document,
-            "norms",
-            "Token norms by block and token, before and after.",
-            "Largest norm of every token at every block's input over a few search images, in "
-            "floating point. White: deleted in every one of them.",
-        ),
-    ]
-    if document["delete_count"]:
-        pictures.append(
-            _picture(
-                folder,
-                document,
-                "deleted",
-                "Thumbnails with the deleted patches framed.",
-                f"The {document['delete_count']} patches that are deleted, on search images.",
-            )
-        )
-    return Section("tokens", "The sink tokens", pictures=pictures)
-
-
-def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
-    """The table of all corners."""
-    from ..search.ablation import TITLES, VARIANTS
-
-    rows = document.get("ablation") or []
-    if not rows:
-        return None
-    metric, tables = document["metric"], []
-    for row in rows:
-        lines = []
-        for variant in VARIANTS:
-            cell = row["cells"][variant]
-            if cell["value"] is None:
-                lines.append([TITLES[variant], "-", cell["reason"], ""])
-                continue
-            pair = cell["against_baseline"] if variant != "baseline" else None
-            lines.append(
-                [
-                    TITLES[variant],
-                    value_text(metric, cell["value"]),
-                    difference_text(metric, pair),
-                    p_text(pair),
-                ]
-            )
-        choice = row["choice"]
-        caption = (
-            f"{row['baseline']}, {row['bits']}: prefix {choice['prefix_count']} from block "
-            f"{choice['prefix_block']}, {choice['delete_count']} deleted in block "
-            f"{choice['delete_block']}"
-        )
-        tables.append(
-            Table(["", metric_title(metric), "against the baseline", "p"], lines, caption)
-        )
-    text = [f"On {document['n_eval']} held-out images; intervals and p-values are paired."]
-    return Section("ablation", "Ablation", text, tables)
-
-
-def provenance(folder: Path, document: dict[str, Any]) -> Section:
-    """With what it was made."""
-    options = {k: v for k, v in document["options"].items() if v not in (None, "")}
-    rows = [[k.replace("_", "-"), str(v)] for k, v in (options | document["readings"]).items()]
-    text = [f"Note: {line}" for line in document["warnings"]]
-    return Section("settings", "Settings", text, [Table(["option", "value"], rows)])
-
-
-SECTIONS: list[Callable[[Path, dict[str, Any]], Section | None]] = [
-    decision,
-    cost,
-    layers,
-    tokens,
-    ablation,
-    provenance,
-]
-
-
-def _picture(folder: Path, document: dict[str, Any], name: str, alt: str, caption: str) -> Picture:
-    path = folder / document["plots"][name]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"the picture {path} cannot be read ({error.strerror}); run `regcache search` again, "
-            "finished parts are not recomputed"
-        ) from error
-    encoded = base64.b64encode(data).decode()
-    return Picture(f"data:image/svg+xml;base64,{encoded}", alt, caption)

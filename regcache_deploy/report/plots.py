@@ -1,12 +1,14 @@
 """The pictures of a search as SVG files, for the report page and for papers.
 
-Drawn with a white ground of their own, so that they look the same on a light and a dark screen.
+Their ground is transparent, and a style sheet inside each file exchanges the colours of lines and
+letters where the reader prefers a dark screen.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,25 @@ from ..compat import require
 
 INK, MUTED, GRID = "#1c2330", "#667085", "#e4e7ec"
 COLOURS = ("#1f6feb", "#d9730d", "#12805c", "#b42318")
+GAP = "#98a2b3"
+"""Where a heat map has no value; seen on light and on dark."""
+
+DARK = {
+    INK: "#e6e9ef",
+    MUTED: "#9aa4b5",
+    GRID: "#2e3644",
+    COLOURS[0]: "#6ea8fe",
+    COLOURS[1]: "#ffa657",
+    COLOURS[2]: "#3fb68b",
+    COLOURS[3]: "#ff7b72",
+}
+"""What each colour becomes on a dark screen."""
+
 STYLE: dict[str, Any] = {
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-    "font.size": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "font.size": 11,
     "font.family": "sans-serif",
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -52,18 +68,36 @@ def write_plots(folder: Path, document: dict[str, Any], arrays: dict[str, Any]) 
     Returns:
         Picture -> file name, relative to the run folder.
     """
-    matplotlib = require("matplotlib", "search")
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, draw in PICTURES.items():
-        with matplotlib.rc_context(STYLE):
-            figure = draw(document, arrays)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-        atomic_write_bytes(folder / f"{name}.svg", buffer.getvalue())
+        data = draw_svg(partial(draw, document, arrays))
+        atomic_write_bytes(folder / f"{name}.svg", data)
         files[name] = f"{folder.name}/{name}.svg"
     return files
+
+
+def draw_svg(draw: Callable[[], Any]) -> bytes:
+    """A figure as an SVG file that is readable on light and on dark."""
+    matplotlib = require("matplotlib", "search")
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE):
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue().decode()
+    return text.replace("<defs>", f"<style>{_dark_rules()}</style>\n <defs>", 1).encode()
+
+
+def _dark_rules() -> str:
+    """Colours are found where matplotlib puts them: in the style attribute of each element."""
+    rules = [
+        f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    ]
+    # letters without a colour of their own are black
+    rules.append('[id^="text_"] { fill: ' + DARK[INK] + " }")
+    return "@media (prefers-color-scheme: dark) { " + " ".join(rules) + " }"
 
 
 def _figure(width: float, height: float, **keywords: Any) -> Any:
@@ -106,11 +140,14 @@ def norms(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     from matplotlib.colors import LogNorm
 
     before, after = arrays["largest_before"], arrays["largest_after"]
+    from matplotlib import colormaps
+
     figure, axes = _figure(5.2, 4.4, nrows=2, sharex=True)
+    colours = colormaps["viridis"].with_extremes(bad=GAP)
     scale = LogNorm(max(float(np.nanmin(before)), 1e-3), float(np.nanmax(before)))
     for place, values, title in ((axes[0], before, "before"), (axes[1], after, "with RegCache")):
         image = place.imshow(
-            values, aspect="auto", norm=scale, cmap="viridis", interpolation="nearest"
+            values, aspect="auto", norm=scale, cmap=colours, interpolation="nearest"
         )
         place.set_title(title, loc="left", fontsize=10)
         place.set_ylabel("block")
@@ -214,6 +251,96 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}".replace(",", " "))
     axes.tick_params(axis="x", labelrotation=20)
     axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+PARETO_CAPTION = (
+    "Latency against accuracy; the numbers are those of the table. Left and up is better. The "
+    "line joins the files that no other one beats in both."
+)
+
+
+def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
+    """Latency against accuracy, numbered, with the front of what nothing beats."""
+    figure, axes = _figure(5.2, 3.9)
+    scale = 100 if metric == "top1" else 1
+    front = pareto_front([(p["ms"], p["value"]) for p in points])
+    axes.plot(
+        [points[i]["ms"] for i in front],
+        [scale * points[i]["value"] for i in front],
+        color=MUTED,
+        lw=1,
+        ls="--",
+        zorder=1,
+    )
+    for ours, colour, marker, label in (
+        (False, COLOURS[0], "o", "others"),
+        (True, COLOURS[1], "D", "ours"),
+    ):
+        chosen = [p for p in points if p["ours"] is ours]
+        axes.scatter(
+            [p["ms"] for p in chosen],
+            [scale * p["value"] for p in chosen],
+            color=colour,
+            marker=marker,
+            s=34,
+            label=label,
+            zorder=2,
+        )
+    offsets = ((6, 5), (6, -12), (-12, 5), (-14, -12))
+    for index, p in enumerate(points):
+        axes.annotate(
+            str(index + 1),
+            (p["ms"], scale * p["value"]),
+            xytext=offsets[index % len(offsets)],
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
+        )
+    axes.set_xlabel(f"ms, batch {batch}")
+    axes.set_ylabel("top-1, %" if metric == "top1" else "cosine to FP32")
+    axes.set_xlim(left=0)
+    axes.margins(0.12)
+    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (latency, accuracy) that no other one beats in both, by latency."""
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            front.append(index)
+            best = points[index][1]
+    return front
+
+
+def layer_errors(found: dict[str, Any]) -> Any:
+    """Cost of each linear by itself, above the error that all of them grow to."""
+    figure, (above, below) = _figure(5.2, 5.4, nrows=2, sharex=True, height_ratios=(2, 1.5))
+    depth = len(found["simulated"])
+    for role, colour in zip(ROLES, COLOURS, strict=True):
+        known = {
+            int(name.split(".")[1]): max(value, FLOOR)
+            for name, value in found["alone"].items()
+            if name.endswith(role)
+        }
+        title = role.split(".")[1]
+        above.plot(list(known), list(known.values()), marker="o", ms=4, color=colour, label=title)
+    above.set_yscale("log")
+    above.set_ylabel("feature error,\none linear in INT8")
+    above.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    below.plot(range(depth), found["simulated"], marker="o", ms=6, color=COLOURS[0])
+    titles = ["simulated"]
+    if "deployed" in found:
+        below.plot(range(depth), found["deployed"], marker="x", ms=6, color=COLOURS[3], ls="--")
+        titles.append("deployed")
+    below.set_ylabel("relative error\nbehind the block")
+    below.set_xlabel("block")
+    below.set_xticks(range(depth))
+    below.set_ylim(bottom=0)
+    below.legend(titles, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
     return figure
 
 

@@ -41,7 +41,15 @@ CODE = (
 )
 """What a cached part depends on, as patterns below the package."""
 
-EXPORT_CODE = ("passes/*.py", "checks/fusion.py", "plan.py", "regcache_config.py", "spec.py")
+EXPORT_CODE = (
+    "passes/*.py",
+    "checks/fusion.py",
+    "plan.py",
+    "published.py",
+    "regcache_config.py",
+    "spec.py",
+    "tensor_quant.py",
+)
 """The same below `regcache_export`: quantizers apply its exact folds before they calibrate."""
 
 

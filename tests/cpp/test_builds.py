@@ -52,15 +52,15 @@ def test_find_package_builds_a_consumer(
     images: list[Path],
     tmp_path: Path,
 ) -> None:
-    """A C program that knows the installed package only. The static library is the sanitized one."""
-    folder = release if kind == "shared" else sanitized
-    flags = [] if kind == "shared" else [
-        *(f"-DCMAKE_{what}=-fsanitize=address,undefined" for what in ("C_FLAGS", "EXE_LINKER_FLAGS")),
-        *image_libraries(folder),
-    ]  # fmt: skip
+    """A C program that knows the installed package only; the static one is the sanitized one."""
+    folder, flags, strip = release, [], ["--strip"]
+    if kind == "static":
+        sanitize = "-fsanitize=address,undefined"
+        flags = [f"-DCMAKE_C_FLAGS={sanitize}", f"-DCMAKE_EXE_LINKER_FLAGS={sanitize}"]
+        folder, flags, strip = sanitized, [*flags, *image_libraries(sanitized)], []
     prefix = tmp_path / "prefix"
     for command in (
-        ["cmake", "--install", folder, "--prefix", prefix, *(["--strip"] if not flags else [])],
+        ["cmake", "--install", folder, "--prefix", prefix, *strip],
         ["cmake", "-S", ROOT / "engines/cpp/tests/consumer", "-B", tmp_path / "consumer",
          f"-DCMAKE_PREFIX_PATH={prefix}", *flags],
         ["cmake", "--build", tmp_path / "consumer"],

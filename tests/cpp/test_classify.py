@@ -101,10 +101,12 @@ def test_file_names_without_utf8(
 
 
 def test_a_bundle_for_a_fixed_batch(
-    sanitized: Path, release: Path, bundle: Path, images: list[Path], tmp_path: Path
+    sanitized: Path, release: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    fixed = write_bundle(tiny_plan(), tmp_path / "4.regcache", options=GraphOptions(batch=4))
-    wanted = json.loads(run(release / "regcache_classify", "--json", bundle, *images[:5]).stdout)
+    plan = tiny_plan()
+    fixed = write_bundle(plan, tmp_path / "4.regcache", options=GraphOptions(batch=4))
+    free = write_bundle(plan, tmp_path / "free.regcache")
+    wanted = json.loads(run(release / "regcache_classify", "--json", free, *images[:5]).stdout)
     done = run(sanitized / "regcache_classify", "--json", "--bench", 2, fixed, *images[:5])
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

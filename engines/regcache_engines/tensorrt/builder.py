@@ -171,6 +171,14 @@ class EngineBuilder:
                 raise EngineError(f"cannot write {path}: {error}; choose another folder") from error
         return BuildResult(path, sidecar, reused=False)
 
+    def layers(self, model: bytes, options: BuildOptions | None = None) -> list[Layer]:
+        """Layers of a build that is not kept.
+
+        Raises:
+            EngineError: as in `build`.
+        """
+        return self._compile(model, options or BuildOptions(), None)[1]
+
     def _own_sm(self) -> tuple[int, ...]:
         """Full TensorRT builds for the GPU it times on; TensorRT-RTX for all that it knows."""
         if self.engine == "tensorrt_rtx" or self.probe.gpu is None:
@@ -193,7 +201,8 @@ class EngineBuilder:
         try:
             plan = builder.build_serialized_network(network, config)
         except Exception as error:  # pybind11 turns C++ exceptions into RuntimeError and others
-            raise EngineError(f"{self.engine} failed to build: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise EngineError(_build_message(self.engine, [*logger.errors, reason])) from error
         if plan is None:
             raise EngineError(_build_message(self.engine, logger.errors))
         data = bytes(plan)

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import queue
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..engine import Array, FloatArray, check_features, check_images, read_contract
 from ..errors import EngineError
+from ..loaded import LoadedEngine, require_open
 from .device import Device, open_device
 from .probe import EngineName, import_runtime, probe
 from .sidecar import Sidecar
 from .slot import Slot
 from .trt_api import make_logger
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class TensorRTEngine:
+class TensorRTEngine(LoadedEngine):
     """An engine on the first GPU. `infer` may be called from many threads.
 
     Args:
@@ -57,7 +54,7 @@ class TensorRTEngine:
         )
         if contract is None:
             raise EngineError(f"{path} is no image encoder's engine: {sidecar.image_shape}")
-        self._image_size, self._output_dim, self._pixels = contract
+        self._contract = contract
         self._device: Device | None = open_device(device)
         self._slots: queue.Queue[Slot] = queue.Queue()
         try:
@@ -68,18 +65,6 @@ class TensorRTEngine:
             self.close()
             raise
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self._image_size
-
-    @property
-    def output_dim(self) -> int:
-        return self._output_dim
-
-    @property
-    def pixels(self) -> str | None:
-        return self._pixels
-
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`.
 
@@ -89,9 +74,8 @@ class TensorRTEngine:
         Raises:
             EngineError: also for fewer images than the profile's smallest batch.
         """
-        if self._device is None:
-            raise EngineError("this engine is closed; load it again")
-        check_images(images, self._image_size, self._pixels)
+        require_open(self._device)
+        check_images(images, self.image_size, self.pixels)
         sizes = split_batch(len(images), self._sidecar.profile.min, self._sidecar.profile.max)
         slot = self._slots.get()
         try:
@@ -101,7 +85,7 @@ class TensorRTEngine:
                 start += size
         finally:
             self._slots.put(slot)
-        return check_features(np.concatenate(parts), len(images), self._output_dim)
+        return check_features(np.concatenate(parts), len(images), self.output_dim)
 
     def close(self) -> None:
         """See `Engine.close`. Contexts go before the engine, the engine before the runtime."""
@@ -111,17 +95,6 @@ class TensorRTEngine:
         self._engine = self._runtime = None
         if device is not None:
             device.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def split_batch(count: int, smallest: int, largest: int) -> list[int]:

@@ -105,7 +105,7 @@ def _parts(builder: GraphBuilder, name: str, x: str, quant: PublishedQuant) -> l
         return [_float_grid(builder, name, x, quant)]
     if quant.kind == "log_sqrt2":
         return [_log_sqrt2(builder, name, x, quant)]
-    zero = builder.constant("zero", np.float32(0).reshape(()))
+    zero = builder.constant("zero", np.asarray(0, np.float32))
     if quant.kind == "twin_gelu":
         halves = [
             builder.node(f"{name}/{half}/{operator}", [x, zero])

@@ -27,6 +27,10 @@ from .float16 import to_float16
 QKV = ("q", "k", "v")
 OPERANDS = ("left", "right")
 
+OPSET = 20
+"""The newest that TensorRT 10.0 documents, and JetPack 6 carries an early 10.x. Nothing of opset 21
+is used."""
+
 
 def to_tensorrt(model: onnx.ModelProto, plan: Plan, body: Body = "float16") -> onnx.ModelProto:
     """Bring a Q/DQ model of `plan` into TensorRT's form.
@@ -42,6 +46,7 @@ def to_tensorrt(model: onnx.ModelProto, plan: Plan, body: Body = "float16") -> o
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
+    changed.opset_import[0].version = OPSET
     editor = GraphEditor(changed.graph)
     for index in range(plan.encoder.depth):
         split_qkv(editor, f"blocks.{index}.attn")

@@ -1,0 +1,91 @@
+"""How the error grows from block to block: FP32 against the simulation and the deployed graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from regcache_engines.bundle import Bundle
+from regcache_export.plan_beside import load_plan
+from regcache_export.spec import EncoderSpec
+from regcache_export.targets import find_target
+from regcache_export.trace import Tracer, fixed_batch, graph_input, in_layout
+from regcache_export.verify import read_certificate
+
+from ..bench.subjects import graph_options
+from ..encoders.canonical import FLOAT, Numerics
+from ..evaluation.layer_error import alone_errors
+from ..planning import calibration_of
+from ..quantization.simulate import Calibration
+
+IMAGES = 8
+
+
+@torch.no_grad()
+def measure_block_errors(bundle: Bundle, plan_folder: Path | None = None) -> dict[str, Any]:
+    """Errors on the first calibration images in the bundle.
+
+    The reference is the float encoder with the same RegCache, so that only quantization counts.
+    Compared is the summary that pooling reads: the class token, or the mean of all tokens.
+    The deployed graph runs with optimizations off, because only then its inner tensors are there.
+
+    Returns:
+        `images`; `alone`: linear -> one minus the cosine of the features with only it quantized;
+        `simulated` and `deployed`: relative error after each block.
+
+    Raises:
+        BundleError: no plan beside the bundle, no images in it, or a form without traceable blocks.
+    """
+    plan = load_plan(bundle, plan_folder)
+    options = graph_options(bundle)
+    calibration = calibration_of(plan)
+    pixels = read_certificate(bundle)[1]
+    model = onnx.load(str(bundle.model_path), load_external_data=False)
+    pixels = pixels[: fixed_batch(model) or IMAGES]
+    images = torch.from_numpy(in_layout(pixels, None, bundle.preprocess))
+    reference = _after_blocks(calibration, images, FLOAT)
+    simulated = _after_blocks(calibration, images, calibration.numerics())
+    found: dict[str, Any] = {
+        "images": len(pixels),
+        "alone": alone_errors(calibration, images),
+        "simulated": _relative(simulated, reference),
+    }
+    if find_target(options.target).form == "as_written":
+        tracer = Tracer(model, plan.encoder)
+        trace = tracer.run(graph_input(pixels, bundle.preprocess, model))
+        deployed = [
+            _summary(torch.from_numpy(trace.values[name]), plan.encoder)
+            for name in (*tracer.tensors.block_inputs[1:], tracer.tensors.outputs[-1])
+        ]
+        found["deployed"] = _relative(deployed, reference)
+    return found
+
+
+def _after_blocks(calibration: Calibration, images: Tensor, numerics: Numerics) -> list[Tensor]:
+    encoder, seen = calibration.encoder, []
+
+    def observe(index: int, tokens: Tensor) -> None:
+        seen.append(_summary(tokens, encoder.spec))
+
+    tokens = encoder.run_blocks(
+        encoder.embed(images), 0, None, numerics, calibration.regcache, observe
+    )
+    return [*seen[1:], _summary(tokens, encoder.spec)]
+
+
+def _summary(tokens: Tensor, spec: EncoderSpec) -> Tensor:
+    """`[B, N, D]` -> `[B, D]`; the order of tokens, which a deletion may change, has no part."""
+    if spec.pool == "cls" and spec.num_prefix_tokens:
+        return tokens[:, 0].double()
+    return tokens.double().mean(dim=1)
+
+
+def _relative(found: list[Tensor], reference: list[Tensor]) -> list[float]:
+    return [
+        float(((a - b).norm(dim=1) / b.norm(dim=1).clamp_min(1e-12)).mean())
+        for a, b in zip(found, reference, strict=True)
+    ]

@@ -1,0 +1,206 @@
+"""The sections of a bundle: error by layer, the graph's contract, how to run it, certificate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .format import count_text
+from .parts import Code, Section, Table, svg_picture
+from .plots import draw_svg, layer_errors
+
+CERTIFICATE = "certificate.json"
+
+
+def errors(folder: Path, document: dict[str, Any]) -> Section | None:
+    """Which layer costs what, and how the error grows, simulated and deployed."""
+    found = document.get("block_errors")
+    if not found:
+        return None
+    worst = sorted(found["alone"].items(), key=lambda item: -item[1])[:8]
+    rows = [[name, f"{value:.2e}"] for name, value in worst]
+    last = {
+        title: found[key][-1]
+        for key, title in (("simulated", "simulated"), ("deployed", "deployed"))
+        if key in found
+    }
+    text = [
+        f"On {found['images']} calibration images from the bundle. The reference is the float "
+        "encoder with the same RegCache, so that only quantization counts.",
+        "Relative error behind the last block: "
+        + ", ".join(f"{title} {value:.4f}" for title, value in last.items())
+        + ". Where the two curves lie on each other, the graph does what was simulated.",
+    ]
+    picture = svg_picture(
+        draw_svg(lambda: layer_errors(found)),
+        "Cost of each linear by itself, and the error behind each block.",
+        "Above: one minus the cosine of the features with one linear quantized. Below: relative "
+        "error of what pooling reads, behind each block, with all of them quantized.",
+    )
+    table = Table(["linear", "1 - cosine"], rows, "The linears that cost most by themselves")
+    return Section("errors", "Error by layer", text, [table], [picture])
+
+
+def contract(folder: Path, document: dict[str, Any]) -> Section | None:
+    """What goes into the graph and what comes out."""
+    manifest = document.get("manifest")
+    if not manifest:
+        return None
+    graph, preprocess = manifest["graph"], document["preprocess"]
+    kind = {"float32": "normalized float32", "uint8": "raw uint8 pixels"}[graph["input"]["dtype"]]
+    sizes = {name: entry["size"] for name, entry in manifest["files"].items()}
+    rows = [
+        ["input", f"{graph['input']['name']} {_shape(graph['input'])}, {kind}"],
+        ["output", f"{graph['output']['name']} {_shape(graph['output'])}, not L2-normalized"],
+        ["target", f"{graph['target']}, opset {graph['opset']}"],
+        ["quantized", f"{manifest['quantized_linears']} of {manifest['linears']} linears, "
+         f"{manifest['bits']}"],
+        ["tokens", f"{graph['tokens']} in, {graph['tokens_out']} behind the last block"],
+        *[[key, _words(value)] for key, value in preprocess.items()],
+        *[[name, f"{count_text(size)} bytes"] for name, size in sorted(sizes.items())],
+    ]  # fmt: skip
+    return Section("contract", "Graph contract", tables=[Table(["", ""], rows)])
+
+
+def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
+    """Python, C++ and Triton."""
+    manifest, bundle = document.get("manifest"), document.get("bundle")
+    if not manifest or not bundle:
+        return None
+    head = "text_features.safetensors" in manifest["files"]
+    listings = [
+        Code("Python", python_snippet(bundle, manifest, head)),
+        Code("C++ (docs/cpp.md)", cpp_snippet(bundle, head)),
+        Code("Triton", triton_snippet(bundle, manifest)),
+    ]
+    return Section("run", "How to run it", code=listings)
+
+
+def python_snippet(bundle: str, manifest: dict[str, Any], head: bool) -> str:
+    """A program that runs; it needs numpy, onnxruntime and, for decoding, the search extra."""
+    source = manifest["graph"]["input"]
+    layout = "nhwc" if source["dtype"] == "uint8" and source["shape"][3] == 3 else None
+    layout = "nchw" if source["dtype"] == "uint8" and layout is None else layout
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "import numpy as np",
+        "from regcache_deploy.data.preprocess import Preprocess",
+        f"from regcache_engines import Bundle, load_engine{', zero_shot' if head else ''}",
+        "",
+        f"bundle = Bundle.open({bundle!r})",
+        "transform = Preprocess(bundle.preprocess)",
+        "pixels = np.stack([transform.read(Path(name)) for name in sys.argv[1:]])",
+    ]
+    if layout is None:
+        lines += [
+            'mean, std = (np.float32(bundle.preprocess[k]) for k in ("mean", "std"))',
+            "images = ((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)",
+        ]
+    else:
+        lines.append("images = pixels" + (".transpose(0, 3, 1, 2)" if layout == "nchw" else ""))
+    lines += [
+        "with load_engine(bundle) as engine:",
+        "    features = engine.infer(np.ascontiguousarray(images))",
+    ]
+    if head:
+        lines += [
+            "logits = zero_shot(features, bundle.text_features, bundle.logit_scale)",
+            "print([bundle.labels[i] for i in logits.argmax(axis=1)])",
+        ]
+    else:
+        lines.append("print(features.shape)")
+    return "\n".join(lines)
+
+
+def cpp_snippet(bundle: str, head: bool) -> str:
+    """The ready program, and the calls in one's own."""
+    classify = [
+        "regcache_prediction best;",
+        "regcache_classify(context, features.data(), 1, 1, &best);",
+        "std::puts(regcache_model_label(model, best.index));",
+    ]
+    lines = [
+        "// make cpp",
+        f"// build/cpp/regcache_classify {bundle} cat.jpg",
+        "regcache_model *model = nullptr;",
+        "regcache_context *context = nullptr;",
+        f'if (regcache_model_open("{bundle}", nullptr, &model) != REGCACHE_OK ||',
+        "    regcache_context_create(model, &context) != REGCACHE_OK)",
+        '    return std::fprintf(stderr, "%s\\n", regcache_last_error()), 1;',
+        "std::vector<uint8_t> pixels(regcache_model_pixels_size(model));",
+        "std::vector<float> features(regcache_model_output_dim(model));",
+        'regcache_preprocess_file(context, "cat.jpg", pixels.data());',
+        "regcache_embed(context, pixels.data(), 1, features.data());",
+        *(classify if head else []),
+        "regcache_context_free(context);",
+        "regcache_model_free(model);",
+    ]
+    return "\n".join(lines)
+
+
+def triton_snippet(bundle: str, manifest: dict[str, Any]) -> str:
+    graph = manifest["graph"]
+    return "\n".join(
+        [
+            "regcache report RUN --triton model_repository",
+            "docker run --rm -p 8000:8000 -v $PWD/model_repository:/models \\",
+            "    nvcr.io/nvidia/tritonserver:<release>-py3 tritonserver --model-repository=/models",
+            f"# input {graph['input']['name']}, output {graph['output']['name']}; preprocess as "
+            "preprocess_cfg.json says",
+        ]
+    )
+
+
+def certificate(folder: Path, document: dict[str, Any]) -> Section | None:
+    """What was compared code by code."""
+    found = document.get("certificate")
+    if not found:
+        return None
+    nodes = found["nodes"]
+    coded = [n for n in nodes if n["node"].endswith("/QuantizeLinear")]
+    elements, different = sum(n["elements"] for n in coded), sum(n["different"] for n in coded)
+    off = sum(n["off_tie"] for n in coded)
+    floats = [n["error"] for n in nodes if n not in coded]
+    run = found["optimized"]
+    rows = [
+        ["images", str(found["images"])],
+        ["integer codes compared", count_text(elements)],
+        ["that differ, by a rounding tie", count_text(different - off)],
+        ["that differ otherwise", count_text(off)],
+        ["largest error of a block's output, relative", f"{max(floats, default=0):.1e}"],
+        ["with optimizations on, mean cosine", f"{run['mean_cosine']:.6f}"],
+        *([["with optimizations on, same class", f"{run['top1']:.2%}"]] if run["top1"] else []),
+        ["simulation", found["simulation"]],
+        ["runtime", f"onnxruntime {found['environment']['onnxruntime']}"],
+    ]
+    text = ["Made at the export; regcache verify BUNDLE recomputes it anywhere, without torch."]
+    return Section("certificate", "Certificate", text, [Table(["", ""], rows)])
+
+
+def read_bundle(path: Path) -> dict[str, Any]:
+    """What the sections need of a bundle: manifest, preprocessing and certificate.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    from regcache_engines.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    found: dict[str, Any] = {
+        "bundle": str(path),
+        "manifest": bundle.manifest,
+        "preprocess": bundle.preprocess,
+    }
+    if CERTIFICATE in bundle.manifest["files"]:
+        found["certificate"] = json.loads((path / CERTIFICATE).read_text(encoding="utf-8"))
+    return found
+
+
+def _shape(tensor: dict[str, Any]) -> str:
+    return f"[{', '.join(str(size) for size in tensor['shape'])}]"
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,217 @@
+"""The sections of a search: what was chosen, how it went, what it does to the tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .format import count_text, difference_text, metric_title, p_text, value_text
+from .parts import Section, Table, plot_picture
+
+CORNER_TITLES = {
+    "fp32": "FP32",
+    "baseline": "baseline alone",
+    "prefix_only": "prefix only",
+    "delete_only": "delete only",
+    "regcache": "RegCache",
+    "deployed": "RegCache, deployed",
+}
+
+
+def accuracy(folder: Path, document: dict[str, Any]) -> Section:
+    """What every corner scores, with intervals."""
+    metric, rows = document["metric"], []
+    for name, title in CORNER_TITLES.items():
+        value = document["accuracy"].get(name)
+        if value is None:
+            continue
+        pair = document["paired"].get(name)
+        rows.append([title, value_text(metric, value), difference_text(metric, pair), p_text(pair)])
+    caption = f"{metric_title(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
+    table = Table(["", metric_title(metric), "difference", "p"], rows, caption)
+    return Section("accuracy", "Accuracy", accuracy_lines(document), [table])
+
+
+def accuracy_lines(document: dict[str, Any]) -> list[str]:
+    """How the deployed graph agrees with the simulation, where it was run."""
+    agreement = document.get("agreement") or {}
+    if not agreement:
+        return []
+    same = f"the same class on {agreement['top1']:.2%}, " if "top1" in agreement else ""
+    return [
+        f"The deployed graph against the simulation it was chosen by, on {agreement['n']} images: "
+        f"{same}mean cosine {agreement['mean_cosine']:.6f}, lowest {agreement['min_cosine']:.6f}."
+    ]
+
+
+def decision(folder: Path, document: dict[str, Any]) -> Section:
+    """What was chosen."""
+    gain = document.get("gain")
+    has_prefix, deletes = document["prefix_count"] > 0, document["delete_count"] > 0
+    text = []
+    if gain is None:
+        text = ["The export keeps no pictures; `regcache search` draws them."]
+    elif not gain["found"]:
+        text.append(
+            "No gain: no prefix and no deletion beat the baseline alone on the search images, so "
+            "none is used."
+        )
+    elif gain["p_value"] < 1:
+        text.append(
+            f"The gain over the baseline alone on the search images has p = {gain['p_value']:.2g} "
+            "(one-sided, before the correction for several finalists)."
+        )
+    added = document["prefix_add_blocks"]
+    choice = [
+        ["sensitive layer", document["sensitive_layer"]],
+        ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
+        ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
+        [
+            "deleted tokens per image",
+            f"{document['delete_count']} in block {document['delete_block']}"
+            if deletes
+            else "none",
+        ],
+        [
+            "search objective",
+            f"{value_text(document['search_metric'], document['search_accuracy'])} "
+            f"on {document['n_search']} images",
+        ],
+    ]
+    return Section("decision", "The RegCache", text, [Table(["", "chosen"], choice)])
+
+
+def cost(folder: Path, document: dict[str, Any]) -> Section | None:
+    """What the search took, and how it went."""
+    if "plots" not in document:
+        return None
+    spent = document["search_cost"]
+    grid = spent["exhaustive_block_forwards"]
+    text = [
+        f"{count_text(spent['block_forwards'])} block-forwards (one image through one block), all "
+        f"preparations included. The full grid takes {count_text(grid)}, "
+        f"{grid / spent['block_forwards']:.1f} times as many. "
+        f"{spent['seconds']:.0f} s; largest process size "
+        f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."
+    ]
+    undecided = document["gain"]["undecided"]
+    if undecided:
+        text.append(
+            f"{undecided} choices left the race because the budget was spent, not because they "
+            "were behind."
+        )
+    pictures = [
+        plot_picture(
+            folder,
+            document,
+            "racing",
+            "Score of each evaluation against the work so far.",
+            "The race: score of every evaluation against the work done until then.",
+        ),
+        plot_picture(
+            folder,
+            document,
+            "surface",
+            "Scores over prefix count and delete count.",
+            "What was evaluated, over prefix count and delete count. The same pair at several "
+            "target blocks is shown at its best.",
+        ),
+    ]
+    return Section("cost", "The search", text, pictures=pictures)
+
+
+def layers(folder: Path, document: dict[str, Any]) -> Section | None:
+    """Where quantization hurts."""
+    if "plots" not in document:
+        return None
+    data = document["sensitivity"]
+    proxy = data["proxy"]["block"]
+    agree = "agrees" if proxy == document["sensitive_block"] else f"says block {proxy}"
+    recall = ", ".join(f"block {t}: {share:.0%}" for t, share in document["ranking_recall"].items())
+    text = [
+        f"Quantizing {document['sensitive_layer']} alone costs most. The one-pass proxy {agree}.",
+        "Register candidates by the norm of the target block's input find this share of those by "
+        f"the norm of fc2's input in block {document['sensitive_block']}: {recall}.",
+    ]
+    picture = plot_picture(
+        folder,
+        document,
+        "sensitivity",
+        "Loss per layer over blocks, and the proxy below.",
+        f"Above: loss with one layer quantized, on {data['images']} images. Below: largest over "
+        "median token norm in one float pass. Dashed: the sensitive block.",
+    )
+    return Section("layers", "Where quantization hurts", text, pictures=[picture])
+
+
+def tokens(folder: Path, document: dict[str, Any]) -> Section | None:
+    """What RegCache does to the tokens."""
+    if "plots" not in document:
+        return None
+    pictures = [
+        plot_picture(
+            folder,
+            document,
+            "norms",
+            "Token norms by block and token, before and after.",
+            "Largest norm of every token at every block's input over a few search images, in "
+            "floating point. Grey: deleted in every one of them.",
+        ),
+    ]
+    if document["delete_count"]:
+        pictures.append(
+            plot_picture(
+                folder,
+                document,
+                "deleted",
+                "Thumbnails with the deleted patches framed.",
+                f"The {document['delete_count']} patches that are deleted, on search images.",
+            )
+        )
+    return Section("tokens", "The sink tokens", pictures=pictures)
+
+
+def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
+    """The table of all corners."""
+    from ..search.ablation import TITLES, VARIANTS
+
+    rows = document.get("ablation") or []
+    if not rows:
+        return None
+    metric, tables = document["metric"], []
+    for row in rows:
+        lines = []
+        for variant in VARIANTS:
+            cell = row["cells"][variant]
+            if cell["value"] is None:
+                lines.append([TITLES[variant], "-", cell["reason"], ""])
+                continue
+            pair = cell["against_baseline"] if variant != "baseline" else None
+            lines.append(
+                [
+                    TITLES[variant],
+                    value_text(metric, cell["value"]),
+                    difference_text(metric, pair),
+                    p_text(pair),
+                ]
+            )
+        choice = row["choice"]
+        caption = (
+            f"{row['baseline']}, {row['bits']}: prefix {choice['prefix_count']} from block "
+            f"{choice['prefix_block']}, {choice['delete_count']} deleted in block "
+            f"{choice['delete_block']}"
+        )
+        tables.append(
+            Table(["", metric_title(metric), "against the baseline", "p"], lines, caption)
+        )
+    text = [f"On {document['n_eval']} held-out images; intervals and p-values are paired."]
+    return Section("ablation", "Ablation", text, tables)
+
+
+def provenance(folder: Path, document: dict[str, Any]) -> Section:
+    """With what it was made."""
+    options = document.get("options", {}) | document.get("readings", {})
+    chosen = {k: v for k, v in options.items() if v not in (None, "")}
+    rows = [[k.replace("_", "-"), str(v)] for k, v in chosen.items()]
+    text = [f"Note: {line}" for line in document["warnings"]]
+    return Section("settings", "Settings", text, [Table(["option", "value"], rows)])

@@ -1,0 +1,146 @@
+"""Device libraries against fakes, by the documentation of cuda.bindings and pycuda: no GPU here."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regcache_engines.errors import EngineError
+from regcache_engines.tensorrt.device import CudaBindingsDevice, open_device
+from regcache_engines.tensorrt.device_pycuda import PyCudaDevice
+from regcache_engines.tensorrt.trt_api import make_monitor
+
+
+class FakeCudart:
+    """cuda.bindings.runtime: every function returns the error first."""
+
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.fails: set[str] = set()
+        self.host: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, arguments))
+            if name in self.fails:
+                return (2, None)
+            if name == "cudaMallocHost":
+                self.host.append(ctypes.create_string_buffer(arguments[0]))
+                return 0, ctypes.addressof(self.host[-1])
+            results = {"cudaMalloc": 4096, "cudaStreamCreateWithFlags": 11}
+            results |= {"cudaStreamEndCapture": 21, "cudaGraphInstantiate": 22}
+            return (0, results[name]) if name in results else (0,)
+
+        return call
+
+
+def test_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudart = FakeCudart()
+    monkeypatch.setattr("regcache_engines.tensorrt.device.require", lambda module, extra: cudart)
+    device = CudaBindingsDevice()
+    memory, host, stream = device.allocate(64), device.pinned(64), device.stream()
+    host.array[:] = 5
+    device.copy(memory, host, 64, stream)
+    device.copy(host, memory, 32, stream)
+    address = host.array.ctypes.data
+    copies = [arguments for name, arguments in cudart.calls if name == "cudaMemcpyAsync"]
+    assert copies == [(4096, address, 64, 1, 11), (address, 4096, 32, 2, 11)]
+    device.begin_capture(stream)
+    graph = device.end_capture(stream)
+    device.launch(graph, stream)
+    device.synchronize(stream)
+    assert ("cudaGraphLaunch", (22, 11)) in cudart.calls
+    device.release()
+    names = [name for name, _ in cudart.calls]
+    for free in ("cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphExecDestroy"):
+        assert names.count(free) == 1
+    cudart.fails = {"cudaMalloc"}
+    with pytest.raises(EngineError, match="cudaMalloc failed: 2"):
+        device.allocate(64)
+
+
+def test_pycuda_uses_the_primary_context_and_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    depth, calls = [0], []
+
+    def change(by: int) -> Callable[[], None]:
+        def call() -> None:
+            depth[0] += by
+
+        return call
+
+    class Memory:
+        def __int__(self) -> int:
+            return 4096
+
+        def free(self) -> None:
+            calls.append("free")
+
+    def must_be_current(name: str, result: Any = None) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            assert depth[0] == 1
+            calls.append(name)
+            return result
+
+        return call
+
+    stream = SimpleNamespace(handle=11, synchronize=must_be_current("synchronize"))
+    fake_driver = SimpleNamespace(
+        init=lambda: None,
+        Device=lambda index: SimpleNamespace(
+            retain_primary_context=lambda: SimpleNamespace(push=change(1))
+        ),
+        Context=SimpleNamespace(pop=change(-1)),
+        mem_alloc=must_be_current("mem_alloc", Memory()),
+        pagelocked_empty=lambda size, kind: np.zeros(size, kind),
+        Stream=must_be_current("Stream", stream),
+        memcpy_htod_async=must_be_current("up"),
+        memcpy_dtoh_async=must_be_current("down"),
+    )
+    monkeypatch.setattr(
+        "regcache_engines.tensorrt.device_pycuda.require", lambda module, extra: fake_driver
+    )
+    device = PyCudaDevice()
+    memory, host, handle = device.allocate(8), device.pinned(8), device.stream()
+    device.copy(memory, host, 8, handle)
+    device.copy(host, memory, 8, handle)
+    device.synchronize(handle)
+    device.release()
+    assert calls == ["mem_alloc", "Stream", "up", "down", "synchronize", "free"]
+    assert depth == [0]
+    with pytest.raises(EngineError, match="no CUDA graphs"):
+        device.begin_capture(handle)
+
+
+def test_open_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(module: str) -> Any:
+        raise ImportError(module)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(EngineError, match=r"\[cuda\].*\[pycuda\].*torch"):
+        open_device()
+    with pytest.raises(EngineError, match=r"regcache-deploy\[pycuda\]"):
+        open_device("pycuda")
+    with pytest.raises(EngineError, match="unknown device library"):
+        open_device("rocm")
+
+
+def test_progress_comes_from_the_outer_phase_alone() -> None:
+    told: list[tuple[str, int, int]] = []
+    trt = SimpleNamespace(IProgressMonitor=object)
+    monitor = make_monitor(trt, lambda phase, done, steps: told.append((phase, done, steps)))
+    monitor.phase_start("Building", None, 2)
+    monitor.phase_start("Tactics", "Building", 400)
+    assert monitor.step_complete("Tactics", 0)
+    assert monitor.step_complete("Building", 0)
+    monitor.phase_finish("Tactics")
+    monitor.phase_finish("Building")
+    assert told == [("Building", 1, 2)]
