@@ -35,7 +35,7 @@ help:
 	@echo "make types    mypy"
 	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
 	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
-	@echo "make test-tensorrt   TensorRT-RTX builds of every shape and form in full depth; two minutes"
+	@echo "make test-tensorrt   TensorRT-RTX builds of every shape and form in full depth; four minutes"
 	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
 	@echo "make fuzz     its fuzzer for ten minutes; FUZZ_SECONDS=60"
 	@echo "make bench    our files beside other tools, into benchmarks/results; 15 minutes, 2 cores"

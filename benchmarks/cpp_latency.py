@@ -8,6 +8,9 @@ that changes from round to round; a ratio is the median over rounds of the ratio
 `python again` is a second session of Python's: how far its ratio is from 1 is what this machine
 can tell apart.
 
+`--parts memory` measures the peak memory of the program regcache_classify and of a Python process,
+each alone.
+
 Both run the same release of ONNX Runtime, from the wheel, which holds it twice: inside Python's
 module, and as the shared library that the C++ runtime loads. `cpp` includes the normalization of
 uint8 pixels and the check of the features; Python's side is `session.run` alone, on floats that
@@ -19,6 +22,8 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
+import json
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -28,8 +33,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from gpu_models import SPECS, middle_choice, random_plan
+from PIL import Image
 
 from regcache_deploy.bench.environment import describe_machine
+from regcache_deploy.bench.memory import peak_memory
 from regcache_deploy.bench.timing import Run, interleave
 from regcache_engines import Bundle
 from regcache_export.bundle import write_bundle
@@ -38,6 +45,7 @@ from regcache_export.targets import GraphOptions
 LIBRARY = Path(__file__).resolve().parent.parent / "build/cpp/libregcache.so"
 MODEL = "ViT-B-16"
 PREPROCESS = {"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+PARTS = ("latency", "memory")
 PAUSE = 0.02
 """Seconds before a turn: threads of the session before spin until then."""
 
@@ -143,6 +151,23 @@ def measure(path: Path, batch: int, threads: int, arguments: argparse.Namespace)
     return rows
 
 
+def memory(path: Path, batch: int, threads: int) -> list[list[Any]]:
+    """CSV rows: the largest resident set of a process of its own, by language."""
+    program = LIBRARY.parent / "regcache_classify"
+    with tempfile.NamedTemporaryFile(suffix=".png") as image:
+        Image.new("RGB", (500, 375), (90, 120, 40)).save(image.name)
+        words = [program, "--json", "--bench", 3, "--batch", batch, "--threads", threads]
+        done = subprocess.run(
+            [*map(str, words), path, image.name], capture_output=True, text=True, check=True
+        )
+    native = json.loads(done.stdout)["bench"]["peak_memory_mib"]
+    with tempfile.TemporaryDirectory() as cache:
+        python = peak_memory("onnxruntime", path / "model.onnx", threads, batch, Path(cache))
+    case = ["peak MiB", path.stem, batch, threads]
+    found = f"{python.peak_mib:.0f}" if python else "unknown"
+    return [[*case, "cpp", native, "", 1], [*case, "python", found, "", 1]]
+
+
 def write_bundles(folder: Path, model: str) -> list[Path]:
     """FP32, and W8A8 with RegCache. Random weights, no calibration."""
     spec = SPECS[model]
@@ -154,7 +179,11 @@ def write_bundles(folder: Path, model: str) -> list[Path]:
         w8a8: random_plan(spec, "int8_linears", middle_choice(spec)),
     }
     for path, plan in plans.items():
-        write_bundle(replace(plan, preprocess=PREPROCESS), path, options=options)
+        head = np.random.default_rng(0).standard_normal((1000, spec.output_dim), dtype=np.float32)
+        head /= np.linalg.norm(head, axis=1, keepdims=True)
+        labels = tuple(map(str, range(len(head))))
+        whole = replace(plan, preprocess=PREPROCESS, text_features=head, labels=labels)
+        write_bundle(whole, path, options=options)
     return [fp32, w8a8]
 
 
@@ -184,6 +213,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, nargs="+", default=[])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--calls", type=int, default=3, help="timed calls of a turn")
     parser.add_argument("--seconds", type=float, default=45, help="at most, for each case")
@@ -195,7 +225,10 @@ def main() -> None:
         for path in arguments.bundle or write_bundles(Path(scratch), MODEL):
             for batch in arguments.batches:
                 for threads in arguments.threads:
-                    rows += measure(path, batch, threads, arguments)
+                    if "latency" in arguments.parts:
+                        rows += measure(path, batch, threads, arguments)
+                    if "memory" in arguments.parts:
+                        rows += memory(path, batch, threads)
     write(rows, arguments)
 
 

@@ -106,7 +106,7 @@ def parts(spec: EncoderSpec, batch: int, device: torch.device) -> dict[str, Part
     inputs = {(m, k): (numbers(m, k), codes(m, k)) for m, k, _ in shapes}
     # _int_mm is fastest with a column-major second operand
     weights = [(numbers(n, k).t(), codes(n, k).t()) for _, k, n in shapes]
-    heads = [numbers(batch, spec.heads, spec.num_tokens, spec.head_dim) for _ in range(3)]
+    q, k, v = (numbers(batch, spec.heads, spec.num_tokens, spec.head_dim) for _ in range(3))
     calibration = calibration_of(random_plan(spec, "fp16"))
     encoder = calibration.encoder.replace(
         {name: w.to(device, half) for name, w in calibration.encoder.weights.items()}
@@ -123,7 +123,7 @@ def parts(spec: EncoderSpec, batch: int, device: torch.device) -> dict[str, Part
 
     def attention_half() -> None:
         for _ in range(spec.depth):
-            F.scaled_dot_product_attention(*heads)
+            F.scaled_dot_product_attention(q, k, v)
 
     return {
         "linears_fp16": linears_half,

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def main() -> int:
     findings: dict[str, Any] = {
         "gpu": asdict(gpu) if gpu else None,
         "engines": {name: asdict(probe(name)) for name in ENGINES},
-        "devices": {name: attempt(lambda name=name: open_device(name).name) for name in DEVICES},
+        "devices": {name: attempt(partial(device_name, name)) for name in DEVICES},
     }
     with tempfile.TemporaryDirectory(prefix="regcache-probe-") as folder:
         bundle = random_bundle(small_spec(), Path(folder) / "tiny.regcache", TENSORRT)
@@ -45,11 +46,11 @@ def main() -> int:
         with load_engine(bundle) as cpu:
             expected = cpu.infer(images)
         findings["builds"] = {
-            name: attempt(lambda name=name: build_and_run(name, bundle, images, expected))
+            name: attempt(partial(build_and_run, name, bundle, images, expected))
             for name in ENGINES
         }
         findings["providers"] = {
-            name: attempt(lambda name=name: run_provider(name, bundle, images, expected))
+            name: attempt(partial(run_provider, name, bundle, images, expected))
             for name in PROVIDERS
             if name != "cpu"
         }
@@ -66,6 +67,10 @@ def attempt(action: Callable[[], Any]) -> dict[str, Any]:
         return {"ok": True, "result": action()}
     except RegCacheError as error:
         return {"ok": False, "why": str(error)}
+
+
+def device_name(name: str) -> str:
+    return open_device(name).name
 
 
 def build_and_run(

@@ -208,7 +208,7 @@ def test_too_slow_ends_with_the_float_file(run_folder, tmp_path, capsys):
     assert lines[0].startswith("kept: float file: ")
     assert "same one" in printed.out  # why no mixed file was measured
     assert "top-1 on 12 images" in printed.out
-    place = tmp_path / "out" / "t-float.regcache"
+    place = tmp_path / "out" / "t-float" / "t-float.regcache"
     assert Bundle.open(place).manifest["quantized_linears"] == 0
     with load_engine(place) as engine:
         features = engine.infer(tiny_images(2).numpy())
@@ -218,6 +218,7 @@ def test_too_slow_ends_with_the_float_file(run_folder, tmp_path, capsys):
 
     encoder = calibration_of(float_plan(Plan.load(run_folder))).encoder
     assert np.abs(features - encoder(tiny_images(2)).numpy()).max() < 1e-4
+    assert not (tmp_path / "out" / "plan.json").exists()  # it may be the run folder itself
     # the plan that lies beside it is the one it was written from
     assert (
         main(["bench", str(place), "--compare", "fp32", "--no-memory", "--rounds", "1", "-q"]) == 0
@@ -241,7 +242,7 @@ def test_sensitive_linears_in_float(run_folder, tmp_path, capsys, monkeypatch):
     document = json.loads(printed.out)
     assert document["kept"] == "mixed"
     assert document["tried"][1]["float_layers"] == sorted(names)
-    bundle = Bundle.open(tmp_path / "out" / "t-mixed.regcache")
+    bundle = Bundle.open(tmp_path / "out" / "t-mixed" / "t-mixed.regcache")
     assert bundle.manifest["quantized_linears"] == bundle.manifest["linears"] - 2
     assert bundle.manifest["provenance"]["build"]["float_layers"] == sorted(names)
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, ConfigError, DataError
+from regcache_deploy.evaluation import rows
 from regcache_deploy.evaluation.metrics import (
     classification_metrics,
     fidelity_metrics,
@@ -245,3 +246,12 @@ def test_an_engine_that_does_not_run_here_is_an_error_and_nothing_else_runs(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_rows_grow_in_one_buffer(monkeypatch):
+    monkeypatch.setattr(rows, "FIRST", 4)
+    parts = [torch.randn(n, 3) for n in (2, 3, 1, 11, 2)]
+    collected = rows.Rows()
+    for part in parts:
+        collected.append(part)
+    assert torch.equal(collected.tensor(), torch.cat(parts))

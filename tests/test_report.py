@@ -22,6 +22,8 @@ from regcache_deploy.search.pictures import kept_positions, token_norms
 from tests.search_helpers import encoder_and_images
 
 DEPTH = 4
+SECTIONS = ("answer", "accuracy", "decision", "tokens", "layers", "cost", "ablation", "settings")
+"""Of a search alone; a bundle and a benchmark add more (test_report_bundle.py)."""
 
 
 def a_document() -> dict[str, Any]:
@@ -152,11 +154,7 @@ def test_page_is_one_file_with_everything_in_it(run_folder: Path, tmp_path: Path
     assert not [a for tag, a in page.tags if tag in ("script", "link", "iframe")]
     links = [a["href"] or "" for tag, a in page.tags if tag == "a"]
     anchors = {f"#{a['id']}" for tag, a in page.tags if tag == "section"}
-    assert (
-        set(links)
-        == anchors
-        == {"#decision", "#cost", "#layers", "#tokens", "#ablation", "#settings"}
-    )
+    assert set(links) == anchors == {f"#{name}" for name in SECTIONS}
     assert not re.search(r"(src|href)=\"https?:|url\(", text)
 
 

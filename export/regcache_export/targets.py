@@ -112,9 +112,9 @@ TARGETS: dict[str, Target] = {
             evidence={
                 "three products for q, k, v": "TensorRT-RTX 1.7.1 turns a packed one with a Split "
                 "into a float16 GEMM of dequantized weights, three into one INT8 GEMM",
-                "no Q/DQ on the residual": "in the ViT-B/16 of 12 blocks it changes no fused layer, "
-                "and adds 3 INT8 tensors to 84 without taking a float16 one away; "
-                "benchmarks/tensorrt_residual.py",
+                "no Q/DQ on the residual": "in a ViT-B/16 of 12 blocks it changes no product and "
+                "leaves the sums in float16, 78 of 79 tensors (TensorRT-RTX 1.7.1, "
+                "benchmarks/tensorrt_residual.py)",
                 "no cls-only": "with one query row, TensorRT-RTX 1.7.1 does not fuse INT8 "
                 "attention; the patches are dropped behind it instead",
             },

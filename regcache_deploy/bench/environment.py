@@ -14,6 +14,9 @@ from typing import Any
 INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU instructions that decide how fast integer products are."""
 
+BUSY = 0.5
+"""Load average a core above which the machine counts as busy."""
+
 DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -91,6 +94,20 @@ def read_gpu() -> tuple[dict[str, Any] | None, str | None]:
         return None, f"the NVIDIA driver does not describe its GPU ({error})"
     finally:
         nvml.nvmlShutdown()
+
+
+def busy_warning(load: float | None, cores: int) -> str:
+    """One sentence where other work was going on before the measurement, else nothing.
+
+    Turns meet the same machine, but not equally: a neighbour that fills the shared cache slows a
+    large float file more than a small INT8 file, and no control of equal files shows that.
+    """
+    if load is None or load <= BUSY * cores:
+        return ""
+    return (
+        f"the machine was busy before the measurement (load {load:g} on {cores} cores): figures "
+        "are worse than on a quiet one, and ratios may favour the smaller file"
+    )
 
 
 def environment_name(machine: Mapping[str, Any]) -> str:

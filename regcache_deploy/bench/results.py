@@ -12,7 +12,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from .environment import environment_columns, environment_name
+from .environment import busy_warning, environment_columns, environment_name
 
 Columns = dict[str, Any]
 
@@ -99,6 +99,9 @@ def print_table(document: Mapping[str, Any]) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
+    busy = busy_warning(machine["load"], machine["cores"])
+    if busy:
+        console.print(f"warning: {busy}.", markup=False)
     cautions = {row["caution"] for row in document["rows"] if row["caution"]}
     for caution in sorted(cautions):
         console.print(f"Note: {caution}.", markup=False)

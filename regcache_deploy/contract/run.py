@@ -20,7 +20,7 @@ from regcache_export.plan import Plan
 from regcache_export.trace import in_layout
 
 from ..bench.engines import engine_version, open_engine
-from ..bench.environment import describe_machine
+from ..bench.environment import busy_warning, describe_machine
 from ..bench.subjects import float_plan
 from ..bench.timing import Interval, interleave
 from ..errors import BundleError
@@ -45,7 +45,8 @@ class ContractOptions:
 
     Attributes:
         engine: `onnxruntime` or `openvino`.
-        output: folder of the kept bundle and of `NAME.decision.json`.
+        output: gets `NAME.decision.json`, and `NAME-FORM/` with bundle and plan where another file
+            than the bundle itself is kept.
         data, limit, seed: images to judge on; see `load_judge_data`.
         batch, threads: what the speed-up is measured at.
         seconds: for the timing of one candidate.
@@ -80,6 +81,7 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         raise BundleError(f"{path} has no quantized linear: there is nothing to decide")
     if options.threads:
         torch.set_num_threads(options.threads)
+    machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="regcache-build-") as scratch:
         candidates = Candidates.of(bundle, options.plan_folder, Path(scratch), reporter)
         data = load_judge_data(bundle, options.data, options.limit, options.seed)
@@ -103,7 +105,8 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
             "threads": options.threads or "default",
             "control": vars(measurement.control) if measurement.control else None,
         },
-        "environment": describe_machine(),
+        "environment": machine,
+        "warning": busy_warning(machine["load"], machine["cores"]),
         "caution": (bundle.manifest.get("provenance") or {}).get("caution"),
     }
     name = path.resolve().name.removesuffix(".regcache")
@@ -234,9 +237,11 @@ def write_kept(
     form = {"form": kept.form, "float_layers": list(kept.float_layers)}
     chosen = replace(chosen, provenance=dict(plan.provenance) | {"build": form})
     name = bundle.path.resolve().name.removesuffix(".regcache")
-    place = options.output / f"{name}-{kept.form}.regcache"
+    # a folder of its own: the plan lies beside the bundle, and another one may be in the output
+    folder = options.output / f"{name}-{kept.form}"
+    place = folder / f"{folder.name}.regcache"
     with reporter.stage(f"writing {place}"):
-        chosen.save(options.output)
+        chosen.save(folder)
         write_bundle(chosen, place, options=candidates.options)
         if kept.form == MIXED:
             certify_again(bundle, place, chosen, candidates)

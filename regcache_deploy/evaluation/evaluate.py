@@ -20,6 +20,7 @@ from .metrics import (
     zero_shot_logits,
 )
 from .paired import PairedComparison, compare_paired
+from .rows import Rows
 from .runners import Runner
 
 ZERO_SHOT = "zeroshot_classification"
@@ -88,20 +89,20 @@ def embed(
     Raises:
         DataError: no image, or too many unreadable ones.
     """
-    features: dict[str, list[Tensor]] = {runner.name: [] for runner in runners}
+    features = {runner.name: Rows() for runner in runners}
     keys: list[str] = []
     labels: list[Tensor] = []
     names = ", ".join(features)
     with reporter.stage(f"{stream.source} on {names}", stream.length) as advance:
         for batch in stream.batches(batch_size):
             for runner in runners:
-                features[runner.name].append(runner.run(batch).float())
+                features[runner.name].append(runner.run(batch))
             keys += batch.keys
             if batch.labels is not None:
                 labels.append(batch.labels)
             advance(len(batch.keys))
     return Embedded(
-        {name: torch.cat(parts) for name, parts in features.items()},
+        {name: rows.tensor() for name, rows in features.items()},
         tuple(keys),
         torch.cat(labels) if labels else None,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench.environment import busy_warning
 from .contract import TITLES
 from .format import difference_text, metric_title, value_text
 from .parts import Card, Section, Table, svg_picture
@@ -111,8 +112,9 @@ def file_card(document: dict[str, Any]) -> Card:
         return Card(question, "none yet", "regcache export writes the bundle of this choice.")
     return Card(
         question,
-        Path(bundle).name,
-        f"{bundle}. Not decided under a budget yet: regcache build {bundle} --engine onnxruntime.",
+        "not decided",
+        f"The bundle is {bundle}. To decide under a budget of accuracy and speed: regcache build "
+        f"{bundle} --engine onnxruntime --output {Path(bundle).parent}",
     )
 
 
@@ -135,9 +137,16 @@ def speed(folder: Path, document: dict[str, Any]) -> Section | None:
         tables.append(_bench_table(benched))
     machines = sorted({_machine(row) for row in rows if row.get("cpu")})
     text = [f"Measured on: {'; '.join(machines)}."] if machines else []
-    refused = [row for row in rows if row.get("reason")]
-    reasons = dict.fromkeys(f"{_name(row)}: {row['reason']}" for row in refused)
-    text += [f"Not run: {line}" for line in reasons]
+    loads = [(float(r["load"]), int(r["cores"])) for r in rows if r.get("load") and r.get("cores")]
+    if loads and (busy := busy_warning(*max(loads))):
+        text.append(f"{busy[0].upper()}{busy[1:]}.")
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.get("reason"):
+            reasons.setdefault(row["reason"], {})[_name(row)] = None
+    if reasons:
+        lines = [[", ".join(names), reason] for reason, names in reasons.items()]
+        tables.append(Table(["not run", "why"], lines))
     return Section("speed", "Speed", text, tables, pictures)
 
 
@@ -228,4 +237,5 @@ def _name(row: dict[str, Any]) -> str:
 def _machine(row: dict[str, Any]) -> str:
     gpu = f", {row['gpu']}" if row.get("gpu") else ""
     flags = f" ({row['cpu_flags']})" if row.get("cpu_flags") else ""
-    return f"{row['cpu']}{flags}, {row['cores']} cores{gpu}, load {row.get('load', '?')}"
+    cores = "1 core" if str(row["cores"]) == "1" else f"{row['cores']} cores"
+    return f"{row['cpu']}{flags}, {cores}{gpu}, load {row.get('load', '?')}"

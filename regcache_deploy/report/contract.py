@@ -42,6 +42,8 @@ def contract_lines(document: dict[str, Any]) -> list[str]:
         f"[{control['low']:.2f}, {control['high']:.2f}]",
         f"intervals: {document['interval']}",
     ]
+    if document["warning"]:
+        lines.append(f"warning: {document['warning']}.")
     if document["caution"]:
         lines.append(f"Note: {document['caution']}.")
     return lines

@@ -52,7 +52,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page, in the order text, cards, tables, pictures, code."""
+    """One part of the page, in the order text, cards, pictures, tables, code."""
 
     anchor: str
     title: str

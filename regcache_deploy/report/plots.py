@@ -215,7 +215,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(0.08)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.05))
     axes.set_title(f"large: all {most} images; small: a part of them", loc="left", fontsize=9)
     figure.colorbar(dots, ax=axes, label=_objective(document))
     return figure

@@ -97,6 +97,7 @@ class SearchProblem:
             "form": self.baseline.form,
             "folds": list(self.baseline.folds),
             "keep_float": sorted(self.baseline.keep_float),
+            "observer": getattr(self.baseline, "observer", ""),
         }
         self._walks = calibration_walks(self.baseline)
         # The baseline alone is calibrated in any case: search states come from it.
@@ -154,8 +155,7 @@ class SearchProblem:
             register=register_hash(self.registers[config.prefix_block])
             if config.has_prefix
             else "",
-            baseline=self.baseline.name,
-            bits=str(self.baseline.bits),
+            quantizer=self._quantizer,
             objective=self.objective.name,
         )
         return Score.of(found["p"], found["c"], found["m"])

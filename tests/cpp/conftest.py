@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from regcache_export.bundle import write_bundle
 from tests.awkward_images import write_awkward_images
 from tests.cpp.programs import ROOT, build
 from tests.tiny_plans import tiny_plan
+
+KINDS = (".png", ".jpg", ".jpeg")
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +29,17 @@ def sanitized() -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Every mode of JPEG and PNG, in odd sizes."""
+    """Every mode of JPEG and PNG, in odd sizes; photographs of REGCACHE_TEST_IMAGES, if it is set.
+
+    REGCACHE_TEST_IMAGES=DIR pytest -s tests/cpp/test_results.py   prints the largest differences.
+    """
     made = write_awkward_images(tmp_path_factory.mktemp("awkward"))
     golden = (ROOT / "tests/golden").iterdir()
-    return made + sorted(path for path in golden if path.suffix in (".png", ".jpg"))
+    more = (
+        Path(os.environ["REGCACHE_TEST_IMAGES"]) if "REGCACHE_TEST_IMAGES" in os.environ else None
+    )
+    found = [*golden, *(more.iterdir() if more else [])]
+    return made + sorted(path for path in found if path.suffix.lower() in KINDS)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ namespace regcache {
 
 class Error : public std::runtime_error {
 public:
-    Error(regcache_status status, const std::string &message)
-        : std::runtime_error(message), status(status) {}
+    Error(regcache_status code, const std::string &message)
+        : std::runtime_error(message), status(code) {}
 
     const regcache_status status;
 };

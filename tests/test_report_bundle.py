@@ -1,0 +1,333 @@
+"""The page of an export: the answer, speed, error by layer, contract, how to run it, Triton."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regcache_deploy.certify import certify_bundle
+from regcache_deploy.cli.main import main
+from regcache_deploy.errors import BundleError, ConfigError, DataError
+from regcache_deploy.planning import calibration_of
+from regcache_deploy.report.answer import accuracy_card, file_card, pareto_points, speed_card
+from regcache_deploy.report.block_errors import measure_block_errors
+from regcache_deploy.report.bundle_sections import python_snippet
+from regcache_deploy.report.document import load_document, read_rows
+from regcache_deploy.report.plots import DARK, INK, draw_svg, pareto, pareto_front
+from regcache_engines.bundle import Bundle
+from regcache_engines.engine import load_engine
+from regcache_export.bundle import write_bundle
+from regcache_export.targets import GraphOptions
+from regcache_export.triton import triton_config, write_model_repository
+from tests.tiny_plans import SPEC, tiny_plan
+
+PAIR = {"difference": -0.2, "low": -0.4, "high": 0.1, "p_value": 0.5, "lost": 3, "won": 1, "n": 9}
+ROW = {
+    "bundle": "t",
+    "precision": "int8",
+    "engine": "onnxruntime",
+    "threads": "2",
+    "infer_batch_size": "1",
+    "infer_step_time": "2.0",
+    "p99_ms": "3.0",
+    "cpu": "A CPU",
+    "cpu_flags": "avx2",
+    "cores": "2",
+    "load": "1.75",
+}
+FASTER = {"speedup": "2.5", "speedup_low": "2.4", "speedup_high": "2.6", "speedup_over": "fp32"}
+
+
+def result(**changes):
+    return {
+        "model": "tiny",
+        "baseline": "naive",
+        "bits": "W8A8",
+        "caution": "random weights",
+        "sensitive_block": 1,
+        "sensitive_layer": "blocks.1.mlp.fc2",
+        "prefix_count": 3,
+        "prefix_block": 1,
+        "prefix_add_blocks": [1, 2],
+        "delete_block": 1,
+        "delete_count": 4,
+        "search_accuracy": 0.7,
+        "search_metric": "top1",
+        "metric": "top1",
+        "n_search": 12,
+        "n_eval": 34,
+        "accuracy": {"fp32": 0.9, "regcache": 0.89, "deployed": 0.898},
+        "paired": {"regcache": PAIR, "deployed": PAIR},
+        "agreement": {"mean_cosine": 0.99999, "min_cosine": 0.9999, "n": 34},
+        "bundle": "t.regcache",
+        "warnings": [],
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """What an export leaves, with a benchmark beside it (made-up figures, random weights)."""
+    folder = tmp_path_factory.mktemp("run")
+    plan = tiny_plan()
+    plan.save(folder)
+    write_bundle(plan, folder / "t.regcache")
+    pixels = torch.randint(0, 256, (3, *SPEC.image_size, 3), dtype=torch.uint8)
+    certify_bundle(folder / "t.regcache", plan, GraphOptions(), calibration_of(plan), pixels)
+    (folder / "result.json").write_text(json.dumps(result()))
+    rows = [ROW | {"precision": "fp32", "infer_step_time": "5.0"}, ROW | FASTER]
+    rows.append({"bundle": "t", "precision": "int8", "engine": "cuda", "reason": "no GPU here"})
+    columns = list(rows[1] | {"reason": ""})
+    lines = [",".join(columns)] + [",".join(r.get(c, "") for c in columns) for r in rows]
+    (folder / "bench-machine.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_page_of_an_export(run_folder, tmp_path, capsys):
+    page = tmp_path / "p.html"
+    triton = ["--triton", str(tmp_path / "models"), "--json"]
+    assert main(["report", str(run_folder), "--output", str(page), *triton]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"report": str(page), "triton": str(tmp_path / "models" / "t")}
+    text = page.read_text(encoding="utf-8")
+    anchors = ["answer", "accuracy", "speed", "decision", "errors", "contract", "run"]
+    places = [text.index(f'<section id="{name}"') for name in [*anchors, "certificate"]]
+    assert places == sorted(places)
+    for words in ("yes, 2.50×", "89.80 %", "no GPU here", "image [batch, 3, 32, 24]", "load 1.75"):
+        assert words in text
+    assert "The machine was busy" in text
+    assert text.count("<img ") == 2  # latency against accuracy, error by layer
+    assert "http" not in text.split("<main>")[1].replace("model_repository", "")
+    assert main(["report", str(run_folder), "--output", str(page), "--no-layers"]) == 0
+    assert 'id="errors"' not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("pair", "word", "mood"),
+    [
+        ({"difference": -0.2, "low": -0.5, "high": 0.1}, "yes", "good"),
+        ({"difference": -0.2, "low": -0.6, "high": 0.1}, "probably", "open"),
+        ({"difference": -0.6, "low": -0.9, "high": -0.4}, "probably not", "bad"),
+        ({"difference": -2.0, "low": -3.0, "high": -1.0}, "no", "bad"),
+    ],
+)
+def test_accuracy_answer(pair, word, mood):
+    card = accuracy_card(result(paired={"deployed": PAIR | pair}))
+    assert (card.answer, card.mood) == (word, mood)
+    assert "34 held-out images" in card.detail
+    wide = {"decision": {"contract": {"max_drop": 3.0}}}
+    assert accuracy_card(result(paired={"deployed": PAIR | pair}) | wide).answer == "yes"
+
+
+def test_accuracy_answer_without_labels_or_figures():
+    card = accuracy_card(result(metric="cosine", accuracy={"fp32": 1.0, "regcache": 0.995}))
+    assert card.answer == "close"
+    assert "not accuracy" in card.detail
+    assert accuracy_card(result(accuracy={"fp32": 0.9})).answer == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word", "mood"),
+    [
+        ((2.0, 1.9, 2.1), "yes, 2.00×", "good"),
+        ((1.1, 0.9, 1.3), "maybe, 1.10×", "open"),
+        ((0.8, 0.7, 0.9), "no, 0.80×", "bad"),
+    ],
+)
+def test_speed_answer(ratio, word, mood):
+    names = ("speedup", "speedup_low", "speedup_high")
+    row = ROW | dict(zip(names, map(str, ratio), strict=True))
+    card = speed_card({"bench": [ROW, row]})
+    assert (card.answer, card.mood) == (word, mood)
+    assert speed_card({}).answer == "not measured"
+
+
+def test_file_answer():
+    assert file_card(result()).answer == "not decided"
+    assert "regcache build t.regcache" in file_card(result()).detail
+    tried = [
+        {"form": "int8", "keep": False, "reasons": ["too slow"]},
+        {"form": "float", "keep": True, "reasons": ["loses nothing"]},
+    ]
+    found = {"kept": "float", "proven": True, "path": "x/f.regcache", "tried": tried}
+    card = file_card(result(decision=found))
+    assert card.answer == "float file"
+    assert "x/f.regcache" in card.detail
+    assert "INT8 as exported" in card.detail
+
+
+def test_front_is_what_nothing_beats():
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.9), (2.0, 0.4), (4.0, 0.95), (5.0, 0.95)]
+    assert pareto_front(points) == [1, 2, 4]
+
+
+def test_points_come_from_peers_where_there_are_any():
+    peers = [
+        {"peer": "a", "title": "PyTorch", "b1_infer_step_time": "4", "b8_infer_step_time": "9"},
+        {"peer": "b", "title": "ours, x", "b1_infer_step_time": "2", "mean_cosine": "0.9"},
+        {"peer": "c", "title": "gone", "reason": "no"},
+    ]
+    points = pareto_points(result(bench=[*peers, ROW]))
+    assert [(p["ms"], p["value"], p["ours"]) for p in points] == [(4, 1, False), (2, 0.9, True)]
+    timed = pareto_points(result(bench=[ROW, ROW | {"precision": "fp32", "infer_step_time": "5"}]))
+    assert [(p["ms"], p["value"]) for p in timed] == [(2.0, 0.898), (5.0, 0.9)]
+    assert pareto_points(result(bench=[ROW], accuracy={"fp32": 0.9})) == []
+
+
+def test_plots_are_readable_on_dark():
+    points = [{"ms": 1.0, "value": 0.5, "ours": True}, {"ms": 2.0, "value": 0.6, "ours": False}]
+    svg = draw_svg(lambda: pareto(points, "top1", 1)).decode()
+    rule = f'[style*="fill: {INK}"] {{ fill: {DARK[INK]} !important }}'
+    assert "@media (prefers-color-scheme: dark)" in svg
+    assert rule in svg
+    assert f"fill: {INK}" in svg.split("</style>", 1)[1]
+    assert "fill: #ffffff" not in svg
+
+
+def test_search_and_export_in_one_folder(tmp_path):
+    search = result(accuracy={"fp32": 0.8}, paired={}) | {"plots": {}, "gain": {"found": True}}
+    (tmp_path / "search.json").write_text(json.dumps(search))
+    (tmp_path / "result.json").write_text(json.dumps(result()))
+    both = load_document(tmp_path)
+    assert both["accuracy"]["deployed"] == 0.898
+    assert both["gain"] == {"found": True}
+    (tmp_path / "result.json").write_text(json.dumps(result(prefix_count=1)))
+    other = load_document(tmp_path)
+    assert "deployed" not in other["accuracy"]
+    assert "another choice" in other["warnings"][-1]
+
+
+def test_rows_that_are_none(tmp_path):
+    for name, text in {"a.csv": "x,y\n1,2\n", "b.json": "[]", "c.json": "{"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError):
+            read_rows(tmp_path / name)
+    with pytest.raises(DataError):
+        read_rows(tmp_path / "none.csv")
+
+
+def test_block_errors_follow_the_simulation(run_folder):
+    found = measure_block_errors(Bundle.open(run_folder / "t.regcache"))
+    assert found["images"] == 3
+    assert len(found["simulated"]) == len(found["deployed"]) == SPEC.depth
+    assert found["simulated"] == pytest.approx(found["deployed"], rel=0.02)
+    assert 0 < found["simulated"][-1] < 0.5
+    assert set(found["alone"]) == set(SPEC.linears())
+
+
+def test_block_errors_of_another_plan_are_refused(run_folder, tmp_path, capsys):
+    other = tiny_plan()
+    other.provenance["model"] = "another"
+    other.save(tmp_path)
+    with pytest.raises(BundleError, match="another bundle"):
+        measure_block_errors(Bundle.open(run_folder / "t.regcache"), tmp_path)
+
+
+@pytest.mark.parametrize("pixels", [None, "nchw", "nhwc"])
+def test_python_listing_runs(tmp_path, capsys, monkeypatch, pixels):
+    bundle = Bundle.open(
+        write_bundle(tiny_plan(), tmp_path / "b.regcache", options=GraphOptions(pixels=pixels))
+    )
+    picture = np.random.default_rng(0).integers(0, 255, (*SPEC.image_size, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    monkeypatch.setattr(sys, "argv", ["program", str(tmp_path / "x.png")])
+    exec(python_snippet(str(bundle.path), bundle.manifest, head=True), {})
+    assert capsys.readouterr().out.strip() in {str([label]) for label in bundle.labels}
+
+
+def model_config(text):
+    """Parse with protobuf: the fields of Triton's model_config.proto that are used here."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+    file = descriptor_pb2.FileDescriptorProto(name="m.proto", package="inference", syntax="proto3")
+    kinds = descriptor_pb2.FieldDescriptorProto
+
+    def enum(name, *values):
+        made = file.enum_type.add(name=name)
+        for number, value in enumerate(values):
+            made.value.add(name=value, number=number)
+
+    def message(title, **fields):
+        made = file.message_type.add(name=title)
+        for number, (field, (kind, repeated)) in enumerate(fields.items(), 1):
+            label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            added = made.field.add(name=field, number=number, label=label)
+            if isinstance(kind, str):
+                added.type_name = f".inference.{kind}"
+                added.type = kinds.TYPE_ENUM if kind[0] == "E" else kinds.TYPE_MESSAGE
+            else:
+                added.type = kind
+
+    text_type, number = kinds.TYPE_STRING, kinds.TYPE_INT64
+    enum("EType", "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_FP32")
+    enum("EKind", "KIND_AUTO", "KIND_GPU", "KIND_CPU")
+    fields = {"name": (text_type, False), "data_type": ("EType", False), "dims": (number, True)}
+    message("Tensor", **fields)
+    message("Group", count=(number, False), kind=("EKind", False))
+    message("Batching", max_queue_delay_microseconds=(number, False))
+    message("Accelerator", name=(text_type, False))
+    message("Accelerators", gpu_execution_accelerator=("Accelerator", True))
+    message("Optimization", execution_accelerators=("Accelerators", False))
+    message(
+        "Config",
+        name=(text_type, False),
+        backend=(text_type, False),
+        max_batch_size=(number, False),
+        input=("Tensor", True),
+        output=("Tensor", True),
+        instance_group=("Group", True),
+        dynamic_batching=("Batching", False),
+        optimization=("Optimization", False),
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.Config"))
+    return text_format.Parse(text, kind())
+
+
+@pytest.mark.parametrize(("pixels", "batch"), [(None, None), ("nhwc", None), (None, 4)])
+def test_triton_repository(tmp_path, pixels, batch):
+    options = GraphOptions(pixels=pixels, batch=batch)
+    bundle = Bundle.open(write_bundle(tiny_plan(), tmp_path / "a b.regcache", options=options))
+    place = write_model_repository(bundle, tmp_path / "models")
+    assert place == tmp_path / "models" / "a-b"
+    config = model_config((place / "config.pbtxt").read_text())
+    assert config.name == place.name
+    assert config.backend == "onnxruntime"
+    with load_engine(place / "1" / "model.onnx") as engine:
+        height, width = engine.image_size
+        dims = [height, width, 3] if pixels else [3, height, width]
+        assert list(config.input[0].dims) == ([batch, *dims] if batch else dims)
+        wanted = [batch, engine.output_dim] if batch else [engine.output_dim]
+        assert list(config.output[0].dims) == wanted
+    assert config.max_batch_size == (0 if batch else 32)
+    assert config.HasField("dynamic_batching") is (batch is None)
+    assert config.input[0].data_type == (2 if pixels else 3)
+    assert write_model_repository(bundle, tmp_path / "models") == place  # again, over itself
+    gpu = model_config(triton_config(bundle, "x", gpu=True))
+    assert gpu.instance_group[0].kind == 1
+
+
+def test_triton_refuses_what_is_in_its_way(run_folder, tmp_path):
+    bundle = Bundle.open(run_folder / "t.regcache")
+    (tmp_path / "t").mkdir()
+    with pytest.raises(BundleError, match="no model of Triton"):
+        write_model_repository(bundle, tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "t"]
+    with pytest.raises(ConfigError):
+        triton_config(bundle, "t", max_batch=0)
+
+
+def test_several_bundles_in_a_run_are_named(run_folder, tmp_path, capsys):
+    (tmp_path / "result.json").write_text(json.dumps(result()))
+    assert main(["report", str(tmp_path), "--triton", str(tmp_path / "m")]) == 2
+    assert "no bundle" in capsys.readouterr().err
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.regcache").mkdir()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "a.regcache, b.regcache" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
