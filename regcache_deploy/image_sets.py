@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,14 @@ class ImageSets:
     objective: Objective
     head: Tensor | None
     cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
+
+    def for_another_search(self, depth: int) -> ImageSets:
+        """The same images and parts, with work that starts after the float features.
+
+        A search spends up to a budget of counted work; what another one spent is not its own.
+        """
+        features = len(self.search) * depth
+        return replace(self, cache=self.cache.counting(Work(features)))
 
     def images(self, rows: Tensor) -> Tensor:
         """Search images `rows [m]`, normalized: `[m, 3, H, W]`."""

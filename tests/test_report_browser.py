@@ -82,7 +82,9 @@ def test_layout_and_colours(page, tmp_path, width, dark):
         encoding="utf-8",
     )
     dom = chromium(scheme(dark), "--window-size=1400,900", "--dump-dom", wrapper.as_uri())
-    found = json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", dom)[1]))
+    title = re.search(r"<title>(\{.*?\})</title>", dom)
+    assert title is not None
+    found = json.loads(html.unescape(title[1]))
     assert found["loaded"]
     assert found["images"] == 5
     assert found["cards"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 
@@ -241,8 +242,10 @@ def test_python_listing_runs(tmp_path, capsys, monkeypatch, pixels):
 
 def model_config(text):
     """Parse with protobuf: the fields of Triton's model_config.proto that are used here."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-
+    parts = ("descriptor_pb2", "descriptor_pool", "message_factory", "text_format")
+    descriptor_pb2, descriptor_pool, message_factory, text_format = (
+        importlib.import_module(f"google.protobuf.{part}") for part in parts
+    )
     file = descriptor_pb2.FileDescriptorProto(name="m.proto", package="inference", syntax="proto3")
     kinds = descriptor_pb2.FieldDescriptorProto
 

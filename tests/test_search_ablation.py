@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from regcache_deploy.demo import planted_vit
 from regcache_deploy.image_sets import load_image_sets
 from regcache_deploy.options import ExportOptions
 from regcache_deploy.progress import Reporter
+from regcache_deploy.quantization import Bits, make_baseline
 from regcache_deploy.search.ablation import VARIANTS, run_ablation
 from regcache_deploy.search.cache import PartCache
 from regcache_deploy.search.cost import Work
 from regcache_deploy.search.held_out import HeldOut
+from regcache_deploy.search.job import find_choice
 from regcache_deploy.search_settings import SearchSettings
 
 
@@ -33,6 +36,17 @@ def test_every_corner_has_a_figure_with_paired_statistics_or_a_reason(tmp_path: 
         assert tuple(row.cells) == VARIANTS
         for cell in row.cells.values():
             assert (cell.value is None) == bool(cell.reason)
+    alone = replace(options, bits="W6A6")
+    second = find_choice(
+        alone,
+        make_baseline("naive", Bits(6, 6)),
+        model.encoder,
+        load_image_sets(alone, model, quiet),
+        SearchSettings(),
+        quiet,
+    )
+    assert not second.result.best.is_empty
+    assert second.result.best.to_json().items() <= rows[1].choice.items()
     cells = rows[0].cells
     assert rows[0].choice["delete_count"] == 4
     assert cells["fp32"].value == 1.0

@@ -88,7 +88,8 @@ def run_ablation(
         for name in baselines:
             chosen = replace(options, baseline=name, bits=width)
             baseline = make_baseline(name, Bits(chosen.weight_bits, chosen.activation_bits))
-            found = find_choice(chosen, baseline, encoder, sets, settings, reporter)
+            own = sets.for_another_search(encoder.spec.depth)
+            found = find_choice(chosen, baseline, encoder, own, settings, reporter)
             rows.append(_row(chosen, found, held_out))
     return rows
 

@@ -7,6 +7,7 @@ read is computed anew.
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import json
@@ -78,6 +79,12 @@ class PartCache:
     def __init__(self, folder: Path | None, identity: dict[str, Any], work: Work) -> None:
         self.folder, self.work = folder, work
         self.identity = _digest({"schema": SCHEMA, "code": code_hash(), **identity})
+
+    def counting(self, work: Work) -> PartCache:
+        """The same parts for another search, which counts its own work."""
+        other = copy.copy(self)
+        other.work = work
+        return other
 
     def part(
         self, name: str, compute: Callable[[], dict[str, Tensor]], **key: Any
