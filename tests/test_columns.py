@@ -58,7 +58,7 @@ def test_features_are_equal_bit_for_bit(
         with load_engine(path, threads=1) as engine:
             outputs.append(np.asarray(engine.infer(images)))
         packed(monkeypatch)
-    assert np.array_equal(*outputs)
+    assert np.array_equal(outputs[0], outputs[1])
 
 
 def test_what_is_cut_and_what_is_gone(tmp_path: Path) -> None:
