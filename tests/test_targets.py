@@ -115,13 +115,21 @@ def test_baked_preprocessing(layout: PixelLayout, target: str, tmp_path: Path) -
     assert torch.cosine_similarity(torch.tensor(plain), torch.tensor(baked)).min() > 0.9999
 
 
-def test_a_fixed_batch_is_in_the_contract(tmp_path: Path) -> None:
-    options = GraphOptions(batch=2)
-    path = write_bundle(tiny_plan(), tmp_path / "two.regcache", options=options)
-    with load_engine(path, threads=1) as engine:
-        assert engine.infer(tiny_images(2).numpy()).shape == (2, 20)
-        with pytest.raises(EngineError):
-            engine.infer(tiny_images(3).numpy())
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_fixed_batch_takes_any_number_of_images(runtime: str, tmp_path: Path) -> None:
+    pytest.importorskip(runtime)
+    plan, images = tiny_plan(), tiny_images(5).numpy()
+    free = write_bundle(plan, tmp_path / "free.regcache")
+    fixed = write_bundle(plan, tmp_path / "two.regcache", options=GraphOptions(batch=2))
+    assert onnx.load(fixed / "model.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    with load_engine(free, threads=1) as engine:
+        expected = np.concatenate([engine.infer(images[i : i + 1]) for i in range(5)])
+    with load_engine(fixed, threads=1, runtime=runtime) as engine:
+        for count in (1, 2, 5):
+            found = engine.infer(images[:count])
+            assert found.shape == (count, 20)
+            similar = torch.cosine_similarity(torch.tensor(found), torch.tensor(expected[:count]))
+            assert similar.min() > 0.9999
 
 
 @pytest.mark.parametrize("target", CPU_TARGETS)

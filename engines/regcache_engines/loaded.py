@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .errors import EngineError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .engine import Array, FloatArray
 
 Contract = tuple[tuple[int, int], int, "str | None"]
 """Image size, output length and pixel layout, as `engine.read_contract` gives them."""
@@ -46,6 +51,23 @@ class LoadedEngine(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def in_fixed_batches(
+    images: Array, size: int | None, run: Callable[[Array], FloatArray]
+) -> FloatArray:
+    """Run `images` in batches of exactly `size`; None takes them as they are.
+
+    A last batch that is too short is filled up with its last image, whose features are dropped.
+    """
+    if size is None or len(images) == size:
+        return run(images)
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        rest = np.repeat(part[-1:], size - len(part), axis=0)
+        parts.append(run(np.concatenate([part, rest]))[: len(part)])
+    return np.concatenate(parts)
 
 
 def require_open(handle: object) -> None:

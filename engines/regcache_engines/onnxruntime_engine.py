@@ -12,7 +12,7 @@ import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images, read_contract
 from .errors import EngineError
-from .loaded import Contract, LoadedEngine, check_threads, require_open
+from .loaded import Contract, LoadedEngine, check_threads, in_fixed_batches, require_open
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same `onnxruntime` module over one another."""
@@ -60,12 +60,16 @@ class OnnxRuntimeEngine(LoadedEngine):
         """See `Engine.infer`."""
         require_open(self._session)
         check_images(images, self.image_size, self.pixels)
+        features = in_fixed_batches(images, self._fixed_batch, self._run)
+        return check_features(features, len(images), self.output_dim)
+
+    def _run(self, images: Array) -> FloatArray:
         feed = {self._input_name: np.ascontiguousarray(images)}
         try:
-            (features,) = self._session.run([self._output_name], feed)
+            features: FloatArray = self._session.run([self._output_name], feed)[0]
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
-        return check_features(features, len(images), self.output_dim)
+        return features
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -91,6 +95,8 @@ class OnnxRuntimeEngine(LoadedEngine):
                 "[batch, E]"
             )
         self._input_name, self._output_name = inputs[0].name, outputs[0].name
+        batch = inputs[0].shape[0]
+        self._fixed_batch = batch if isinstance(batch, int) else None
         return contract
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images, read_contract
 from .errors import EngineError
-from .loaded import LoadedEngine, check_threads, require_open
+from .loaded import LoadedEngine, check_threads, in_fixed_batches, require_open
 
 
 class OpenVINOEngine(LoadedEngine):
@@ -54,17 +54,22 @@ class OpenVINOEngine(LoadedEngine):
         self._path = path
         self._contract = contract
         self._request: Any = compiled.create_infer_request()
+        batch = compiled.inputs[0].partial_shape[0]
+        self._fixed_batch = batch.get_length() if batch.is_static else None
 
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
         require_open(self._request)
         check_images(images, self.image_size, self.pixels)
+        features = in_fixed_batches(images, self._fixed_batch, self._run)
+        return check_features(features, len(images), self.output_dim)
+
+    def _run(self, images: Array) -> FloatArray:
         try:
             self._request.infer([np.ascontiguousarray(images)])
-            features = np.array(self._request.get_output_tensor(0).data)
+            return np.array(self._request.get_output_tensor(0).data)
         except Exception as error:  # as above
             raise EngineError(f"OpenVINO failed on {self._path}: {error}") from error
-        return check_features(features, len(images), self.output_dim)
 
     def close(self) -> None:
         """See `Engine.close`."""
