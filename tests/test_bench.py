@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-import types
-from typing import Any
 
 import numpy as np
 import pytest
 
-from regcache_deploy.bench.environment import describe_machine, environment_name, read_gpu
 from regcache_deploy.bench.measure import Bench, Settings, row_columns
 from regcache_deploy.bench.memory import peak_memory, resident_peak_mib
 from regcache_deploy.bench.subjects import float_plan, graph_options, subjects_of
@@ -98,63 +94,6 @@ def test_percentiles_take_every_call():
     assert samples.percentile("x", 50) == 2.5
     assert samples.calls("x") == [1.0, 2.0, 3.0, 100.0]
     assert samples.rounds("x") == [1.5, 51.5]
-
-
-def test_environment_is_read_and_named(tmp_path, monkeypatch):
-    info = tmp_path / "cpuinfo"
-    info.write_text("processor : 0\nmodel name : Intel(R) Xeon(R) CPU @ 2.60GHz\nflags : a avx2\n")
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    machine = describe_machine(info)
-    assert machine["cpu_flags"] == ["avx2"]
-    assert machine["gpu"] is None
-    assert "nvidia-ml-py" in machine["no_gpu"]
-    name = environment_name(machine | {"cores": 4, "versions": {"onnxruntime": "1.2.3"}})
-    assert name == "intel-xeon-4cores-onnxruntime1.2.3"
-
-
-def fake_nvml(**broken):
-    """nvidia-ml-py with one GPU that does not tell its power."""
-    module: Any = types.ModuleType("pynvml")
-    module.NVMLError = type("NVMLError", (Exception,), {})
-    module.NVML_CLOCK_SM, module.NVML_CLOCK_MEM, module.NVML_TEMPERATURE_GPU = 1, 2, 0
-
-    def refuse(*arguments):
-        raise module.NVMLError("not supported")
-
-    answers = {
-        "nvmlInit": None,
-        "nvmlShutdown": None,
-        "nvmlDeviceGetHandleByIndex": "gpu",
-        "nvmlDeviceGetName": b"Test GPU 80GB",
-        "nvmlSystemGetDriverVersion": "1.2",
-        "nvmlDeviceGetMaxClockInfo": 1980,
-        "nvmlDeviceGetEnforcedPowerLimit": 350000,
-        "nvmlDeviceGetTemperature": 41,
-    }
-    for question, answer in answers.items():
-        setattr(module, question, lambda *arguments, answer=answer: answer)
-    module.nvmlDeviceGetClockInfo = lambda handle, kind: {1: 1755, 2: 2619}[kind]
-    module.nvmlDeviceGetPowerUsage = refuse
-    for question in broken:
-        setattr(module, question, refuse)
-    return module
-
-
-def test_gpu_clocks_and_power_come_from_nvml(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
-    gpu, why = read_gpu()
-    assert why is None
-    assert gpu is not None
-    assert (gpu["name"], gpu["sm_clock_mhz"], gpu["memory_clock_mhz"]) == (
-        "Test GPU 80GB",
-        1755,
-        2619,
-    )
-    assert gpu["power_limit_w"] == 350.0
-    assert gpu["power_w"] is None
-    assert environment_name(describe_machine()).startswith("test-gpu-80gb")
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlInit=True))
-    assert read_gpu() == (None, "no NVIDIA GPU (not supported)")
 
 
 @pytest.fixture(scope="module")

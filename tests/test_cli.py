@@ -111,6 +111,7 @@ class TestUsage:
             (["export", "--baseline", "foo"], "'foo'; take one of: naive, ptq4vit, repqvit"),
             (["export", "--model", ""], "--model is empty"),
             (["export", "--prefix-count", "65"], "--prefix-count 65 is out of range"),
+            (["export", "--target", "tensorrt", "--probes", "2"], "take --target onnx or onnx"),
             (["export", "--prefix-count=-1"], "take 0 to 64"),
             (["export", "--delete-count=-1"], "take at least 0"),
             (["export", "--prefix-block=-1"], "--prefix-block -1"),
@@ -135,13 +136,6 @@ class TestUsage:
         (tmp_path / "file").write_text("")
         assert cli.main(["export", "--output", str(tmp_path / "file" / "run"), "--dry-run"]) == 2
         assert "file is no folder; choose another --output" in error_line(capsys)
-
-    @pytest.mark.parametrize("command", ["build"])
-    def test_scripts_of_commands_that_are_not_there_yet(self, capsys, command):
-        if command in cli.COMMANDS:
-            pytest.skip("this command exists by now")
-        assert getattr(cli, f"{command}_main")([]) == 2
-        assert f"no command '{command}'" in error_line(capsys)
 
 
 class TestGuard:

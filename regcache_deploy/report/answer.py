@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.environment import busy_warning
+from .bundle_plots import PARETO_CAPTION, pareto
 from .contract import TITLES
+from .drawing import draw_svg
 from .format import difference_text, metric_title, value_text
 from .parts import Card, Section, Table, svg_picture
-from .plots import PARETO_CAPTION, draw_svg, pareto
 
 MAX_DROP = 0.5
 """Points that count as kept where no `regcache build` set another budget; its own default."""

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .bundle_plots import layer_errors
+from .drawing import draw_svg
 from .format import count_text
 from .parts import Code, Section, Table, svg_picture
-from .plots import draw_svg, layer_errors
 
 CERTIFICATE = "certificate.json"
 

@@ -1,60 +1,15 @@
-"""The pictures of a search as SVG files, for the report page and for papers.
-
-Their ground is transparent, and a style sheet inside each file exchanges the colours of lines and
-letters where the reader prefers a dark screen.
-"""
+"""The pictures of a search as SVG files, for the report page and for papers."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..compat import require
-
-INK, MUTED, GRID = "#1c2330", "#667085", "#e4e7ec"
-COLOURS = ("#1f6feb", "#d9730d", "#12805c", "#b42318")
-GAP = "#98a2b3"
-"""Where a heat map has no value; seen on light and on dark."""
-
-DARK = {
-    INK: "#e6e9ef",
-    MUTED: "#9aa4b5",
-    GRID: "#2e3644",
-    COLOURS[0]: "#6ea8fe",
-    COLOURS[1]: "#ffa657",
-    COLOURS[2]: "#3fb68b",
-    COLOURS[3]: "#ff7b72",
-}
-"""What each colour becomes on a dark screen."""
-
-STYLE: dict[str, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "font.size": 11,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "svg.hashsalt": "regcache",  # the same search gives the same file
-    "svg.fonttype": "path",
-}
-ROLES = ("attn.qkv", "attn.out_proj", "mlp.fc1", "mlp.fc2")
-FLOOR = 1e-7
-"""Smallest loss on a logarithmic axis."""
+from .drawing import COLOURS, FLOOR, GAP, MUTED, ROLES, draw_svg, new_figure
 
 
 def write_plots(folder: Path, document: dict[str, Any], arrays: dict[str, Any]) -> dict[str, str]:
@@ -77,40 +32,10 @@ def write_plots(folder: Path, document: dict[str, Any], arrays: dict[str, Any]) 
     return files
 
 
-def draw_svg(draw: Callable[[], Any]) -> bytes:
-    """A figure as an SVG file that is readable on light and on dark."""
-    matplotlib = require("matplotlib", "search")
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE):
-        buffer = io.BytesIO()
-        draw().savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue().decode()
-    return text.replace("<defs>", f"<style>{_dark_rules()}</style>\n <defs>", 1).encode()
-
-
-def _dark_rules() -> str:
-    """Colours are found where matplotlib puts them: in the style attribute of each element."""
-    rules = [
-        f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
-        for light, dark in DARK.items()
-        for part in ("fill", "stroke")
-    ]
-    # letters without a colour of their own are black
-    rules.append('[id^="text_"] { fill: ' + DARK[INK] + " }")
-    return "@media (prefers-color-scheme: dark) { " + " ".join(rules) + " }"
-
-
-def _figure(width: float, height: float, **keywords: Any) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(**keywords)
-
-
 def sensitivity(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     """Loss with one layer quantized alone, above the one-pass proxy."""
     data = document["sensitivity"]
-    figure, (above, below) = _figure(5.2, 5.4, nrows=2, sharex=True, height_ratios=(2, 1.3))
+    figure, (above, below) = new_figure(5.2, 5.4, nrows=2, sharex=True, height_ratios=(2, 1.3))
     depth = len(data["proxy"]["fc2_input"])
     for role, colour in zip(ROLES, COLOURS, strict=True):
         loss = [
@@ -142,7 +67,7 @@ def norms(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     before, after = arrays["largest_before"], arrays["largest_after"]
     from matplotlib import colormaps
 
-    figure, axes = _figure(5.2, 4.4, nrows=2, sharex=True)
+    figure, axes = new_figure(5.2, 4.4, nrows=2, sharex=True)
     colours = colormaps["viridis"].with_extremes(bad=GAP)
     scale = LogNorm(max(float(np.nanmin(before)), 1e-3), float(np.nanmax(before)))
     for place, values, title in ((axes[0], before, "before"), (axes[1], after, "with RegCache")):
@@ -164,7 +89,7 @@ def deleted(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     images, masks = arrays["thumbnails"], arrays["deleted"]
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = _figure(5.2, 1.42 * rows, nrows=rows, ncols=columns, squeeze=False)
+    figure, axes = new_figure(5.2, 1.42 * rows, nrows=rows, ncols=columns, squeeze=False)
     for place in axes.flat:
         place.axis("off")
     for place, image, mask in zip(axes.flat, images, masks, strict=False):
@@ -189,7 +114,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
             best[key] = trial
     trials = sorted(best.values(), key=lambda t: t["images"])
     most = max(t["images"] for t in trials)
-    figure, axes = _figure(5.2, 3.9)
+    figure, axes = new_figure(5.2, 3.9)
     dots = axes.scatter(
         [t["prefix_count"] for t in trials],
         [t["delete_count"] for t in trials],
@@ -225,7 +150,7 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     """Value of every evaluation against the work done so far."""
     trials = document["trials"]
     most = max(t["images"] for t in trials)
-    figure, axes = _figure(5.2, 3.6)
+    figure, axes = new_figure(5.2, 3.6)
     part = [t for t in trials if t["images"] < most]
     whole = [t for t in trials if t["images"] == most]
     axes.scatter(
@@ -251,96 +176,6 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}".replace(",", " "))
     axes.tick_params(axis="x", labelrotation=20)
     axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return figure
-
-
-PARETO_CAPTION = (
-    "Latency against accuracy; the numbers are those of the table. Left and up is better. The "
-    "line joins the files that no other one beats in both."
-)
-
-
-def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
-    """Latency against accuracy, numbered, with the front of what nothing beats."""
-    figure, axes = _figure(5.2, 3.9)
-    scale = 100 if metric == "top1" else 1
-    front = pareto_front([(p["ms"], p["value"]) for p in points])
-    axes.plot(
-        [points[i]["ms"] for i in front],
-        [scale * points[i]["value"] for i in front],
-        color=MUTED,
-        lw=1,
-        ls="--",
-        zorder=1,
-    )
-    for ours, colour, marker, label in (
-        (False, COLOURS[0], "o", "others"),
-        (True, COLOURS[1], "D", "ours"),
-    ):
-        chosen = [p for p in points if p["ours"] is ours]
-        axes.scatter(
-            [p["ms"] for p in chosen],
-            [scale * p["value"] for p in chosen],
-            color=colour,
-            marker=marker,
-            s=34,
-            label=label,
-            zorder=2,
-        )
-    offsets = ((6, 5), (6, -12), (-12, 5), (-14, -12))
-    for index, p in enumerate(points):
-        axes.annotate(
-            str(index + 1),
-            (p["ms"], scale * p["value"]),
-            xytext=offsets[index % len(offsets)],
-            textcoords="offset points",
-            fontsize=9,
-            color=INK,
-        )
-    axes.set_xlabel(f"ms, batch {batch}")
-    axes.set_ylabel("top-1, %" if metric == "top1" else "cosine to FP32")
-    axes.set_xlim(left=0)
-    axes.margins(0.12)
-    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    return figure
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (latency, accuracy) that no other one beats in both, by latency."""
-    front: list[int] = []
-    best = float("-inf")
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[index][1] > best:
-            front.append(index)
-            best = points[index][1]
-    return front
-
-
-def layer_errors(found: dict[str, Any]) -> Any:
-    """Cost of each linear by itself, above the error that all of them grow to."""
-    figure, (above, below) = _figure(5.2, 5.4, nrows=2, sharex=True, height_ratios=(2, 1.5))
-    depth = len(found["simulated"])
-    for role, colour in zip(ROLES, COLOURS, strict=True):
-        known = {
-            int(name.split(".")[1]): max(value, FLOOR)
-            for name, value in found["alone"].items()
-            if name.endswith(role)
-        }
-        title = role.split(".")[1]
-        above.plot(list(known), list(known.values()), marker="o", ms=4, color=colour, label=title)
-    above.set_yscale("log")
-    above.set_ylabel("feature error,\none linear in INT8")
-    above.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    below.plot(range(depth), found["simulated"], marker="o", ms=6, color=COLOURS[0])
-    titles = ["simulated"]
-    if "deployed" in found:
-        below.plot(range(depth), found["deployed"], marker="x", ms=6, color=COLOURS[3], ls="--")
-        titles.append("deployed")
-    below.set_ylabel("relative error\nbehind the block")
-    below.set_xlabel("block")
-    below.set_xticks(range(depth))
-    below.set_ylim(bottom=0)
-    below.legend(titles, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
     return figure
 
 

@@ -1,0 +1,97 @@
+"""The pictures of a bundle: latency against accuracy, and the error by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .drawing import COLOURS, FLOOR, INK, MUTED, ROLES, new_figure
+
+PARETO_CAPTION = (
+    "Latency against accuracy; the numbers are those of the table. Left and up is better. The "
+    "line joins the files that no other one beats in both."
+)
+
+
+def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
+    """Latency against accuracy, numbered, with the front of what nothing beats."""
+    figure, axes = new_figure(5.2, 3.9)
+    scale = 100 if metric == "top1" else 1
+    front = pareto_front([(p["ms"], p["value"]) for p in points])
+    axes.plot(
+        [points[i]["ms"] for i in front],
+        [scale * points[i]["value"] for i in front],
+        color=MUTED,
+        lw=1,
+        ls="--",
+        zorder=1,
+    )
+    for ours, colour, marker, label in (
+        (False, COLOURS[0], "o", "others"),
+        (True, COLOURS[1], "D", "ours"),
+    ):
+        chosen = [p for p in points if p["ours"] is ours]
+        axes.scatter(
+            [p["ms"] for p in chosen],
+            [scale * p["value"] for p in chosen],
+            color=colour,
+            marker=marker,
+            s=34,
+            label=label,
+            zorder=2,
+        )
+    offsets = ((6, 5), (6, -12), (-12, 5), (-14, -12))
+    for index, p in enumerate(points):
+        axes.annotate(
+            str(index + 1),
+            (p["ms"], scale * p["value"]),
+            xytext=offsets[index % len(offsets)],
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
+        )
+    axes.set_xlabel(f"ms, batch {batch}")
+    axes.set_ylabel("top-1, %" if metric == "top1" else "cosine to FP32")
+    axes.set_xlim(left=0)
+    axes.margins(0.12)
+    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (latency, accuracy) that no other one beats in both, by latency."""
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            front.append(index)
+            best = points[index][1]
+    return front
+
+
+def layer_errors(found: dict[str, Any]) -> Any:
+    """Cost of each linear by itself, above the error that all of them grow to."""
+    figure, (above, below) = new_figure(5.2, 5.4, nrows=2, sharex=True, height_ratios=(2, 1.5))
+    depth = len(found["simulated"])
+    for role, colour in zip(ROLES, COLOURS, strict=True):
+        known = {
+            int(name.split(".")[1]): max(value, FLOOR)
+            for name, value in found["alone"].items()
+            if name.endswith(role)
+        }
+        title = role.split(".")[1]
+        above.plot(list(known), list(known.values()), marker="o", ms=4, color=colour, label=title)
+    above.set_yscale("log")
+    above.set_ylabel("feature error,\none linear in INT8")
+    above.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    below.plot(range(depth), found["simulated"], marker="o", ms=6, color=COLOURS[0])
+    titles = ["simulated"]
+    if "deployed" in found:
+        below.plot(range(depth), found["deployed"], marker="x", ms=6, color=COLOURS[3], ls="--")
+        titles.append("deployed")
+    below.set_ylabel("relative error\nbehind the block")
+    below.set_xlabel("block")
+    below.set_xticks(range(depth))
+    below.set_ylim(bottom=0)
+    below.legend(titles, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    return figure
