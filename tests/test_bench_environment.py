@@ -73,4 +73,4 @@ def test_gpu_clocks_and_power_come_from_nvml(monkeypatch):
 
 def test_a_busy_machine_is_said():
     assert busy_warning(0.9, 2) == busy_warning(None, 2) == ""
-    assert "load 1.5 on 2 cores" in busy_warning(1.5, 2)
+    assert "load 1.5, cores: 2" in busy_warning(1.5, 2)

@@ -105,7 +105,7 @@ def busy_warning(load: float | None, cores: int) -> str:
     if load is None or load <= BUSY * cores:
         return ""
     return (
-        f"the machine was busy before the measurement (load {load:g} on {cores} cores): figures "
+        f"the machine was busy before the measurement (load {load:g}, cores: {cores}): figures "
         "are worse than on a quiet one, and ratios may favour the smaller file"
     )
 

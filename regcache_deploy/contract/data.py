@@ -103,10 +103,7 @@ def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | 
     step, features = size or BATCH, []
     for start in range(0, len(pixels), step):
         part = pixels[start : start + step]
-        count = len(part)
-        if size and count < size:
-            part = np.resize(part, (size, *part.shape[1:]))
-        features.append(engine.infer(in_layout(part, engine.pixels, preprocess))[:count])
+        features.append(engine.infer(in_layout(part, engine.pixels, preprocess)))
     return torch.from_numpy(np.concatenate(features))
 
 
