@@ -27,6 +27,7 @@ from regcache_export.plan import Plan
 from regcache_export.reference import erf
 from regcache_export.targets import TARGETS, GraphOptions
 from regcache_export.verify import verify_bundle
+from tests.graph_helpers import rewrite
 from tests.tiny_plans import (
     CHOICE,
     PREPROCESS,
@@ -206,13 +207,6 @@ PERTURBATIONS = {
         "image_features",
     ),
 }
-
-
-def rewrite(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Change the model and give it a manifest that fits: what no file hash can see."""
-    model = onnx.load(path / "model.onnx")
-    change(model)
-    add_files(path, {"model.onnx": model.SerializeToString(deterministic=True)})
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)

@@ -31,6 +31,7 @@ from regcache_export.graph.float16 import in_float32
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
+from tests.graph_helpers import rewrite
 from tests.tiny_plans import CHOICE, PREPROCESS, tiny_encoder, tiny_images, tiny_regcache
 
 pytest.importorskip("onnxruntime")
@@ -149,13 +150,6 @@ PERTURBATIONS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     ),
     "wire": (one_wire, "blocks.1.delete/TopK"),
 }
-
-
-def rewrite(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Change the model and give it a manifest that fits: what no file hash can see."""
-    model = onnx.load(path / "model.onnx")
-    change(model)
-    add_files(path, {"model.onnx": model.SerializeToString(deterministic=True)})
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)

@@ -97,8 +97,8 @@ TARGETS: dict[str, Target] = {
                 "float32 1263 (least of the rounds); at batch 1 within noise of the portable form",
                 "uint8 codes": "the s8s8 kernel is 20 times slower than u8s8; adding 128 to code "
                 "and zero point changes no product",
-                "groups of columns": "CPU time of one thread of a VNNI EPYC, ViT-B/16: 0.98 of "
-                "wide products at batch 1, 0.90 at batch 8, bit-equal; docs/cpu.md",
+                "groups of columns": "bit-equal; the hidden layer of one group stays in the cache; "
+                "benchmarks/cpu_forms.py times the whole form (docs/cpu.md)",
                 "prefix by Concat over [B, N, D]": "CPU time 0.997 of the graph without a prefix, "
                 "with an A/A control of 1.005",
             },
