@@ -8,10 +8,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ..compat import import_open_clip
-from ..options import BASELINE_NAMES, ExportOptions
+from ..options import ExportOptions
 from ..progress import Reporter
 from ..search_settings import CHOICES, SearchSettings
 from .common import QUIET, add_common_arguments, add_run_arguments
+from .shared import add_choice_arguments, add_count, add_data_arguments, add_model_arguments
 
 HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
 
@@ -50,31 +51,8 @@ READINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache search`."""
     default, settings = ExportOptions, SearchSettings
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default=default.model, metavar="NAME", help="as in export")
-    model.add_argument("--pretrained", metavar="TAG|PATH|random[:SEED]", help="as in export")
-    model.add_argument("--img-size", metavar="N|HxW", help="input size in pixels")
-    model.add_argument(
-        "--templates",
-        default=default.templates,
-        metavar="openai|simple|FILE",
-        help="prompts of the zero-shot head (default %(default)s)",
-    )
-    model.add_argument(
-        "--baseline",
-        default=default.baseline,
-        metavar="NAME",
-        help=f"quantizer: {', '.join(BASELINE_NAMES)} (default %(default)s)",
-    )
-    model.add_argument(
-        "--bits", default=default.bits, metavar="W8A8", help="bits of weights and activations"
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, metavar="DIR", help="images to search on")
-    data.add_argument("--eval-data", type=Path, metavar="DIR", help="held-out images")
-    _count(data, "--limit", default.limit, "evaluate on at most N images")
-    _count(data, "--calibration-images", default.calibration_images, "images to calibrate on")
-    _count(data, "--search-images", default.search_images, "images to search on")
+    add_model_arguments(parser)
+    add_data_arguments(parser)
     reading = parser.add_argument_group("reading of the method; the first word is the default")
     for name, words in CHOICES.items():
         reading.add_argument(
@@ -91,10 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="chance that racing drops the best choice, or finds a gain in noise "
         "(default %(default)s)",
     )
-    choice = parser.add_argument_group("fix a choice instead of searching it")
-    _count(choice, "--prefix-block", default.prefix_block, "first block that sees the prefix")
-    _count(choice, "--prefix-count", default.prefix_count, "copies of the prefix; 0 is none")
-    _count(choice, "--delete-count", default.delete_count, "sink tokens to delete; 0 is none")
+    add_choice_arguments(parser)
     parser.add_argument(
         "--ablation",
         action=argparse.BooleanOptionalAction,
@@ -112,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="hidden states to keep; the rest is recomputed (default %(default)s)",
     )
-    _count(machine, "--batch-size", default.batch_size, "images per forward pass")
-    _count(machine, "--threads", default.threads, "CPU threads")
+    add_count(machine, "--batch-size", default.batch_size, "images per forward pass")
+    add_count(machine, "--threads", default.threads, "CPU threads")
     add_run_arguments(parser)
     add_common_arguments(parser)
 
@@ -150,10 +125,3 @@ def _print_configuration(
     for name, value in values.items():
         if value is not None:
             print(f"{name.replace('_', '-')}: {json.dumps(value)}")
-
-
-def _count(
-    group: argparse._ArgumentGroup, option: str, default: int | None, help_text: str
-) -> None:
-    shown = "" if default is None else " (default %(default)s)"
-    group.add_argument(option, type=int, default=default, metavar="N", help=help_text + shown)
