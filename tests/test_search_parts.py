@@ -351,3 +351,11 @@ def test_the_code_hash_covers_what_the_quantizers_import() -> None:
                 imported.add(path.with_suffix(".py") if not path.is_dir() else path / "__init__.py")
     assert imported
     assert imported <= covered
+
+
+def test_the_code_hash_covers_every_search_module_that_computes_a_part() -> None:
+    package = Path(cache.__file__).parents[1]
+    covered = cache._matching(package, cache.CODE)
+    computing = {f for f in (package / "search").glob("*.py") if ".part(" in f.read_text("utf-8")}
+    assert len(computing) >= 4
+    assert computing <= covered

@@ -3,12 +3,11 @@
 1. Screen, on a small subset. It follows the structure of the problem: the number of sinks does not
    depend on the prefix, so delete counts are compared at one prefix; tau acts through log tau, so
    a few values show its slope; then steps to neighbours.
-2. What may still be best by the paired bootstrap (`statistics.survivors`) goes on to more images,
-   and its leader's neighbours with it.
-3. The leader's corners and the last survivors meet on all images.
-4. For top-1, only images near the decision boundary tell good choices apart. Once a good choice is
-   known on all images, its rivals are compared on the images that it decides most narrowly, and
-   those that are ahead there are confirmed on all.
+2. What may still be best by the paired bootstrap (`statistics.survivors`) goes on. With a smooth
+   objective: to more images, its leader's neighbours with it, and the last ones to all images. With
+   top-1: to the images near the decision boundary, which alone tell good choices apart
+   (`contest.py`).
+3. The corners of the best one are evaluated on all images.
 
 Every step stays within the budget; what it cannot afford to keep is counted as undecided.
 """
@@ -30,7 +29,6 @@ from .strategy import TrialBook
 
 FIRST_IMAGES = 32
 SECOND_SHARE = 0.25
-CONTESTED_SHARE = 0.15
 FINALISTS = 8
 PROBE_PREFIX = 4
 COARSE_PREFIX = (1, 2, 8, 15)
@@ -62,16 +60,21 @@ class Race:
 
     def run(self) -> int:
         """Returns the number of choices dropped undecided."""
+        from .contest import contest
+
         first = self.order[: min(FIRST_IMAGES, self.size)]
         pool: Pool = {}
         self._screen(pool, first)
         alive = self._survivors(pool)
-        second = self.order[: max(2 * len(first), int(SECOND_SHARE * self.size))]
-        if len(second) < self.size:
-            alive = self._second_round(alive, second)
-        self._finals(alive)
-        if not self.book.problem.objective.smooth:
-            self._contested(alive)
+        if self.book.problem.objective.smooth:
+            second = self.order[: max(2 * len(first), int(SECOND_SHARE * self.size))]
+            if len(second) < self.size:
+                alive = self._second_round(alive, second)
+            self._finals(alive)
+            self._corners(forced=False)
+        else:
+            self.undecided += contest(self.book, self.space, alive, self.affordable)
+            self._corners(forced=True)
         return self.undecided
 
     # -- 1: screen --------------------------------------------------------------------------
@@ -125,7 +128,7 @@ class Race:
     ) -> Score | None:
         if config not in pool:
             # The first one is always affordable: a race needs a runner.
-            if pool and not self._affordable(config, len(rows), calibration, reserve):
+            if pool and not self.affordable(config, len(rows), calibration, reserve):
                 self.undecided += 1
                 return None
             pool[config] = self.book.ask(config, stage, rows, calibration)
@@ -147,55 +150,21 @@ class Race:
     # -- 3: all images ----------------------------------------------------------------------
 
     def _finals(self, alive: list[RegCacheConfig]) -> None:
+        # The corners first: they are evaluated whatever they cost.
         for config in self.space.corners_of(alive[0]):
             self.book.full(config, "corner")
         self.book.full(alive[0], "final")
-        # Among close choices the race cannot tell, so the smooth objective gets more finalists.
-        count = FINALISTS if self.book.problem.objective.smooth else 2
         for config in alive[1:]:
-            if len(self.book.complete) >= count + 4 or not self._affordable(config, self.size):
+            if len(self.book.complete) >= FINALISTS + 4 or not self.affordable(config, self.size):
                 self.undecided += config not in self.book.complete
                 continue
             self.book.full(config, "final")
+
+    def _corners(self, forced: bool) -> None:
+        """Nothing, prefix only and delete only beside the best: everybody looks at them."""
         for config in self.space.corners_of(self.book.leader):
-            if self._affordable(config, self.size):
+            if forced or self.affordable(config, self.size):
                 self.book.full(config, "corner")
-
-    # -- 4: contested images ----------------------------------------------------------------
-
-    def _contested(self, alive: list[RegCacheConfig]) -> None:
-        leader = self.book.leader
-        score = self.book.complete[leader]
-        count = min(self.size, max(16, int(CONTESTED_SHARE * self.size)))
-        rows = score.margin.abs().argsort(stable=True)[:count]
-        known = float(score.per_image[rows].sum())
-        gains: dict[RegCacheConfig, tuple[float, float]] = {}
-        for config in self._rivals(leader, alive):
-            if config in self.book.complete:
-                continue
-            if not self._affordable(config, count, reserve=2):
-                self.undecided += 1
-                continue
-            outcome = self.book.ask(config, "contested images", rows)
-            gains[config] = (float(outcome.per_image.sum()) - known, outcome.fidelity)
-        for config in sorted(gains, key=lambda c: gains[c], reverse=True):
-            if gains[config][0] < 0 or not self._affordable(config, self.size):
-                break
-            self.book.full(config, "final")
-
-    def _rivals(self, leader: RegCacheConfig, alive: list[RegCacheConfig]) -> list[RegCacheConfig]:
-        """Survivors, then choices of the leader's delete count, nearest in tau and block first."""
-        column = [
-            self.space.config(block, tau, leader.delete_count)
-            for block in self.space.blocks
-            for tau in self.space.prefix
-        ]
-
-        def distance(config: RegCacheConfig) -> tuple[float, int]:
-            logs = [np.log1p(c.prefix_count) for c in (config, leader)]
-            return abs(config.prefix_block - leader.prefix_block) + abs(logs[0] - logs[1]), 0
-
-        return list(dict.fromkeys([*alive[:FINALISTS], *sorted(column, key=distance)]))
 
     # -- shared -----------------------------------------------------------------------------
 
@@ -217,7 +186,7 @@ class Race:
         array: npt.NDArray[np.float64] = values.numpy()
         return array
 
-    def _affordable(
+    def affordable(
         self,
         config: RegCacheConfig,
         images: int,

@@ -1,0 +1,164 @@
+"""The end of a top-1 race: good choices differ on few images, and it is known on which.
+
+Two choices of nearly the same accuracy agree on every image but those near the decision boundary.
+Three of them are evaluated on all images: the leader and, of its delete count, the survivors of
+least and of largest tau. What lies between them flips images that one of the three decides
+narrowly, or on which they differ: on these, a small part of all, the rivals are asked with the
+whole calibration set. Those ahead or level there are confirmed on all images, and where one of them
+wins by another delete count or target block, its neighbours are asked in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..encoders.regcache import RegCacheConfig
+from ..evaluation import Score
+from .result import preference
+from .space import SearchSpace
+from .strategy import TrialBook
+
+SHARE = 0.15
+"""Of all images: the ones of least margin, at least `FEWEST`."""
+
+FEWEST = 24
+TOLERANCE = 0.1
+"""Of the contested images: what loses more tells that its whole column of taus is hopeless."""
+
+CORNERS = 4
+"""Full evaluations that the corners of the best choice may still take."""
+
+RESERVE = CORNERS + 3
+"""What asking leaves in the budget: the corners, and three to confirm."""
+
+ROUNDS = 3
+
+
+class Affordable(Protocol):
+    """`Race.affordable`."""
+
+    def __call__(
+        self,
+        config: RegCacheConfig,
+        images: int,
+        calibration: int | None = None,
+        reserve: int = 0,
+    ) -> bool: ...
+
+
+def contest(
+    book: TrialBook, space: SearchSpace, alive: list[RegCacheConfig], affordable: Affordable
+) -> int:
+    """Evaluate the best of `alive` and of its neighbourhood on all images.
+
+    Args:
+        book: gets the full scores.
+        alive: survivors of the screen, best first.
+        affordable: whether the budget has room for an evaluation.
+
+    Returns:
+        How many choices were not asked for lack of budget.
+    """
+    dropped: set[RegCacheConfig] = set()
+    book.full(alive[0], "final")
+    for _ in range(ROUNDS):
+        leader = book.leader
+        anchors = [leader]
+        for config in _ends(leader, alive):
+            if config in book.complete or affordable(config, book.problem.size, reserve=RESERVE):
+                book.full(config, "final")
+                anchors.append(config)
+        rows = contested_images([book.complete[config] for config in anchors])
+        ahead, missed = _ask(book, _rivals(leader, alive, space), rows, affordable)
+        dropped = (dropped | missed) - set(book.complete)
+        for config in ahead:
+            if affordable(config, book.problem.size, reserve=CORNERS):
+                book.full(config, "final")
+            else:
+                dropped.add(config)
+        if same_column(book.leader, leader):
+            break
+    return len(dropped)
+
+
+def same_column(one: RegCacheConfig, other: RegCacheConfig) -> bool:
+    """They differ in nothing but tau."""
+    pair = [(c.has_prefix, c.prefix_block, c.delete_count) for c in (one, other)]
+    return pair[0] == pair[1]
+
+
+def contested_images(scores: Sequence[Score]) -> Tensor:
+    """Indices of the images on which some of the choices differ, then of those decided narrowly.
+
+    Args:
+        scores: of a few good choices on all images.
+    """
+    margins = torch.stack([score.margin for score in scores])
+    narrow = margins.abs().amin(dim=0)
+    narrow[(margins > 0).any(dim=0) & (margins <= 0).any(dim=0)] = 0.0
+    size = len(narrow)
+    count = min(size, max(FEWEST, int(SHARE * size)))
+    return narrow.argsort(stable=True)[:count]
+
+
+def _ends(leader: RegCacheConfig, alive: Iterable[RegCacheConfig]) -> list[RegCacheConfig]:
+    """Survivors of the leader's column with the least and the largest tau."""
+    column = sorted(
+        (c for c in alive if c.has_prefix and same_column(c, leader)), key=lambda c: c.prefix_count
+    )
+    return [c for c in dict.fromkeys([*column[:1], *column[-1:]]) if c != leader]
+
+
+def _ask(
+    book: TrialBook,
+    rivals: Iterable[RegCacheConfig],
+    rows: Tensor,
+    affordable: Affordable,
+) -> tuple[list[RegCacheConfig], set[RegCacheConfig]]:
+    """Rivals no worse on `rows` than the best one, best first; and those not asked."""
+    known = {config: score.per_image[rows] for config, score in book.complete.items()}
+    best = float(known[book.leader].sum())
+    spare = float(TOLERANCE * len(rows))
+    outcomes: dict[RegCacheConfig, Score] = {}
+    hopeless, missed = set(), set()
+    for config in rivals:
+        column = (config.has_prefix, config.prefix_block, config.delete_count)
+        if config in book.complete or column in hopeless:
+            continue
+        if not affordable(config, len(rows), reserve=RESERVE):
+            missed.add(config)
+            continue
+        outcomes[config] = book.ask(config, "contested images", rows)
+        lost = best - float(outcomes[config].per_image.sum())
+        if lost > spare and not same_column(config, book.leader):
+            hopeless.add(column)
+    ahead = [c for c, score in outcomes.items() if float(score.per_image.sum()) >= best]
+    return sorted(ahead, key=lambda c: preference(c, outcomes[c]), reverse=True), missed
+
+
+def _rivals(
+    leader: RegCacheConfig, alive: list[RegCacheConfig], space: SearchSpace
+) -> list[RegCacheConfig]:
+    """The leader's column, nearest tau first; the survivors; the columns of other target blocks.
+
+    The delete count is what the screen tells best, tau what it tells worst: so every tau of the
+    leader's delete count is a rival.
+    """
+
+    def distance(config: RegCacheConfig) -> tuple[int, float]:
+        step = abs(np.log1p(config.prefix_count) - np.log1p(leader.prefix_count))
+        return abs(config.prefix_block - leader.prefix_block), float(step)
+
+    column = [
+        space.config(block, tau, leader.delete_count)
+        for block in space.blocks
+        for tau in space.prefix
+    ]
+    column.sort(key=distance)
+    own = [config for config in column if same_column(config, leader)]
+    return list(dict.fromkeys([*own, *alive, *column]))
