@@ -10,6 +10,7 @@ from regcache_deploy.bench.environment import (
     busy_warning,
     describe_machine,
     environment_name,
+    gpu_used_mib,
     read_gpu,
 )
 
@@ -49,6 +50,7 @@ def fake_nvml(**broken):
         setattr(module, question, lambda *arguments, answer=answer: answer)
     module.nvmlDeviceGetClockInfo = lambda handle, kind: {1: 1755, 2: 2619}[kind]
     module.nvmlDeviceGetPowerUsage = refuse
+    module.nvmlDeviceGetMemoryInfo = lambda handle: types.SimpleNamespace(used=3 << 20)
     for question in broken:
         setattr(module, question, refuse)
     return module
@@ -74,3 +76,15 @@ def test_gpu_clocks_and_power_come_from_nvml(monkeypatch):
 def test_a_busy_machine_is_said():
     assert busy_warning(0.9, 2) == busy_warning(None, 2) == ""
     assert "load 1.5, cores: 2" in busy_warning(1.5, 2)
+
+
+def test_memory_of_the_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    assert gpu_used_mib() == 3.0
+    for broken in ("nvmlInit", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo"):
+        monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(**{broken: True}))
+        assert gpu_used_mib() is None
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlDeviceGetHandleByIndex=True))
+    assert read_gpu() == (None, "the NVIDIA driver does not describe its GPU (not supported)")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_used_mib() is None

@@ -23,7 +23,7 @@ from regcache_deploy.contract.decide import (
     decide,
     judge,
 )
-from regcache_deploy.contract.run import refuse_mixed
+from regcache_deploy.contract.measure import refuse_mixed
 from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.evaluation.layer_error import alone_errors
 from regcache_deploy.quantization.quantizers import Uniform
@@ -251,7 +251,7 @@ def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
     import shutil
 
     from regcache_deploy.certify import certify_bundle
-    from regcache_deploy.contract.run import certify_again
+    from regcache_deploy.contract.keep import certify_again
     from regcache_deploy.planning import calibration_of
     from regcache_deploy.progress import Reporter
     from regcache_export.plan import Plan
@@ -265,7 +265,7 @@ def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
     candidates = Candidates.of(bundle, run_folder, tmp_path, Reporter(quiet=True))
     mixed = candidates.mixed_plan(frozenset({"blocks.0.mlp.fc1"}))
     place = write_bundle(mixed, tmp_path / "m.regcache")
-    certify_again(bundle, place, mixed, candidates)
+    certify_again(place, mixed, candidates)
     report = verify_bundle(Bundle.open(place))
     report.check()
     assert report.images == 3
@@ -276,7 +276,8 @@ def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--engine", "tensorrt", "--max-drop", "1"], 2, "go with --engine onnxruntime"),
+        (["--workspace", "5"], 2, "--workspace is for TensorRT"),
+        (["--engine", "tensorrt", "--batch", "4"], 2, "--batch is for a decision"),
         (["--max-drop", "-1"], 2, "--max-drop -1.0 is out of range"),
         (["--min-speedup", "0"], 2, "--min-speedup 0.0"),
         (["--batch", "0"], 2, "--batch 0"),

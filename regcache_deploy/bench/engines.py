@@ -35,6 +35,8 @@ ENGINES: dict[str, Kind] = {
     "tensorrt_rtx": Kind("TensorRT-RTX", ("tensorrt-rtx-cu13",)),
 }
 
+ON_GPU = frozenset(ENGINES) - {"onnxruntime", "openvino"}
+
 _PROVIDERS = {"cuda": "cuda", "tensorrt_ep": "tensorrt", "tensorrt_rtx_ep": "tensorrt_rtx"}
 
 

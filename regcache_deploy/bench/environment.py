@@ -62,15 +62,10 @@ def read_gpu() -> tuple[dict[str, Any] | None, str | None]:
         not tell is None.
     """
     try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return None, "nvidia-ml-py is not installed"
+        nvml, handle = _open_nvml()
+    except OSError as error:
+        return None, str(error)
     try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return None, f"no NVIDIA GPU ({error})"
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
 
         def ask(question: str, *arguments: Any, scale: float = 1.0) -> Any:
             try:
@@ -90,10 +85,39 @@ def read_gpu() -> tuple[dict[str, Any] | None, str | None]:
             "power_limit_w": ask("nvmlDeviceGetEnforcedPowerLimit", handle, scale=1e-3),
             "temperature_c": ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
         }, None
-    except nvml.NVMLError as error:
-        return None, f"the NVIDIA driver does not describe its GPU ({error})"
     finally:
         nvml.nvmlShutdown()
+
+
+def gpu_used_mib() -> float | None:
+    """Memory in use on the first GPU, by all processes, or None where nobody tells."""
+    try:
+        nvml, handle = _open_nvml()
+    except OSError:
+        return None
+    try:
+        return round(int(nvml.nvmlDeviceGetMemoryInfo(handle).used) / 2**20, 1)
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _open_nvml() -> tuple[Any, Any]:
+    """nvidia-ml-py, started, and the first GPU's handle; raises OSError with the reason."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError as error:
+        raise OSError("nvidia-ml-py is not installed") from error
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise OSError(f"no NVIDIA GPU ({error})") from error
+    try:
+        return nvml, nvml.nvmlDeviceGetHandleByIndex(0)
+    except nvml.NVMLError as error:
+        nvml.nvmlShutdown()
+        raise OSError(f"the NVIDIA driver does not describe its GPU ({error})") from error
 
 
 def busy_warning(load: float | None, cores: int) -> str:
@@ -121,7 +145,10 @@ def environment_name(machine: Mapping[str, Any]) -> str:
 
 
 def environment_columns(machine: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """A machine as flat CSV columns; the GPU's state is the one right behind the measurement."""
+    """A machine as flat CSV columns.
+
+    The GPU's state is that behind everything; a row of a benchmark has its own.
+    """
     gpu = after["gpu"] or {}
     return {
         "cpu": machine["cpu"],
@@ -131,8 +158,13 @@ def environment_columns(machine: Mapping[str, Any], after: Mapping[str, Any]) ->
         "os": machine["os"],
         "versions": " ".join(f"{k}={v}" for k, v in machine["versions"].items()),
         "gpu": gpu.get("name") or "",
-        "gpu_sm_clock_mhz": gpu.get("sm_clock_mhz") or "",
-        "gpu_power_w": gpu.get("power_w") or "",
+    } | gpu_columns(gpu)
+
+
+def gpu_columns(gpu: Mapping[str, Any]) -> dict[str, Any]:
+    """Clock, power and temperature of `read_gpu` as CSV columns; empty where it did not tell."""
+    return {
+        f"gpu_{name}": gpu.get(name) or "" for name in ("sm_clock_mhz", "power_w", "temperature_c")
     }
 
 

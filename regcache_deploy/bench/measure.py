@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from regcache_engines.errors import EngineError
 from regcache_export.trace import in_layout
 
 from ..progress import Reporter
-from .engines import engine_version, open_engine
+from .engines import ON_GPU, engine_version, open_engine
+from .environment import gpu_columns, read_gpu
 from .memory import peak_memory
 from .subjects import Subject
 from .timing import Interval, Run, Samples, interleave
@@ -56,6 +57,8 @@ class Row:
         samples: None where it could not run; then `reason` says why.
         speedup: against the first precision of the same bundle on the same engine; above 1 is
             faster.
+        peak_memory_mib, gpu_memory_mib: see `memory.Peak`.
+        gpu: the GPU's state right behind the timing, of an engine that runs on it.
     """
 
     subject: Subject
@@ -67,6 +70,8 @@ class Row:
     speedup: Interval | None = None
     speedup_over: str = ""
     peak_memory_mib: float | None = None
+    gpu_memory_mib: float | None = None
+    gpu: dict[str, Any] | None = None
     reason: str = ""
 
     @property
@@ -134,7 +139,7 @@ class Bench:
                     continue
                 try:
                     opened = self.opener(
-                        engine, subject.path, threads, self.settings.batches, self.cache
+                        engine, subject.path, threads, self._profile(subject), self.cache
                     )
                     loaded[engine, index] = stack.enter_context(opened)
                 except EngineError as error:
@@ -142,6 +147,11 @@ class Bench:
                         raise
                     reasons[engine, index] = " ".join(str(error).split())
         return loaded, reasons
+
+    def _profile(self, subject: Subject) -> tuple[int, ...]:
+        """Batch sizes that an engine is built for."""
+        fixed = subject.options.batch
+        return (fixed,) if fixed else self.settings.batches
 
     def _time(
         self,
@@ -167,7 +177,7 @@ class Bench:
                 broken[engine, index] = " ".join(str(error).split())
                 continue
             runs[_key(engine, index)] = _call(opened, images)
-        samples = None
+        samples, gpu = None, None
         if runs:
             with self.reporter.stage(f"batch {batch}, {len(runs)} variants in turns"):
                 samples = interleave(
@@ -178,6 +188,7 @@ class Bench:
                     turn_ms=self.settings.turn_ms,
                     pause=self.settings.pause,
                 )
+            gpu = read_gpu()[0]  # at once: an idle GPU lowers its clocks
         rows = []
         with self.reporter.stage(f"batch {batch}, peak memory", len(runs)) as advance:
             for engine in self.engines:
@@ -186,7 +197,8 @@ class Bench:
                         reason = broken.get((engine, index), "")
                         rows.append(Row(subject, engine, batch, threads, reason=reason))
                         continue
-                    rows.append(self._row(samples, engine, index, threads, batch, runs))
+                    row = self._row(samples, engine, index, threads, batch, runs)
+                    rows.append(replace(row, gpu=gpu if engine in ON_GPU else None))
                     advance()
         return rows
 
@@ -205,11 +217,13 @@ class Bench:
         if first != index and _key(engine, first) in runs:
             speedup = samples.ratio(_key(engine, first), key)
             over = self.subjects[first].precision
-        peak = None
+        row = Row(subject, engine, batch, threads, samples, key, speedup, over)
         if self.settings.memory and subject.path is not None:
-            found = peak_memory(engine, subject.path, threads, batch, self.cache)
-            peak = found.peak_mib if found else None
-        return Row(subject, engine, batch, threads, samples, key, speedup, over, peak)
+            profile = self._profile(subject)
+            found = peak_memory(engine, subject.path, threads, batch, self.cache, profile)
+            if found:
+                row = replace(row, peak_memory_mib=found.peak_mib, gpu_memory_mib=found.gpu_mib)
+        return row
 
 
 def row_columns(row: Row) -> dict[str, Any]:
@@ -258,6 +272,10 @@ def row_columns(row: Row) -> dict[str, Any]:
         columns["file_mib"] = round(subject.path.stat().st_size / 2**20, 3)
     if row.peak_memory_mib is not None:
         columns["peak_memory_mib"] = row.peak_memory_mib
+    if row.gpu_memory_mib is not None:
+        columns["gpu_memory_mib"] = row.gpu_memory_mib
+    if row.gpu is not None:
+        columns |= gpu_columns(row.gpu)
     columns["caution"] = provenance.get("caution") or ""
     columns["reason"] = row.reason
     return columns

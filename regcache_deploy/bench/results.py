@@ -41,11 +41,11 @@ def results_file(path: Path, stem: str, machine: Mapping[str, Any]) -> Path:
 
 
 def write_rows(path: Path, rows: Sequence[Columns], extra: Mapping[str, Any]) -> None:
-    """Write rows as CSV, every one with the columns `extra`; the first row has the first columns.
+    """Write rows as CSV, every one with the columns `extra` unless it has its own.
 
     A file that is there is replaced as a whole.
     """
-    complete = [row | dict(extra) for row in rows]
+    complete = [row | {k: v for k, v in extra.items() if k not in row} for row in rows]
     columns = _union(complete)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 HELP = "latency and throughput of bundles, INT8 beside float (--compare fp32,int8)"
 
 DEFAULT_COMPARE = "fp32,int8"
+DEFAULT_HALF = "fp16,int8"
+"""Of a bundle for TensorRT: what its user would deploy instead is half precision."""
+
 AUTO_ENGINES = ("onnxruntime", "openvino", "cuda", "tensorrt_ep", "tensorrt")
 """What is tried where --engine does not say otherwise."""
 
@@ -34,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="precisions, by comma: int8 is the bundle; fp32 is the float file of the same "
         "encoder, written from the plan beside the bundle; fp16 for bundles of --target tensorrt. "
-        f"Ratios are against the first one (default {DEFAULT_COMPARE})",
+        f"Ratios are against the first one (default {DEFAULT_COMPARE}; {DEFAULT_HALF} for "
+        "--target tensorrt)",
     )
     what.add_argument(
         "--engine",
@@ -92,9 +96,8 @@ def run(args: argparse.Namespace) -> int:
         results_file,
         write_rows,
     )
-    from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
+    from ..bench.subjects import FLOAT_FILE, bundle_images, graph_options, subjects_of
 
-    precisions = _words(args.compare or DEFAULT_COMPARE)
     bundles = [Bundle.open(path) for path in args.bundles]
     names = [bundle.path.resolve().name for bundle in bundles]
     if len(set(names)) < len(names):
@@ -103,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
         subjects, pixels, source = [], {}, ""
         for bundle in bundles:
+            half = graph_options(bundle).target == "tensorrt" and args.fp32 is None
+            precisions = _words(args.compare or (DEFAULT_HALF if half else DEFAULT_COMPARE))
             found = subjects_of(
                 bundle, precisions, Path(scratch), args.plan, args.fp32, args.compare is not None
             )

@@ -1,8 +1,9 @@
-"""Build an engine from a bundle and see that it kept INT8; on a CPU, decide which file to deploy.
+"""Build an engine from a bundle and see that it kept INT8, or decide which file to deploy.
 
-With `--engine onnxruntime` or `openvino` nothing has to be compiled. What is decided instead is
-which file keeps `--max-drop` and `--min-speedup`: INT8, INT8 with the most sensitive linears in
-float, or the float file, in this order.
+Without limits, a TensorRT engine is built from the bundle as it is. With `--max-drop`,
+`--min-speedup`, `--strict` or `--data`, and always with `--engine onnxruntime` or `openvino`, where
+nothing has to be compiled, it is decided which file keeps both limits: INT8, INT8 with the most
+sensitive linears in float, or the float file, in this order.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +24,27 @@ from .check import model_path
 from .common import QUIET, add_common_arguments
 
 if TYPE_CHECKING:
-    from regcache_engines.tensorrt.builder import BuildResult
+    from regcache_engines.tensorrt.builder import BuildOptions, BuildResult
 
-HELP = "build a TensorRT engine from a bundle, or decide which file to deploy on a CPU"
+HELP = "build a TensorRT engine, or decide which file to deploy (--max-drop, --min-speedup)"
 
 CPU_ENGINES = ("onnxruntime", "openvino")
+CONTRACT = ("max_drop", "min_speedup", "strict", "data")
+"""Options any of which makes a build on TensorRT a decision."""
+CONTRACT_ONLY = ("limit", "plan", "batch", "threads", "seconds", "seed")
+TENSORRT_ONLY = (
+    "min_batch",
+    "opt_batch",
+    "max_batch",
+    "workspace",
+    "optimization_level",
+    "timing_cache",
+    "version_compatible",
+    "hardware",
+    "strip_weights",
+    "sm",
+    "layer_check",
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_contract(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("contract, with --engine onnxruntime or openvino")
+    group = parser.add_argument_group("contract: which file to deploy")
     group.add_argument(
         "--max-drop",
         type=float,
@@ -126,29 +144,16 @@ def _add_contract(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, build, compare. Returns the exit code."""
     require("onnx", "export")
-    if args.engine in CPU_ENGINES:
+    if args.engine in CPU_ENGINES or _given(args, CONTRACT):
         return _run_contract(args)
-    if (args.max_drop, args.min_speedup) != (None, None):
-        raise ConfigError(
-            "--max-drop and --min-speedup go with --engine onnxruntime or openvino; "
-            f"{args.engine} builds what the bundle holds"
-        )
-    from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
-    from regcache_engines.tensorrt.sidecar import Profile
+    if ignored := _given(args, CONTRACT_ONLY):
+        raise ConfigError(f"{ignored[0]} is for a decision; give --max-drop or --min-speedup, too")
+    from regcache_engines.tensorrt.builder import EngineBuilder
     from regcache_export.checks import check_file
 
     require_writable(args.output)
     model = model_path(args.bundle)
-    options = BuildOptions(
-        profile=Profile(args.min_batch, args.opt_batch, args.max_batch),
-        workspace_mib=args.workspace,
-        optimization_level=args.optimization_level,
-        version_compatible=args.version_compatible,
-        hardware=args.hardware,
-        strip_weights=args.strip_weights,
-        sms=tuple(args.sm),
-        timing_cache=args.timing_cache,
-    )
+    options = _build_options(args)
     builder = EngineBuilder(args.engine)
     report = check_file(model)
     report.require_ok()
@@ -173,6 +178,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _build_options(args: argparse.Namespace) -> BuildOptions:
+    from regcache_engines.tensorrt.builder import BuildOptions
+    from regcache_engines.tensorrt.sidecar import Profile
+
+    return BuildOptions(
+        profile=Profile(args.min_batch, args.opt_batch, args.max_batch),
+        workspace_mib=args.workspace,
+        optimization_level=args.optimization_level,
+        version_compatible=args.version_compatible,
+        hardware=args.hardware,
+        strip_weights=args.strip_weights,
+        sms=tuple(args.sm),
+        timing_cache=args.timing_cache,
+    )
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Those of the options that are not at their default, as on the command line."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if getattr(args, name) != parser.get_default(name)
+    ]
+
+
 def _run_contract(args: argparse.Namespace) -> int:
     """Decide which file keeps the contract, write it, and say why."""
     from ..contract.decide import Contract
@@ -185,9 +217,16 @@ def _run_contract(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option} {value} is out of range: take at least 1")
+    build = None
+    if args.engine in CPU_ENGINES:
+        if ignored := _given(args, TENSORRT_ONLY):
+            raise ConfigError(f"{ignored[0]} is for TensorRT; leave it out with {args.engine}")
+    else:
+        build = _build_options(args)
     require_writable(args.output)
     import_open_clip()
-    from ..contract.run import ContractOptions, run_contract
+    from ..contract.options import ContractOptions
+    from ..contract.run import run_contract
     from ..report.contract import contract_lines
 
     options = ContractOptions(
@@ -201,6 +240,8 @@ def _run_contract(args: argparse.Namespace) -> int:
         threads=args.threads,
         seconds=args.seconds,
         plan_folder=args.plan,
+        build=build,
+        strict_layers=args.layer_check == "error",
     )
     document = run_contract(args.bundle, options, Reporter(quiet=args.verbosity == QUIET))
     print(json.dumps(document, indent=1) if args.json else "\n".join(contract_lines(document)))

@@ -24,6 +24,7 @@ from ..progress import Reporter
 from ..quantization import Calibration
 from ..search.keep_float import FloatChoice, choose_float_layers
 from .data import BATCH, JudgeData, head_of, measure_drop
+from .decide import INT8, MIXED, Measured
 
 RANK_IMAGES = 16
 """Images that rank the linears; one pass of the encoder a linear."""
@@ -74,6 +75,12 @@ class Candidates:
 
     def mixed(self, layers: frozenset[str]) -> Path:
         return self._write("mixed", self.mixed_plan(layers))
+
+    def file_of(self, kept: Measured) -> Path:
+        """The ONNX file of a candidate that was measured."""
+        if kept.form == MIXED:
+            return self.mixed(frozenset(kept.float_layers))
+        return self.int8 if kept.form == INT8 else self.float_file
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
+from regcache_engines.loaded import in_fixed_batches
 from regcache_export.trace import in_layout
 
 from ..errors import BundleError, ConfigError, DataError
@@ -99,11 +100,11 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
 
 
 def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | None) -> Tensor:
-    """Features `[n, E]` of uint8 images; `size` is the graph's fixed batch, or None."""
+    """Features `[n, E]` of uint8 images, in calls of exactly `size` images; None for any."""
     step, features = size or BATCH, []
     for start in range(0, len(pixels), step):
-        part = pixels[start : start + step]
-        features.append(engine.infer(in_layout(part, engine.pixels, preprocess)))
+        part = in_layout(pixels[start : start + step], engine.pixels, preprocess)
+        features.append(in_fixed_batches(part, size, engine.infer))
     return torch.from_numpy(np.concatenate(features))
 
 

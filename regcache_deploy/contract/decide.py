@@ -74,10 +74,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A candidate that there is no point in measuring, with the reason."""
+    """A candidate that is refused before its figures, with the reason.
+
+    Attributes:
+        form: as in `Measured`.
+        reason: one sentence.
+        float_layers: linears in float, of a mixed file.
+    """
 
     form: str
     reason: str
+    float_layers: tuple[str, ...] = ()
 
 
 Attempt = Callable[[], Measured | Skipped]

@@ -4,65 +4,32 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import Engine
 from regcache_engines.files import atomic_write_bytes
-from regcache_export.bundle import write_bundle
-from regcache_export.plan import Plan
-from regcache_export.trace import in_layout
+from regcache_engines.tensorrt.probe import probe
 
-from ..bench.engines import engine_version, open_engine
-from ..bench.environment import busy_warning, describe_machine
-from ..bench.subjects import float_plan
-from ..bench.timing import Interval, interleave
+from ..bench.engines import engine_version
+from ..bench.environment import busy_warning, describe_machine, read_gpu
 from ..errors import BundleError
-from ..planning import calibration_of
 from ..progress import Reporter
-from ..search.keep_float import FloatChoice
-from .candidates import SELECT_IMAGES, Candidates
-from .data import JudgeData, engine_features, head_of, load_judge_data, measure_drop
-from .decide import FLOAT, INT8, MIXED, Contract, Decision, Drop, Measured, Skipped, decide
+from .candidates import Candidates
+from .data import load_judge_data
+from .decide import decide
+from .keep import write_kept
+from .measure import Measurement
+from .options import ContractOptions
+from .tensorrt import ENGINES, Builds, runs_here
 
-ROUNDS, WARMUP = 40, 3
 METRICS = {
     "top1": "top-1",
     "changed": "images whose class changed (no labels: an upper bound of the loss of top-1)",
     "cosine": "100 x (1 - mean cosine) of the features (no zero-shot head)",
 }
-
-
-@dataclass(frozen=True)
-class ContractOptions:
-    """What `regcache build` asks for.
-
-    Attributes:
-        engine: `onnxruntime` or `openvino`.
-        output: gets `NAME.decision.json`, and `NAME-FORM/` with bundle and plan where another file
-            than the bundle itself is kept.
-        data, limit, seed: images to judge on; see `load_judge_data`.
-        batch, threads: what the speed-up is measured at.
-        seconds: for the timing of one candidate.
-        plan_folder: where plan.json is; None looks beside the bundle.
-    """
-
-    engine: str
-    output: Path
-    contract: Contract
-    data: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    batch: int = 1
-    threads: int | None = None
-    seconds: float = 20.0
-    plan_folder: Path | None = None
 
 
 def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> dict[str, Any]:
@@ -72,10 +39,11 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         The decision as JSON: what was kept and where it is, and every figure.
 
     Raises:
-        BundleError: damaged, a float bundle, or without its plan.
-        ConfigError, DataError: no images to judge on.
-        EngineError: the engine is missing.
+        BundleError: damaged, a float bundle, without its plan, or of another target.
+        ConfigError, DataError: no images to judge on; options that cannot be judged.
+        EngineError: the engine is missing, has no GPU, or fails; for TensorRT before anything else.
     """
+    gpu = next((runs_here(name) for name in ENGINES if name == options.engine), None)
     bundle = Bundle.open(path)
     if not bundle.manifest.get("quantized_linears"):
         raise BundleError(f"{path} has no quantized linear: there is nothing to decide")
@@ -83,32 +51,43 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         torch.set_num_threads(options.threads)
     machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="regcache-build-") as scratch:
+        builds = None
+        if gpu is not None:
+            builds = Builds.of(bundle, options, gpu, Path(scratch) / "engines", reporter)
         candidates = Candidates.of(bundle, options.plan_folder, Path(scratch), reporter)
         data = load_judge_data(bundle, options.data, options.limit, options.seed)
-        measurement = Measurement(candidates, data, options)
+        measurement = Measurement(candidates, data, options, builds)
         decision = decide(
             [measurement.try_int8, measurement.try_mixed, measurement.try_float], options.contract
         )
-    place = write_kept(bundle, candidates, decision, options, reporter)
+        gpu_after = read_gpu()[0]
+        options.output.mkdir(parents=True, exist_ok=True)
+        place = write_kept(candidates, decision.kept, options.output)
+        engine = None
+        if builds is not None:
+            engine = builds.keep(candidates.file_of(decision.kept), place, options.output)
     document = decision.to_json() | {
         "path": str(place),
         "bundle": str(path),
         "drop_measured_on": data.source,
-        "drop_metric": METRICS[decision.verdicts[0].candidate.drop.metric]
-        if isinstance(decision.verdicts[0].candidate, Measured)
-        else "",
+        "drop_metric": METRICS[decision.kept.drop.metric],
         "images": {"judged_on": len(data.judge), "chosen_on": measurement.selected},
         "interval": "95 % bootstrap over paired images, and over paired rounds for speed",
         "speed_measured_at": {
-            "engine": f"{options.engine} {engine_version(options.engine)}",
-            "batch": options.batch,
+            "engine": f"{options.engine} {version_of(options.engine)}",
+            "batch": candidates.options.batch or options.batch,
             "threads": options.threads or "default",
             "control": vars(measurement.control) if measurement.control else None,
         },
+        "float_body": "float16" if builds else "float32",
         "environment": machine,
+        "environment_after": {"gpu": gpu_after},
         "warning": busy_warning(machine["load"], machine["cores"]),
         "caution": (bundle.manifest.get("provenance") or {}).get("caution"),
     }
+    if builds is not None and gpu is not None:
+        document["speed_measured_at"] |= {"gpu": gpu.name, "profile": vars(builds.options.profile)}
+        document |= {"engine_file": str(engine), "engines": builds.to_json()}
     name = path.resolve().name.removesuffix(".regcache")
     atomic_write_bytes(
         options.output / f"{name}.decision.json", (json.dumps(document, indent=1) + "\n").encode()
@@ -116,149 +95,7 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
     return document
 
 
-@dataclass
-class Measurement:
-    """Measures each candidate when it is asked for.
-
-    Attributes:
-        selected: images that chose the linears in float; 0 where nothing was chosen.
-        control: the float file against itself: how far from 1 the machine puts equal files.
-    """
-
-    candidates: Candidates
-    data: JudgeData
-    options: ContractOptions
-    selected: int = 0
-    control: Interval | None = None
-    opener: Callable[..., Engine] = open_engine
-
-    def try_int8(self) -> Measured:
-        """The bundle as exported."""
-        return self._measure(INT8, self.candidates.int8)
-
-    def try_mixed(self) -> Measured | Skipped:
-        """As few linears in float as keep the drop."""
-        limit = self.options.contract.max_drop
-        choice = self.candidates.choose_layers(self.data, limit, self.options.seed)
-        self.selected = min(len(self.data.select), SELECT_IMAGES)
-        reason = refuse_mixed(choice, len(self.candidates.plan.linears))
-        if reason:
-            return Skipped(MIXED, reason)
-        return self._measure(MIXED, self.candidates.mixed(choice.names), choice.names)
-
-    def try_float(self) -> Measured:
-        """The float file: no drop against itself, and just as fast."""
-        metric = "cosine" if not self.candidates.bundle.has_text_features else "changed"
-        metric = "top1" if self.data.judge_labels is not None else metric
-        drop = Drop(0.0, 0.0, 0.0, len(self.data.judge), metric)
-        return Measured(FLOAT, drop, Interval(1.0, 1.0, 1.0, 0))
-
-    def _measure(self, form: str, path: Path, layers: frozenset[str] = frozenset()) -> Measured:
-        options, candidates = self.options, self.candidates
-        preprocess, fixed = candidates.bundle.preprocess, candidates.options.batch
-        size = fixed or options.batch
-        stage = candidates.reporter.stage
-        with ExitStack() as stack:
-            engines = {
-                name: stack.enter_context(
-                    self.opener(options.engine, file, options.threads, [size], candidates.scratch)
-                )
-                for name, file in {
-                    form: path,
-                    FLOAT: candidates.float_file,
-                    "control": candidates.float_file,
-                }.items()
-            }
-            with stage(f"{form}: accuracy on {len(self.data.judge)} images"):
-                found, reference = (
-                    engine_features(engines[name], self.data.judge, preprocess, fixed)
-                    for name in (form, FLOAT)
-                )
-            drop = measure_drop(
-                reference,
-                found,
-                head_of(candidates.bundle),
-                self.data.judge_labels,
-                candidates.plan.logit_scale,
-                options.seed,
-            )
-            with stage(f"{form}: speed at batch {size}"):
-                runs = {}
-                for name, engine in engines.items():
-                    images = in_layout(
-                        self.data.judge[:1].repeat(size, 0), engine.pixels, preprocess
-                    )
-                    runs[name] = lambda engine=engine, images=images: engine.infer(images)
-                samples = interleave(
-                    runs,
-                    ROUNDS,
-                    seconds=options.seconds,
-                    warmup=WARMUP,
-                    turn_ms=30,
-                    pause=0.005,
-                )
-        self.control = samples.ratio("control", FLOAT)
-        return Measured(form, drop, samples.ratio(FLOAT, form), tuple(sorted(layers)))
-
-
-def refuse_mixed(choice: FloatChoice, linears: int) -> str:
-    """Why a mixed file would be no other than INT8 or float, or nothing."""
-    if not choice.names:
-        return (
-            "on the choosing images INT8 keeps the drop with no linear in float, so a mixed file "
-            "would be the same one"
-        )
-    if not choice.within:
-        return (
-            f"in simulation it loses {-choice.value:.2f} points on the choosing images even with "
-            "all linears in float: that is the price of RegCache itself here"
-        )
-    if len(choice.names) == linears:
-        return "in simulation the drop is kept with all linears in float only"
-    return ""
-
-
-def write_kept(
-    bundle: Bundle,
-    candidates: Candidates,
-    decision: Decision,
-    options: ContractOptions,
-    reporter: Reporter,
-) -> Path:
-    """The kept file as a bundle with its plan beside it; INT8 as exported stays where it is."""
-    kept = decision.kept
-    options.output.mkdir(parents=True, exist_ok=True)
-    if kept.form == INT8:
-        return bundle.path
-    plan = candidates.plan
-    chosen = float_plan(plan)
-    if kept.form == MIXED:
-        chosen = candidates.mixed_plan(frozenset(kept.float_layers))
-    form = {"form": kept.form, "float_layers": list(kept.float_layers)}
-    chosen = replace(chosen, provenance=dict(plan.provenance) | {"build": form})
-    name = bundle.path.resolve().name.removesuffix(".regcache")
-    # a folder of its own: the plan lies beside the bundle, and another one may be in the output
-    folder = options.output / f"{name}-{kept.form}"
-    place = folder / f"{folder.name}.regcache"
-    with reporter.stage(f"writing {place}"):
-        chosen.save(folder)
-        write_bundle(chosen, place, options=candidates.options)
-        if kept.form == MIXED:
-            certify_again(bundle, place, chosen, candidates)
-    return place
-
-
-def certify_again(bundle: Bundle, place: Path, plan: Plan, candidates: Candidates) -> None:
-    """Give the mixed bundle a certificate of its own, on the images of the first one's."""
-    from regcache_export.targets import find_target
-    from regcache_export.verify import read_certificate
-
-    from ..certify import certify_bundle
-
-    if find_target(candidates.options.target).form != "as_written":
-        return
-    try:
-        pixels = read_certificate(bundle)[1]
-    except BundleError:
-        return  # nothing to certify on; `regcache verify` says so
-    certify_bundle(place, plan, candidates.options, calibration_of(plan), torch.from_numpy(pixels))
+def version_of(engine: str) -> str:
+    """Of the runtime that ran: TensorRT may come without a distribution's metadata (JetPack)."""
+    found = next((probe(name).version for name in ENGINES if name == engine), None)
+    return found or engine_version(engine)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bench.environment import busy_warning
 from .bundle_plots import PARETO_CAPTION, pareto
-from .contract import TITLES
+from .contract import form_title
 from .drawing import draw_svg
 from .format import difference_text, metric_title, value_text
 from .parts import Card, Section, Table, svg_picture
@@ -24,7 +24,7 @@ def answer(folder: Path, document: dict[str, Any]) -> Section:
     return Section(
         "answer",
         "The answer",
-        cards=[accuracy_card(document), speed_card(document), file_card(document)],
+        cards=[accuracy_card(document), speed_card(folder, document), file_card(document)],
     )
 
 
@@ -63,22 +63,25 @@ def accuracy_card(document: dict[str, Any]) -> Card:
     return Card(question, "no", detail, "bad")
 
 
-def speed_card(document: dict[str, Any]) -> Card:
+def speed_card(folder: Path, document: dict[str, Any]) -> Card:
     """The ratio that was measured for this bundle, or how to measure it."""
     question = "Faster?"
     found = document.get("decision")
     tried = next((t for t in found["tried"] if "speedup" in t), None) if found else None
     if found and tried:
         at = found["speed_measured_at"]
-        return _speed(
-            question,
-            tried["speedup"],
-            f"{at['engine']}, batch {at['batch']}, threads {at['threads']}",
-        )
+        place = at["gpu"] if at.get("gpu") else f"threads {at['threads']}"
+        busy = ", on a busy machine, which may favour the smaller file" if found["warning"] else ""
+        where = f"{at['engine']}, batch {at['batch']}, {place}{busy}"
+        return _speed(question, tried["speedup"], where)
     rows = [row for row in document.get("bench", []) if "speedup" in row and "engine" in row]
     if not rows:
+        if not document.get("bundle"):
+            return Card(question, "not measured", "A search leaves no file that could be timed.")
         return Card(
-            question, "not measured", "Run regcache bench BUNDLE --csv RUN, then this report again."
+            question,
+            "not measured",
+            f"Run `regcache bench {document['bundle']} --csv {folder}`, then this report again.",
         )
     best = max(rows, key=lambda row: float(row["speedup"]))
     ratio = {end: float(best[f"speedup{tail}"]) for end, tail in _ENDS}
@@ -104,18 +107,20 @@ def file_card(document: dict[str, Any]) -> Card:
     question, found = "Deploy which file?", document.get("decision")
     if found:
         why = "; ".join(found["tried"][-1]["reasons"])
-        refused = [TITLES[t["form"]] for t in found["tried"] if not t["keep"]]
+        refused = [form_title(found, t["form"]) for t in found["tried"] if not t["keep"]]
         after = f" Refused before it: {', '.join(refused)}." if refused else ""
-        mood = "good" if found["proven"] else "open"
-        return Card(question, TITLES[found["kept"]], f"{found['path']} ({why}).{after}", mood)
+        mood = "good" if found["proven"] and found["kept"] != "float" else "open"
+        title = form_title(found, found["kept"])
+        place = found.get("engine_file") or found["path"]
+        return Card(question, title, f"{place} ({why}).{after}", mood)
     bundle = document.get("bundle")
     if not bundle:
-        return Card(question, "none yet", "regcache export writes the bundle of this choice.")
+        return Card(question, "none yet", "`regcache export` writes the bundle of this choice.")
     return Card(
         question,
         "not decided",
-        f"The bundle is {bundle}. To decide under a budget of accuracy and speed: regcache build "
-        f"{bundle} --engine onnxruntime --output {Path(bundle).parent}",
+        f"The bundle is {bundle}. To decide under a budget of accuracy and speed: `regcache build "
+        f"{bundle} --engine onnxruntime --output {Path(bundle).parent}`",
     )
 
 
@@ -206,6 +211,9 @@ def _points_table(points: Sequence[dict[str, Any]], batch: int) -> Table:
 
 
 def _bench_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line a file, engine and batch size; threads get a column only where they differ."""
+    threads = sorted({str(row["threads"]) for row in rows})
+    several = len(threads) > 1
     lines = []
     for row in rows:
         faster = ""
@@ -216,14 +224,17 @@ def _bench_table(rows: Sequence[dict[str, Any]]) -> Table:
             [
                 f"{row['precision']}, {row['engine']}",
                 str(row["infer_batch_size"]),
-                str(row["threads"]),
+                *([str(row["threads"])] if several else []),
                 f"{float(row['infer_step_time']):.2f}",
                 f"{float(row['p99_ms']):.2f}",
                 faster,
             ]
         )
-    columns = ["file, engine", "batch", "threads", "p50 ms", "p99 ms", "faster [95 %]"]
-    return Table(columns, lines, "regcache bench, in turns; ratios are of pairs within a round")
+    columns = ["file, engine", "batch", *(["threads"] if several else []), "p50 ms", "p99 ms"]
+    caption = "`regcache bench`, in turns; ratios are of pairs within a round"
+    if not several:
+        caption += f"; threads: {threads[0]}"
+    return Table([*columns, "faster [95 %]"], lines, caption)
 
 
 def _budget(document: dict[str, Any]) -> float:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import hypot
 from typing import Any
 
 from .drawing import COLOURS, FLOOR, INK, MUTED, ROLES, new_figure
+
+NEAR_PIXELS = 24
+"""Points that are closer on the paper share one label."""
+
+TICKS = [m * 10.0**e for e in range(-2, 6) for m in (1, 2, 5)]
 
 PARETO_CAPTION = (
     "Latency against accuracy; the numbers are those of the table. Left and up is better. The "
@@ -40,22 +46,45 @@ def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
             label=label,
             zorder=2,
         )
-    offsets = ((6, 5), (6, -12), (-12, 5), (-14, -12))
-    for index, p in enumerate(points):
+    axes.margins(0.12)
+    if max(p["ms"] for p in points) > 4 * min(p["ms"] for p in points):
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        ticks = [t for t in TICKS if low <= t <= high]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
+    else:
+        axes.set_xlim(left=0)
+    figure.draw_without_rendering()  # where points are on the paper decides which share a label
+    places = axes.transData.transform([(p["ms"], scale * p["value"]) for p in points])
+    for group in neighbours(places, NEAR_PIXELS):
+        right = max(group, key=lambda i: places[i][0])
         axes.annotate(
-            str(index + 1),
-            (p["ms"], scale * p["value"]),
-            xytext=offsets[index % len(offsets)],
+            ", ".join(str(i + 1) for i in group),
+            (points[right]["ms"], scale * points[right]["value"]),
+            xytext=(6, 5),
             textcoords="offset points",
             fontsize=9,
             color=INK,
         )
     axes.set_xlabel(f"ms, batch {batch}")
     axes.set_ylabel("top-1, %" if metric == "top1" else "cosine to FP32")
-    axes.set_xlim(left=0)
-    axes.margins(0.12)
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def neighbours(places: Sequence[Sequence[float]], distance: float) -> list[list[int]]:
+    """Indices of points in groups: each is within `distance` of another one of its group."""
+    groups: list[list[int]] = []
+    for index, (x, y) in enumerate(places):
+        near = [
+            g
+            for g in groups
+            if any(hypot(x - places[i][0], y - places[i][1]) < distance for i in g)
+        ]
+        merged = sorted([index, *(i for g in near for i in g)])
+        groups = [*(g for g in groups if g not in near), merged]
+    return sorted(groups)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

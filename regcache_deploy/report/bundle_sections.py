@@ -58,10 +58,15 @@ def contract(folder: Path, document: dict[str, Any]) -> Section | None:
         ["quantized", f"{manifest['quantized_linears']} of {manifest['linears']} linears, "
          f"{manifest['bits']}"],
         ["tokens", f"{graph['tokens']} in, {graph['tokens_out']} behind the last block"],
-        *[[key, _words(value)] for key, value in preprocess.items()],
-        *[[name, f"{count_text(size)} bytes"] for name, size in sorted(sizes.items())],
     ]  # fmt: skip
-    return Section("contract", "Graph contract", tables=[Table(["", ""], rows)])
+    steps = [[key, _words(value)] for key, value in preprocess.items()]
+    files = [[name, f"{count_text(size)} bytes"] for name, size in sorted(sizes.items())]
+    tables = [
+        Table(["", ""], rows),
+        Table(["", ""], steps, "Preprocessing: open_clip's names, preprocess_cfg.json"),
+        Table(["", ""], files, "Files of the bundle"),
+    ]
+    return Section("contract", "Graph contract", tables=tables)
 
 
 def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
@@ -160,7 +165,8 @@ def certificate(folder: Path, document: dict[str, Any]) -> Section | None:
     if not found:
         return None
     nodes = found["nodes"]
-    coded = [n for n in nodes if n["node"].endswith("/QuantizeLinear")]
+    integer = found["code_sha256"].keys() - found.get("without_codes", {}).keys()
+    coded = [n for n in nodes if n["node"] in integer]
     elements, different = sum(n["elements"] for n in coded), sum(n["different"] for n in coded)
     off = sum(n["off_tie"] for n in coded)
     floats = [n["error"] for n in nodes if n not in coded]

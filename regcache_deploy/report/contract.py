@@ -11,24 +11,37 @@ TITLES = {
 }
 
 
+def form_title(document: dict[str, Any], form: str) -> str:
+    """A candidate's name; on TensorRT the float file is in half precision."""
+    half = form == "float" and document.get("float_body") == "float16"
+    return TITLES[form] + (" (FP16)" if half else "")
+
+
 def contract_lines(document: dict[str, Any]) -> list[str]:
     """The answer first, then every candidate, then what was measured on what."""
     contract = document["contract"]
     sure = "" if document["proven"] else " (by the estimates; the intervals do not prove it)"
     lines = [
-        f"kept: {TITLES[document['kept']]}: {document['path']}{sure}",
+        f"kept: {form_title(document, document['kept'])}: {document['path']}{sure}",
+        *([f"engine: {document['engine_file']}"] if document.get("engine_file") else []),
         f"contract: at most {contract['max_drop']:g} points lost, at least "
         f"{contract['min_speedup']:g} times as fast as the float file"
         + (", by the whole 95 % intervals" if contract["strict"] else ""),
     ]
     for tried in document["tried"]:
         verdict = "kept" if tried["keep"] else "refused"
-        lines.append(f"  {TITLES[tried['form']]}: {verdict}")
+        lines.append(f"  {form_title(document, tried['form'])}: {verdict}")
         if tried.get("float_layers"):
             lines.append(f"    in float: {', '.join(tried['float_layers'])}")
         lines += [f"    {reason}" for reason in tried["reasons"]]
     speed, images = document["speed_measured_at"], document["images"]
     control = speed["control"]
+    place = f", {speed['gpu']}" if speed.get("gpu") else f", threads {speed['threads']}"
+    itself = (
+        f"{control['value']:.2f} [{control['low']:.2f}, {control['high']:.2f}]"
+        if control
+        else "not timed"
+    )
     lines += [
         f"drop: {document['drop_metric']} on {images['judged_on']} images "
         f"({document['drop_measured_on']}), against the float file on the same engine",
@@ -37,9 +50,8 @@ def contract_lines(document: dict[str, Any]) -> list[str]:
             if images["chosen_on"]
             else []
         ),
-        f"speed: {speed['engine']}, batch {speed['batch']}, threads {speed['threads']}; the float "
-        f"file against itself: {control['value']:.2f} "
-        f"[{control['low']:.2f}, {control['high']:.2f}]",
+        f"speed: {speed['engine']}{place}, batch {speed['batch']}; the float file against itself: "
+        f"{itself}",
         f"intervals: {document['interval']}",
     ]
     if document["warning"]:

@@ -6,6 +6,7 @@ A new part of the project adds a function to `SECTIONS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ SECTIONS: list[Make] = [
 ]
 
 
+def inline(escaped: str) -> Any:
+    """Escaped text in which `a command` is set as one, and an interval is never broken."""
+    from markupsafe import Markup
+
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escaped))
+    return Markup(re.sub(r"\[[-+0-9., ]+\]", r'<span class="whole">\g<0></span>', text))
+
+
 def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
     """Write the page of a run.
 
@@ -56,6 +65,7 @@ def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["inline"] = lambda text: inline(environment.filters["escape"](text))
     sections = [made for make in SECTIONS if (made := make(folder, document)) is not None]
     page = environment.get_template("page.html").render(
         title=f"{document['model']}, {document['baseline']}, {document['bits']}",

@@ -208,10 +208,13 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
     return Section("ablation", "Ablation", text, tables)
 
 
-def provenance(folder: Path, document: dict[str, Any]) -> Section:
-    """With what it was made."""
-    options = document.get("options", {}) | document.get("readings", {})
+def provenance(folder: Path, document: dict[str, Any]) -> Section | None:
+    """With what it was made: the search's own account, or the bundle's."""
+    source = document.get("manifest", {}).get("provenance") or {}
+    options = document.get("options") or source.get("options") or {}
+    options = options | document.get("readings", {})
     chosen = {k: v for k, v in options.items() if v not in (None, "")}
     rows = [[k.replace("_", "-"), str(v)] for k, v in chosen.items()]
     text = [f"Note: {line}" for line in document["warnings"]]
-    return Section("settings", "Settings", text, [Table(["option", "value"], rows)])
+    tables = [Table(["option", "value"], rows)] if rows else []
+    return Section("settings", "Settings", text, tables) if text or tables else None

@@ -138,7 +138,10 @@ def _add_profile(builder: Any, network: Any, config: Any, options: BuildOptions)
     batch, rest = image.shape[0], tuple(image.shape)[1:]
     if batch > 0:
         if not sizes.min == sizes.opt == sizes.max == batch:
-            raise EngineError(f"the graph has a fixed batch of {batch}; build with --batch {batch}")
+            raise EngineError(
+                f"the graph has a fixed batch of {batch}; build with --min-batch {batch} "
+                f"--opt-batch {batch} --max-batch {batch}"
+            )
         return
     profile = builder.create_optimization_profile()
     shapes = [(size, *rest) for size in (sizes.min, sizes.opt, sizes.max)]
