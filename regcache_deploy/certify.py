@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ from regcache_export.certificate import (
     describe,
     first_divergence,
     first_user,
-    free_run,
     images_file,
     json_bytes,
     make_document,
     parameter_hashes,
 )
-from regcache_export.compare import Forced, Simulated, Simulator
+from regcache_export.compare import Forced, Simulated, Simulator, leading
+from regcache_export.control import controlled
 from regcache_export.graph import build_model
 from regcache_export.graph.float16 import in_float32, to_float16
 from regcache_export.optimized import compare_optimized
@@ -40,8 +41,9 @@ from regcache_export.targets import GraphOptions
 from .encoders.canonical import Encoder
 from .encoders.rotary import Survivors
 from .errors import VerificationError
-from .quantization.quantizers import Quantizer, Uniform
+from .quantization.quantizers import Uniform
 from .quantization.simulate import Calibration, SimulatedNumerics
+from .quantization.traced import traced
 
 IMAGE_COUNT = 32
 
@@ -49,10 +51,16 @@ Array = npt.NDArray[Any]
 
 
 class ForcedNumerics(SimulatedNumerics):
-    """The simulation, going on with the graph's codes behind every quantizer."""
+    """The simulation, going on with the graph's codes behind every quantizer.
 
-    def __init__(self, calibration: Calibration) -> None:
+    Args:
+        calibration: the simulation.
+        published: linears and attention products that the graph has as published.
+    """
+
+    def __init__(self, calibration: Calibration, published: Collection[str] = ()) -> None:
         super().__init__(calibration.quantization)
+        self.published = frozenset(published)
         self.forced: dict[str, Tensor] = {}
         self.steps: dict[str, Array] = {}
         self.codes: dict[str, Array] = {}
@@ -61,33 +69,36 @@ class ForcedNumerics(SimulatedNumerics):
         layer = self.quantization.linears.get(name)
         if layer is None:
             return super().linear(name, x, weight, bias)
+        if name in self.published:
+            grid = traced(name, layer.input, x, self._record)
+            return F.linear(grid, self._once(name, weight, layer.weight), bias)
         quantizer, weights = layer.input, layer.weight
         assert isinstance(quantizer, Uniform)
         assert isinstance(weights, Uniform)
         middle = origin(quantizer)
         codes = quantizer.codes(x)
         steps = x / quantizer.scale + (quantizer.zero_point - middle)
-        self.steps[name] = steps.numpy()
-        self.codes[name] = (codes - middle).to(torch.int16).numpy()
-        graph = self.forced[name]
-        codes[:, : graph.shape[1]] = graph + middle
+        codes = self._record(name, steps, codes - middle) + middle
         product = F.linear(codes - quantizer.zero_point, self._once(name, weight, weights.integers))
         return product * (quantizer.scale * weights.scale.flatten()) + bias
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         operands = self.quantization.matmuls.get(name)
-        if operands is None or f"{name}.left" not in self.forced:
+        known = name in self.published or f"{name}.left" in self.forced
+        if operands is None or not known:
             return super().matmul(name, a, b)
+        base = "/".join(name.rsplit(".", 1)) + "/" if name in self.published else f"{name}."
         sides = zip(("left", "right"), operands, (a, b), strict=True)
-        left, right = (self._operand(f"{name}.{side}", q, x) for side, q, x in sides)
+        left, right = (traced(base + side, q, x, self._record) for side, q, x in sides)
         return left @ right
 
-    def _operand(self, name: str, quantizer: Quantizer, x: Tensor) -> Tensor:
-        """An operand of an attention product, which is symmetric."""
-        assert isinstance(quantizer, Uniform)
-        self.steps[name] = (x / quantizer.scale).numpy()
-        self.codes[name] = quantizer.codes(x).to(torch.int16).numpy()
-        return self.forced[name] * quantizer.scale
+    def _record(self, name: str, steps: Tensor, levels: Tensor) -> Tensor:
+        """Note levels that were found; returns the graph's, as far as it has them."""
+        self.steps[name], self.codes[name] = steps.numpy(), levels.numpy()
+        graph = self.forced[name]
+        levels = levels.clone()
+        levels[leading(graph.shape)] = graph
+        return levels
 
 
 def origin(quantizer: Uniform) -> int:
@@ -111,9 +122,9 @@ class _ForcedEncoder(Encoder):
 class TorchSimulator:
     """`regcache_export.compare.Simulator` over a calibration in PyTorch."""
 
-    def __init__(self, calibration: Calibration) -> None:
+    def __init__(self, calibration: Calibration, published: Collection[str] = ()) -> None:
         self.calibration = calibration
-        self.numerics = ForcedNumerics(calibration)
+        self.numerics = ForcedNumerics(calibration, published)
 
     @torch.no_grad()
     def block(
@@ -154,6 +165,12 @@ def graph_offsets(plan: Plan, model: onnx.ModelProto) -> dict[str, int]:
         offsets[name] = half if unsigned else 0
     for name in plan.matmuls:
         offsets |= {f"{name}.left": 0, f"{name}.right": 0}
+    for name, (left, right) in plan.published.items():
+        if name in plan.encoder.linears():
+            offsets |= left.offsets(name)
+        else:
+            base = "/".join(name.rsplit(".", 1))
+            offsets |= left.offsets(f"{base}/left") | right.offsets(f"{base}/right")
     return offsets
 
 
@@ -191,7 +208,7 @@ def certify_bundle(
         preprocess=plan.preprocess,
     )
     images = pixels.contiguous().numpy()
-    simulator = TorchSimulator(calibration)
+    simulator = TorchSimulator(calibration, plan.published)
     if model is shipped:
         evidence = agreed(subject, images, simulator)
     else:
@@ -200,9 +217,8 @@ def certify_bundle(
     optimized = compare_optimized(bundle.model_path, subject, images, evidence.features, head)
     if model is not shipped:
         optimized = optimized.with_half()
-    if not optimized.near:
-        control = free_run(subject, images[: len(evidence.features)])
-        optimized = optimized.with_control(evidence.features, control)
+    written = evidence.features
+    optimized = controlled(optimized, subject, images[: len(written)], written, head)
     if optimized.problem:
         raise VerificationError(optimized.problem)
     section = {
@@ -210,6 +226,7 @@ def certify_bundle(
         "mean_cosine": optimized.mean_cosine,
         "min_cosine": optimized.min_cosine,
         "control": optimized.control,
+        "explained_by_rounding": len(optimized.explained),
         "half": optimized.half,
     }
     extra = {"optimized": section, "parameters": parameter_hashes(shipped)}

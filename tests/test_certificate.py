@@ -24,7 +24,7 @@ from regcache_export import certificate
 from regcache_export.bundle import add_files, write_bundle
 from regcache_export.certificate import CERTIFICATE, IMAGES, Subject, collect, first_divergence
 from regcache_export.plan import Plan
-from regcache_export.reference import erf
+from regcache_export.reference_activation import erf
 from regcache_export.targets import TARGETS, GraphOptions
 from regcache_export.verify import verify_bundle
 from tests.graph_helpers import rewrite

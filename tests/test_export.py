@@ -16,6 +16,7 @@ from regcache_deploy.evaluation.deployed import run_engine
 from regcache_engines.bundle import Bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.plan import Plan
+from regcache_export.verify import verify_bundle
 
 SMALL = ["--search-images", "96", "--calibration-images", "32", "--limit", "240", "-q"]
 FIXED = ["--prefix-block", "2", "--prefix-count", "4", "--delete-count", "5"]
@@ -136,6 +137,9 @@ def test_strict_paper_runs_what_was_published(
     assert bundle.manifest["strict_paper"] is True
     table = bundle.manifest["provenance"]["quantizers"]
     assert {r["tensor"] for r in table if not r["equal"]} == {"patch_embed.weight", "proj"}
+    report = verify_bundle(bundle)
+    assert (report.problem, report.same_codes) == (None, 1)
+    assert report.levels > 0
 
 
 def test_folder_of_images_with_random_weights(

@@ -8,7 +8,9 @@
 3. runtime: with optimizations the features and classes are the same;
 4. equality is judged by bounds that stand in the file.
 
-`regcache verify` checks all of it again without torch, against the numpy `reference`.
+`regcache verify` checks all of it again without torch, against the numpy `reference`. A quantizer
+as published (`--strict-paper`) may have no integer codes; `without_codes` says where, and what is
+compared there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import onnx
 from .compare import Comparison, NodeCount, Simulator, compare_floats, compare_trace, levels
 from .errors import BundleError
 from .graph import OUTPUT_NAME
+from .published import LEVELS
 from .reference import Array, Reference
 from .reference_pool import pooled_features
 from .regcache_config import RegCacheConfig
@@ -43,6 +46,8 @@ MAX_DIFFERENT = 1e-4
 
 MAX_FLOAT_ERROR = 1e-4
 """Largest difference of a block's output, relative to its largest value."""
+
+NO_CODES = "multiples of the step in float: the zero point is none of the codes"
 
 TRACE_BYTES = 256 * 2**20
 """Most memory that the inner tensors of one traced batch may take."""
@@ -102,11 +107,13 @@ class Evidence:
         comparison: counts by node.
         code_hashes: node -> SHA-256 of its levels over all images.
         features: of the graph as written, `[n, E]`.
+        without_codes: nodes of `code_hashes` whose levels are no integers -> what they are.
     """
 
     comparison: Comparison
     code_hashes: dict[str, str]
     features: Array
+    without_codes: dict[str, str] = field(default_factory=dict)
 
 
 def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None) -> Evidence:
@@ -146,25 +153,8 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
         comparison,
         {tensors.codes[name]: digest.hexdigest() for name, digest in hashes.items()},
         np.concatenate(features),
+        {node: NO_CODES for name, node in tensors.codes.items() if name.endswith(LEVELS)},
     )
-
-
-def free_run(subject: Subject, pixels: Array) -> Array:
-    """Features `[n, E]` of the numpy reference on its own, nothing forced: float64 control."""
-    constants = _constants(subject.model)
-    reference = Reference(
-        constants, subject.spec, subject.regcache, subject.options, subject.offsets
-    )
-    features = []
-    for part in _batches(pixels, subject):
-        tokens: Array = reference.embed(graph_input(part, subject.preprocess, subject.model))
-        kept = None
-        for index in range(subject.spec.depth):
-            simulated = reference.block(index, tokens, kept=kept)
-            tokens = simulated.output
-            kept = kept if simulated.positions is None else simulated.positions
-        features.append(pooled_features(reference, tokens))
-    return np.concatenate(features)
 
 
 def parameter_hashes(model: onnx.ModelProto) -> dict[str, str]:
@@ -220,6 +210,7 @@ def make_document(
         "images": len(evidence.features),
         "nodes": [asdict(count) for count in evidence.comparison.counts.values()],
         "code_sha256": evidence.code_hashes,
+        "without_codes": evidence.without_codes,
         "parameters": parameter_hashes(subject.model),
         **extra,
     }
@@ -262,7 +253,10 @@ def _batches(pixels: Array, subject: Subject) -> Iterator[Array]:
     size = fixed_batch(subject.model)
     if size is None:
         spec = subject.spec
-        inside = spec.num_tokens * spec.depth * (6 * spec.width + spec.mlp_width)
+        row = 6 * spec.width + spec.mlp_width
+        if any(".attn.pv." in name or ".attn/pv/" in name for name in subject.offsets):
+            row += 4 * spec.heads * spec.num_tokens
+        inside = spec.num_tokens * spec.depth * row
         size = max(1, min(len(pixels), TRACE_BYTES // inside))
     usable = len(pixels) if fixed_batch(subject.model) is None else len(pixels) // size * size
     if not usable:

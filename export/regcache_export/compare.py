@@ -21,14 +21,17 @@ TIE = 0.01
 """Farthest from a rounding tie, in steps, at which float noise may decide a code. Sums in float32
 are off by less than 1e-3 steps on the encoders measured; a wrong parameter is off by far more."""
 
+SAME_LEVEL = 1e-3
+"""Two levels in float nearer than this are one: float32 holds them to 1e-5."""
+
 
 @dataclass(frozen=True)
 class Forced:
     """What the graph computed in one block.
 
     Attributes:
-        codes: linear -> levels (see `levels`), in the first rows of the tokens where the graph
-            has fewer.
+        codes: linear -> levels (see `levels`), of the first tokens where the graph has fewer (see
+            `leading`).
         positions: of the surviving patches `[B, n]`, or None.
     """
 
@@ -107,8 +110,18 @@ class Comparison:
 
 
 def levels(codes: Array, offset: int) -> Array:
-    """Codes as int16 on a common origin, whatever integer type a target stores them in."""
+    """Codes as int16 on a common origin, whatever integer type a target stores them in.
+
+    Floats are levels without a code, and stay what they are.
+    """
+    if codes.dtype.kind == "f":
+        return codes + np.zeros(1, codes.dtype)  # -0 becomes 0, which is another pattern of bits
     return codes.astype(np.int16) - np.int16(offset)
+
+
+def leading(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The part of a tensor that a graph has which goes on with the class token alone."""
+    return tuple(map(slice, shape))
 
 
 def compare_trace(
@@ -146,29 +159,27 @@ def compare_trace(
             wrong = int((positions != simulated.positions).sum())
             comparison.add(NodeCount(node, positions.size, wrong, wrong))
         for name, codes in inside.items():
-            rows = codes.shape[1]
-            comparison.add(
-                _compare_codes(
-                    tensors.codes[name],
-                    codes,
-                    simulated.codes[name][:, :rows],
-                    simulated.steps[name][:, :rows],
-                )
-            )
+            part = leading(codes.shape)
+            found, steps = simulated.codes[name][part], simulated.steps[name][part]
+            comparison.add(_compare_codes(tensors.codes[name], codes, found, steps))
         output = trace.values[tensors.outputs[index]]
         expected = simulated.output[:, : output.shape[1]]
         comparison.add(compare_floats(tensors.outputs[index], output, expected))
 
 
 def _compare_codes(node: str, codes: Array, simulated: Array, steps: Array) -> NodeCount:
-    different = codes != simulated
+    if codes.dtype.kind == "f":
+        different = ~(np.abs(codes - simulated) <= SAME_LEVEL)  # NaN is different, too
+    else:
+        different = codes != simulated
     count = int(different.sum())
     off_tie = 0
     if count:
-        apart = np.abs(codes[different].astype(int) - simulated[different].astype(int))
+        apart = np.abs(codes[different].astype(np.float64) - simulated[different])
         value = steps[different].astype(np.float64)
         from_tie = np.abs(value - np.floor(value) - 0.5)
-        off_tie = int(((apart > 1) | (from_tie > TIE)).sum())
+        tie = (apart <= 1 + SAME_LEVEL) & (from_tie <= TIE)
+        off_tie = int((~tie).sum())
     return NodeCount(node, codes.size, count, off_tie)
 
 

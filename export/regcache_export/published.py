@@ -22,6 +22,24 @@ Kind = Literal["uniform", "twin_gelu", "twin_softmax", "log_sqrt2"]
 
 CONTAINER_BITS = 8
 
+HALVES = ("lower", "upper")
+"""Of a twin, in the names of its nodes and constants."""
+
+LEVELS = "/levels"
+"""Suffix of a tensor that has no integer codes: multiples of the step in float."""
+
+CODE_TENSORS = {
+    "": "/QuantizeLinear",
+    "/Less": "/Less",
+    "/lower": "/lower/QuantizeLinear",
+    "/upper": "/upper/QuantizeLinear",
+    LEVELS: "/levels/Clip",
+    "/codes": "/Cast",
+}
+"""What a quantizer `NAME` makes of its input -> the node that gives it out, both behind `NAME`:
+codes of Q/DQ; which half of a twin softmax; codes of the halves; levels where the zero point is no
+code; codes of log-sqrt2. In the graph's order."""
+
 
 @dataclass(frozen=True)
 class PublishedQuant:
@@ -62,6 +80,17 @@ class PublishedQuant:
             per_channel=self.scale.size > 1,
         )
 
+    def offsets(self, name: str) -> dict[str, int]:
+        """Tensors of `CODE_TENSORS` that it makes -> what is subtracted to give levels."""
+        if self.standard is not None:
+            return {name: 0 if self.signed else 2 ** (self.bits - 1)}
+        if self.kind == "uniform":
+            return {name + LEVELS: 0}
+        if self.kind == "log_sqrt2":
+            return {f"{name}/codes": 0}
+        choice = {f"{name}/Less": 0} if self.kind == "twin_softmax" else {}
+        return choice | {f"{name}/{half}": 0 for half in HALVES}
+
     @property
     def halves(self) -> tuple[TensorQuant, TensorQuant]:
         """Quantizers of the lower and the upper half of a twin."""
@@ -74,12 +103,16 @@ class PublishedQuant:
         return np.float32(self.second[0] * 2 ** (self.bits - 1))
 
     def levels(self) -> Array:
-        """Values of the codes `0 .. 2**bits` of `log_sqrt2`, the last one zero; float32."""
-        codes = np.arange(2**self.bits + 1)
+        """Values of the codes of `log_sqrt2`, the last one zero; float32.
+
+        At most `2**bits + 1`. What is smaller than the least normal number of float32 is zero,
+        too: there kernels differ, and products take many times as long.
+        """
+        codes = np.arange(2**self.bits)
         odd = np.where(codes % 2, np.float32(np.sqrt(2)), np.float32(1))
         values = self.scale[0] * odd * np.exp2(-np.ceil(codes / 2)).astype(np.float32)
-        values[-1] = 0
-        levels: Array = values.astype(np.float32)
+        values = values.astype(np.float32)
+        levels: Array = np.append(values[values >= np.finfo(np.float32).tiny], np.float32(0))
         return levels
 
     def save(self, tensors: dict[str, Array], key: str) -> dict[str, Any]:

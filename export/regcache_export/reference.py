@@ -6,7 +6,6 @@ nodes, so that a wrong wire, attribute or kernel shows as a difference. No torch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,12 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from .compare import Forced, Simulated, levels
+from .compare import Forced, Simulated, leading
 from .errors import BundleError
 from .graph.parts import QUICK_GELU_FACTOR
+from .reference_activation import activation
 from .reference_columns import with_packed_columns
+from .reference_quantizers import quantized, symmetric, weight_values
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
 from .targets import GraphOptions, find_target
@@ -176,52 +177,35 @@ class _Run:
 
     def linear(self, name: str, x: Float64) -> Float64:
         known = self.reference.constants
-        weight = known[f"{name}.weight"].astype(np.float64)
-        product = x @ weight if f"{name}.input_scale" not in known else self._integers(name, x)
+        grid = quantized(known, name, x, self.reference.offsets.get(name, 0), self.record)
+        product = grid @ weight_values(known, name)
         bias = known.get(f"{name}.bias")
         return product if bias is None else product + bias.astype(np.float64).reshape(-1)
 
-    def _integers(self, name: str, x: Float64) -> Float64:
-        known, offset = self.reference.constants, self.reference.offsets[name]
-        scale = float(known[f"{name}.input_scale"])
-        stored = known[f"{name}.input_zero_point"]
-        zero_point, limits = int(stored), np.iinfo(stored.dtype)
-        if f"{name}.input_shift" in known:
-            x = x + float(known[f"{name}.input_shift"])
-        if f"{name}.input_min" in known:
-            x = np.clip(x, float(known[f"{name}.input_min"]), float(known[f"{name}.input_max"]))
-        steps = x / scale
-        codes = np.clip(np.rint(steps) + zero_point, limits.min, limits.max)
-        self.steps[name] = steps + (zero_point - offset)
-        self.codes[name] = levels(codes, offset)
-        self._force(name, codes, offset)
-        weight = known[f"{name}.weight"].astype(np.float64)
-        weight_scale = known[f"{name}.weight_scale"].astype(np.float64)
-        if f"{name}.weight_zero_point" in known:
-            weight = weight - known[f"{name}.weight_zero_point"].astype(np.float64)
-        result: Float64 = ((codes - zero_point) @ weight) * (scale * weight_scale)
-        return result
-
     def product(self, name: str, a: Float64, b: Float64) -> Float64:
         """`a @ b` of an attention product, its operands quantized where the graph does that."""
-        result: Float64 = self._operand(f"{name}.left", a) @ self._operand(f"{name}.right", b)
+        left, right = (self._operand(name, *side) for side in (("left", a), ("right", b)))
+        result: Float64 = left @ right
         return result
 
-    def _operand(self, name: str, x: Float64) -> Float64:
-        if f"{name}_scale" not in self.reference.constants:
-            return x
-        scale = float(self.reference.constants[f"{name}_scale"])
-        self.steps[name] = x / scale
-        codes: Float64 = np.clip(np.rint(self.steps[name]), -128, 127)
-        self.codes[name] = levels(codes, 0)
-        self._force(name, codes, 0)
-        return codes * scale
+    def _operand(self, name: str, side: str, x: Float64) -> Float64:
+        known = self.reference.constants
+        if f"{name}.{side}_scale" in known:
+            return symmetric(known[f"{name}.{side}_scale"], f"{name}.{side}", x, self.record)
+        block, role = name.rsplit(".", 1)
+        published = f"{block}/{role}/{side}"
+        offset = self.reference.offsets.get(published, 0)
+        return quantized(known, published, x, offset, self.record)
 
-    def _force(self, name: str, codes: Float64, offset: int) -> None:
-        """Put the graph's codes in place of those found, in as many rows as it has."""
-        if self.forced is not None:
-            graph = self.forced.codes[name]
-            codes[:, : graph.shape[1]] = graph.astype(np.float64) + offset
+    def record(self, name: str, steps: Float64, codes: Float64) -> Float64:
+        """Note levels that were found; returns the graph's, as far as it has them."""
+        self.steps[name], self.codes[name] = steps, codes
+        if self.forced is None:
+            return codes
+        graph = self.forced.codes[name]
+        codes = codes.copy()
+        codes[leading(graph.shape)] = graph
+        return codes
 
     def delete(self, index: int, tokens: Float64, place: str) -> Float64:
         choice, special = self.reference.regcache, self.reference.spec.num_prefix_tokens
@@ -238,37 +222,3 @@ class _Run:
         self.kept = kept
         survivors = np.take_along_axis(patches, kept[..., None], axis=1)
         return np.concatenate([tokens[:, :special], survivors], axis=1)
-
-
-def activation(kind: str, x: Float64, factor: float = QUICK_GELU_FACTOR) -> Float64:
-    """The encoder's MLP activation in float64; `factor` is that of `quick_gelu`."""
-    if kind == "quick_gelu":
-        with np.errstate(over="ignore"):  # far below zero the gate is closed
-            gate = 1 / (1 + np.exp(-factor * x))
-    elif kind == "gelu_tanh":
-        gate = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    else:
-        gate = 0.5 * (1 + erf(x / math.sqrt(2)))
-    result: Float64 = x * gate
-    return result
-
-
-_STEP = 1 / 256
-_GRID = np.arange(0, 6 + 2 * _STEP, _STEP)
-_ERF_GRID = np.array([math.erf(value) for value in _GRID])
-
-
-def erf(x: Float64) -> Float64:
-    """Error function, within 1e-14: numpy has none.
-
-    Taylor series of fifth order around the nearest of a grid of exact values.
-    """
-    size = np.minimum(np.abs(x), 6.0)  # erf(6) is 1 in float64
-    index = np.rint(size / _STEP).astype(np.int64)
-    a = _GRID[index]
-    d = size - a
-    slope = (2 / math.sqrt(math.pi)) * np.exp(-a * a)
-    series = 1 - a * d + (2 * a**2 - 1) / 3 * d**2 + (3 * a - 2 * a**3) / 6 * d**3
-    series += (4 * a**4 - 12 * a**2 + 3) / 30 * d**4
-    result: Float64 = np.sign(x) * (_ERF_GRID[index] + slope * d * series)
-    return result

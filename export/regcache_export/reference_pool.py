@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .reference import Array, Float64, Reference, activation
+from .reference import Array, Float64, Reference
+from .reference_activation import activation
 
 
 def pooled_features(reference: Reference, tokens: Array) -> Float64:

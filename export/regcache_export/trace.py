@@ -18,11 +18,10 @@ from regcache_engines.onnxruntime_engine import import_onnxruntime
 
 from .errors import BundleError, EngineError
 from .graph import INPUT_NAME, OUTPUT_NAME
+from .published import CODE_TENSORS
 from .spec import EncoderSpec
 
 Array = npt.NDArray[Any]
-
-QUANTIZE = "/QuantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,9 @@ class Tensors:
     Attributes:
         block_inputs: one a block, before deletion.
         outputs: the output of every block.
-        codes: linear, or operand of an attention product (`blocks.0.attn.qk.left`) -> its integer
-            codes; only what is quantized, in the graph's order.
+        codes: linear, or operand of an attention product (`blocks.0.attn.qk.left`; as published,
+            `blocks.0.attn/qk/left`) -> its integer codes; only what is quantized, in the graph's
+            order. Quantizers as published have more tensors, with the suffixes of `CODE_TENSORS`.
         positions: block -> positions of the surviving patches, where tokens are deleted.
     """
 
@@ -55,7 +55,12 @@ class Tensors:
         if first is None:
             raise BundleError("the graph has no patch embedding; it is not one of ours")
         names = [name for linear in spec.linears() for name in (linear, *_products_behind(linear))]
-        codes = {name: name + QUANTIZE for name in names if name + QUANTIZE in made}
+        codes = {
+            name + suffix: name + node
+            for name in names
+            for suffix, node in CODE_TENSORS.items()
+            if name + node in made
+        }
         places = {index: f"blocks.{index}.delete/positions" for index in range(spec.depth)}
         return cls(
             block_inputs=(first, *outputs[:-1]),
@@ -73,7 +78,8 @@ def _products_behind(linear: str) -> list[str]:
     if not linear.endswith(".qkv"):
         return []
     block = linear.removesuffix(".qkv")
-    return [f"{block}.{product}.{side}" for product in ("qk", "pv") for side in ("left", "right")]
+    products = [f"{block}{dot}{p}{dot}" for p in ("qk", "pv") for dot in "./"]
+    return [product + side for product in products for side in ("left", "right")]
 
 
 @dataclass(frozen=True)

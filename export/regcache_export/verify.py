@@ -23,10 +23,10 @@ from .certificate import (
     describe,
     first_divergence,
     first_user,
-    free_run,
     parameter_hashes,
     subject_of,
 )
+from .control import controlled
 from .errors import BundleError, VerificationError
 from .graph.float16 import in_float32
 from .optimized import OptimizedRun, compare_optimized
@@ -42,6 +42,7 @@ class Report:
         nodes: compared nodes.
         codes: compared integer codes.
         ties: codes that differ by a rounding tie.
+        levels: compared values of quantizers that have no integer codes (`--strict-paper`).
         same_codes: share of nodes whose codes have the stored hash; below 1 on another machine or
             runtime, where float sums are ordered otherwise.
         optimized: with optimizations on against off.
@@ -54,6 +55,7 @@ class Report:
     ties: int
     same_codes: float
     optimized: OptimizedRun
+    levels: int = 0
     problem: str | None = None
     details: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -118,17 +120,18 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
     optimized = compare_optimized(bundle.model_path, subject, pixels, evidence.features, head)
     if subject.model is not model:
         optimized = optimized.with_half(_half_at_export(document))
-    if not optimized.near:
-        control = free_run(subject, pixels[: len(evidence.features)])
-        optimized = optimized.with_control(evidence.features, control)
+    written = evidence.features
+    optimized = controlled(optimized, subject, pixels[: len(written)], written, head)
     stored = document.get("code_sha256", {})
     other = [n for n, digest in evidence.code_hashes.items() if stored.get(n) != digest]
     if len(pixels) != document.get("images"):
         other = []
+    integer = evidence.code_hashes.keys() - evidence.without_codes.keys()
     return Report(
         images=len(evidence.features),
         nodes=len(counts),
-        codes=sum(count.elements for count in counts if count.node in evidence.code_hashes),
+        codes=sum(count.elements for count in counts if count.node in integer),
+        levels=sum(count.elements for count in counts if count.node in evidence.without_codes),
         ties=sum(count.different for count in counts),
         same_codes=1 - len(other) / max(len(evidence.code_hashes), 1),
         optimized=optimized,

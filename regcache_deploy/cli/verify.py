@@ -39,13 +39,18 @@ def run(args: argparse.Namespace) -> int:
     elif report.problem is None:
         optimized = report.optimized
         top1 = "" if optimized.top1 is None else f", {optimized.top1:.1%} of classes equal"
+        if optimized.explained:
+            top1 += (
+                f"; rounding noise explains {len(optimized.explained)} of {report.images} images"
+            )
+        levels = f", {report.levels} levels without a code" if report.levels else ""
         what = "optimized against written graph"
         if optimized.half is not None:
             what = "float16 body against the same graph in float32"
         sys.stdout.write(
             f"{args.bundle}: verified on {report.images} images\n"
             f"  {report.nodes} nodes against the numpy reference, block by block: "
-            f"{report.codes} codes, {report.ties} of them other by a rounding tie\n"
+            f"{report.codes} codes{levels}, {report.ties} of them other by a rounding tie\n"
             f"  {report.same_codes:.1%} of the nodes have the very codes of the export\n"
             f"  {what}: mean cosine {optimized.mean_cosine:.6f}{top1}\n"
         )

@@ -17,12 +17,10 @@ import numpy as np
 from onnx import TensorProto
 
 from ..passes.base import FoldState
-from ..published import PublishedQuant
+from ..published import HALVES, PublishedQuant
 from .builder import Array, GraphBuilder
 from .linear import FloatArray, quantize_activation, quantized_weight
 from .parts import float_constant
-
-HALVES = ("lower", "upper")
 
 
 def published_linear(
@@ -143,13 +141,14 @@ def _log_sqrt2(builder: GraphBuilder, name: str, x: str, quant: PublishedQuant) 
     """Codes by a logarithm, values from a table; 0 has code infinity, clipped to that of zero."""
     delta = builder.constant(f"{name}.delta", np.asarray(np.float32(quant.scale[0])))
     factor = builder.constant("minus_2_log2_e", np.asarray(np.float32(-2 / np.log(2))))
+    levels = quant.levels()
     ends = [
         builder.constant(f"{name}.{end}_code", np.asarray(np.float32(value)))
-        for end, value in (("lowest", 0), ("zero", 2**quant.bits))
+        for end, value in (("lowest", 0), ("zero", len(levels) - 1))
     ]
     logarithm = builder.node(f"{name}/Log", [builder.node(f"{name}/Div", [x, delta])])
     codes = builder.node(f"{name}/Round", [builder.node(f"{name}/Mul", [logarithm, factor])])
     codes = builder.node(f"{name}/codes/Clip", [codes, *ends])
     codes = builder.node(f"{name}/Cast", [codes], {"to": TensorProto.INT32})
-    table = float_constant(builder, f"{name}.levels", quant.levels())
+    table = float_constant(builder, f"{name}.levels", levels)
     return builder.node(f"{name}/Gather", [table, codes], {"axis": 0})
