@@ -39,6 +39,9 @@ RESERVE = CORNERS + 3
 ROUNDS = 3
 
 
+Column = tuple[bool, int, int]
+
+
 class Affordable(Protocol):
     """`Race.affordable`."""
 
@@ -76,20 +79,22 @@ def contest(
         rows = contested_images([book.complete[config] for config in anchors])
         ahead, missed = _ask(book, _rivals(leader, alive, space), rows, affordable)
         dropped = (dropped | missed) - set(book.complete)
-        for config in ahead:
-            if affordable(config, book.problem.size, reserve=CORNERS):
-                book.full(config, "final")
-            else:
+        beaten: set[Column] = set()
+        for config in _by_trust(ahead, leader):
+            if column(config) in beaten:
+                continue
+            if not affordable(config, book.problem.size, reserve=CORNERS):
                 dropped.add(config)
-        if same_column(book.leader, leader):
+            elif book.full(config, "final").value < book.complete[book.leader].value:
+                beaten |= {column(config)} - {column(leader)}
+        if column(book.leader) == column(leader):
             break
     return len(dropped)
 
 
-def same_column(one: RegCacheConfig, other: RegCacheConfig) -> bool:
-    """They differ in nothing but tau."""
-    pair = [(c.has_prefix, c.prefix_block, c.delete_count) for c in (one, other)]
-    return pair[0] == pair[1]
+def column(config: RegCacheConfig) -> Column:
+    """What choices that differ in nothing but tau share."""
+    return config.has_prefix, config.prefix_block, config.delete_count
 
 
 def contested_images(scores: Sequence[Score]) -> Tensor:
@@ -108,10 +113,11 @@ def contested_images(scores: Sequence[Score]) -> Tensor:
 
 def _ends(leader: RegCacheConfig, alive: Iterable[RegCacheConfig]) -> list[RegCacheConfig]:
     """Survivors of the leader's column with the least and the largest tau."""
-    column = sorted(
-        (c for c in alive if c.has_prefix and same_column(c, leader)), key=lambda c: c.prefix_count
+    taus = sorted(
+        (c for c in alive if c.has_prefix and column(c) == column(leader)),
+        key=lambda c: c.prefix_count,
     )
-    return [c for c in dict.fromkeys([*column[:1], *column[-1:]]) if c != leader]
+    return [c for c in dict.fromkeys([*taus[:1], *taus[-1:]]) if c != leader]
 
 
 def _ask(
@@ -127,18 +133,26 @@ def _ask(
     outcomes: dict[RegCacheConfig, Score] = {}
     hopeless, missed = set(), set()
     for config in rivals:
-        column = (config.has_prefix, config.prefix_block, config.delete_count)
-        if config in book.complete or column in hopeless:
+        if config in book.complete or column(config) in hopeless:
             continue
         if not affordable(config, len(rows), reserve=RESERVE):
             missed.add(config)
             continue
         outcomes[config] = book.ask(config, "contested images", rows)
         lost = best - float(outcomes[config].per_image.sum())
-        if lost > spare and not same_column(config, book.leader):
-            hopeless.add(column)
+        if lost > spare and column(config) != column(book.leader):
+            hopeless.add(column(config))
     ahead = [c for c, score in outcomes.items() if float(score.per_image.sum()) >= best]
     return sorted(ahead, key=lambda c: preference(c, outcomes[c]), reverse=True), missed
+
+
+def _by_trust(ahead: Sequence[RegCacheConfig], leader: RegCacheConfig) -> list[RegCacheConfig]:
+    """The leader's own column first, in the order given.
+
+    The contested images are those that this column decides narrowly. A choice from elsewhere may
+    gain there and lose on images that the column never doubted.
+    """
+    return sorted(ahead, key=lambda config: column(config) != column(leader))
 
 
 def _rivals(
@@ -154,11 +168,11 @@ def _rivals(
         step = abs(np.log1p(config.prefix_count) - np.log1p(leader.prefix_count))
         return abs(config.prefix_block - leader.prefix_block), float(step)
 
-    column = [
+    same_count = [
         space.config(block, tau, leader.delete_count)
         for block in space.blocks
         for tau in space.prefix
     ]
-    column.sort(key=distance)
-    own = [config for config in column if same_column(config, leader)]
-    return list(dict.fromkeys([*own, *alive, *column]))
+    same_count.sort(key=distance)
+    own = [config for config in same_count if column(config) == column(leader)]
+    return list(dict.fromkeys([*own, *alive, *same_count]))
