@@ -1,10 +1,11 @@
 """Peak memory of `regcache calibrate` by the number of images: it must not grow.
 
-    python benchmarks/calibration_memory.py --images 64 4096
+    python benchmarks/calibration_memory.py --images 64 4096 --batch-size 32
 
 Each number runs `--repeats` times in a process of its own, and the median counts. The encoder is
 the embedded demo (synthetic, planted sinks), the data one folder of PNG files of random pixels.
-`growth` is the peak over that of the first number.
+`growth` is the peak over that of the first number. A method is an observer of `naive`, or `ptq4vit`
+or `repqvit`, which search on a sample of 64 images whatever their number.
 """
 
 from __future__ import annotations
@@ -24,28 +25,26 @@ import torch
 from PIL import Image
 
 from regcache_deploy.encoders.load import load_model
+from regcache_deploy.options import OBSERVER_NAMES
 from regcache_deploy.planning import make_plan
 from regcache_deploy.quantization import make_baseline
 
-FIELDS = ("observer", "images", "peak_mib", "growth", "observer_kib")
+FIELDS = ("method", "batch", "images", "peak_mib", "growth", "observer_kib")
+METHODS = ("minmax", "percentile", "mse", "ptq4vit", "repqvit")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[64, 4096])
-    parser.add_argument("--observers", nargs="+", default=["minmax", "percentile", "mse"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--csv", type=Path, help="write the table here, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _make_plan(folder / "plan")
         _make_images(folder / "images", max(args.images))
-        rows = [
-            row
-            for observer in args.observers
-            for row in _measure(folder, observer, args.images, args.repeats)
-        ]
+        rows = [row for method in args.methods for row in _measure(folder, method, args)]
     writers = [csv.writer(sys.stdout)]
     file = args.csv.open("w", newline="") if args.csv else None
     if file:
@@ -57,25 +56,26 @@ def main() -> None:
         file.close()
 
 
-def _measure(
-    folder: Path, observer: str, counts: list[int], repeats: int
-) -> list[tuple[object, ...]]:
+def _measure(folder: Path, method: str, args: argparse.Namespace) -> list[tuple[object, ...]]:
+    _make_plan(folder / method, method)
     rows: list[tuple[object, ...]] = []
     first = 0.0
-    for count in counts:
-        runs = [_run(folder, observer, count) for _ in range(repeats)]
+    for count in args.images:
+        runs = [_run(folder, method, count, args.batch_size) for _ in range(args.repeats)]
         peak = statistics.median(run["peak_memory_bytes"] for run in runs) / 2**20
         first = first or peak
         kib = runs[0]["observer_bytes"] / 1024
-        rows.append((observer, count, f"{peak:.1f}", f"{peak / first:.4f}", f"{kib:.0f}"))
+        growth = f"{peak / first:.4f}"
+        rows.append((method, args.batch_size, count, f"{peak:.1f}", growth, f"{kib:.0f}"))
     return rows
 
 
-def _run(folder: Path, observer: str, count: int) -> dict[str, Any]:
-    words = [str(folder / "plan"), "--data", str(folder / "images"), "--images", str(count)]
-    words += ["--observer", observer, "--output", str(folder / f"{observer}-{count}")]
-    # 64 images are 8 batches, enough for the allocator's pools to settle
-    words += ["--batch-size", "8", "--threads", "1", "--workers", "1", "--json", "--quiet"]
+def _run(folder: Path, method: str, count: int, batch_size: int) -> dict[str, Any]:
+    words = [str(folder / method), "--data", str(folder / "images"), "--images", str(count)]
+    words += ["--output", str(folder / f"{method}-{count}"), "--batch-size", str(batch_size)]
+    if method in OBSERVER_NAMES:
+        words += ["--observer", method]
+    words += ["--threads", "1", "--workers", "1", "--json", "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "regcache_deploy.cli.main", "calibrate", *words],
         check=True,
@@ -89,16 +89,15 @@ def _run(folder: Path, observer: str, count: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _make_plan(folder: Path) -> None:
+def _make_plan(folder: Path, method: str) -> None:
     demo = load_model("demo")
     height, width = demo.encoder.spec.image_size
     pixels = torch.rand(16, 3, height, width, generator=torch.Generator().manual_seed(0))
     tokens = demo.encoder.embed(pixels)
-    calibration = make_baseline("naive").calibrate(demo.encoder, tokens)
-    plan = make_plan(
-        calibration, preprocess=demo.preprocess, provenance={"model": "demo", "baseline": "naive"}
-    )
-    plan.save(folder)
+    name = "naive" if method in OBSERVER_NAMES else method
+    calibration = make_baseline(name).fast().calibrate(demo.encoder, tokens)
+    provenance = {"model": "demo", "baseline": name}
+    make_plan(calibration, preprocess=demo.preprocess, provenance=provenance).save(folder)
 
 
 def _make_images(folder: Path, count: int) -> None:

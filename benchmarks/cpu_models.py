@@ -20,6 +20,11 @@ CALIBRATION_IMAGES = 4
 
 OURS = ("portable", "tuned")
 GRAPHS = ("plain", "regcache")
+WIDE = "tuned_wide"
+"""The tuned target with one packed product for queries, keys and values."""
+
+FLOOR_IMAGES = (1, 2)
+"""Batches of the files with the linears alone; larger ones run as pieces of two."""
 
 
 def write_models(folder: Path, model: str = MODEL) -> None:
@@ -32,18 +37,22 @@ def write_models(folder: Path, model: str = MODEL) -> None:
     (folder / "nncf.xml").unlink(missing_ok=True)
     images, plans = _plans(model)
     from regcache_export.graph import build_model, serialize
-    from regcache_export.targets import GraphOptions
+    from regcache_export.targets import TARGETS, GraphOptions
 
     for graph, plan in plans.items():
         for name, target in zip(OURS, ("onnx", "onnxruntime"), strict=True):
             written = build_model(plan, options=GraphOptions(target=target))
             (folder / f"{name}_{graph}.onnx").write_bytes(serialize(written))
+    TARGETS[WIDE] = replace(TARGETS["onnxruntime"], name=WIDE, narrow_products=False)
+    wide = build_model(plans["regcache"], options=GraphOptions(target=WIDE))
+    del TARGETS[WIDE]
+    (folder / f"{WIDE}_regcache.onnx").write_bytes(serialize(wide))
     # the peers get the encoder as it is: no RegCache, no fold that drops tokens
     plain = replace(plans["plain"], linears={})
     encoder = build_model(plain, options=GraphOptions(without=("cls-only",)))
     (folder / "fp32.onnx").write_bytes(serialize(encoder))
     quantize_static(folder / "fp32.onnx", folder / "quantize_static.onnx", images)
-    for batch in (1, 8):
+    for batch in FLOOR_IMAGES:
         path = folder / f"floor_b{batch}.onnx"
         path.write_bytes(floor(plans["plain"].encoder, batch).SerializeToString())
     np.save(folder / "images.npy", images)
@@ -51,10 +60,10 @@ def write_models(folder: Path, model: str = MODEL) -> None:
 
 
 def _exporter_sha256() -> str:
-    """Hash of the exporter's source: other code, other graphs."""
+    """Hash of the exporter's source and of this file: other code, other graphs."""
     package = Path(regcache_export.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in [*sorted(package.rglob("*.py")), Path(__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,6 +1,6 @@
 """Quantize an ONNX file with ModelOpt; run by `peers.py` in the environment that has it.
 
-    python benchmarks/peer_modelopt.py MODEL.onnx CALIBRATION.npy OUTPUT.onnx int8|fp8
+    python benchmarks/peer_modelopt.py MODEL.onnx CALIBRATION.npy OUTPUT.onnx int8|fp8 fp16|fp32
 
 ModelOpt pins versions of onnx and onnxruntime that differ from ours, so it lives in an environment
 of its own: `pip install 'nvidia-modelopt[onnx]'`.
@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 
-def main(model: str, calibration: str, output: str, mode: str) -> int:
+def main(model: str, calibration: str, output: str, mode: str, rest: str) -> int:
     try:
         import modelopt
         from modelopt.onnx.quantization import quantize
@@ -26,7 +26,7 @@ def main(model: str, calibration: str, output: str, mode: str) -> int:
         calibration_data=np.load(calibration),
         calibration_method="entropy" if mode == "int8" else "max",
         calibration_eps=["cpu"],
-        high_precision_dtype="fp32" if mode == "int8" else "fp16",
+        high_precision_dtype=rest,
         output_path=output,
     )
     print(f"version {modelopt.__version__}")

@@ -1,13 +1,11 @@
-"""The tools that `peers.py` compares: how each makes its file, and how it is run.
+"""How each tool that `peers.py` compares makes its file, and how it is run.
 
-Every tool is set up as its own documentation advises; `settings` repeats what was chosen. A tool
-that cannot run raises `PeerError` with the reason.
+A tool that cannot run raises `PeerError` with the reason. `peer_list.py` names them all.
 """
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu_forms import openvino_run, ort_run
 from cpu_models import quantize_static, write_nncf
+from cpu_runs import session
 from peer_work import Work
 
 from regcache_deploy.bench.engines import open_engine
 from regcache_deploy.bench.timing import Run
+from regcache_engines.engine import load_engine
 from regcache_engines.tensorrt.probe import find_gpu
 from regcache_export.graph import build_model, serialize
 from regcache_export.targets import GraphOptions
@@ -66,11 +65,11 @@ class Peer:
             return self.distribution
 
 
-def _nothing(work: Work) -> None:
+def no_file(work: Work) -> None:
     return None
 
 
-def _eager(work: Work, path: Path | None, images: np.ndarray) -> Run:
+def run_eager(work: Work, path: Path | None, images: np.ndarray) -> Run:
     tensor = torch.from_numpy(images)
 
     def run() -> np.ndarray:
@@ -84,7 +83,7 @@ def _eager(work: Work, path: Path | None, images: np.ndarray) -> Run:
 _compiled: dict[int, Any] = {}
 
 
-def _compile(work: Work, path: Path | None, images: np.ndarray) -> Run:
+def run_compiled(work: Work, path: Path | None, images: np.ndarray) -> Run:
     tensor = torch.from_numpy(images)
     module = _compiled.setdefault(id(work), torch.compile(work.module, dynamic=False))
 
@@ -100,25 +99,38 @@ def _compile(work: Work, path: Path | None, images: np.ndarray) -> Run:
     return run
 
 
-def _onnxruntime(work: Work, path: Path | None, images: np.ndarray) -> Run:
+def run_onnxruntime(work: Work, path: Path | None, images: np.ndarray) -> Run:
     assert path is not None
-    run = ort_run(path, work.threads, images)
-    return lambda: run()[0]
+    loaded = session(path, work.threads)
+    return lambda: loaded.run(None, {"image": images})[0]
 
 
-def _openvino(work: Work, path: Path | None, images: np.ndarray) -> Run:
+def run_ours(work: Work, path: Path | None, images: np.ndarray) -> Run:
+    """ONNX Runtime as our users run it: by the engine, its checks included."""
     assert path is not None
-    run = openvino_run(path, work.threads, images)
-    return lambda: run()[0]
+    engine = load_engine(path, threads=work.threads)
+    return lambda: engine.infer(images)
 
 
-def _tensorrt(work: Work, path: Path | None, images: np.ndarray) -> Run:
+def run_openvino(work: Work, path: Path | None, images: np.ndarray) -> Run:
+    assert path is not None
+    import openvino
+
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": work.threads}
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    model.reshape(list(images.shape))  # a known shape, as ONNX Runtime learns it at its first run
+    request = core.compile_model(model, "CPU", properties).create_infer_request()
+    return lambda: request.infer([images])[0]
+
+
+def run_tensorrt(work: Work, path: Path | None, images: np.ndarray) -> Run:
     assert path is not None
     engine = open_engine("tensorrt", path, None, [len(images)], work.folder / "engines")
     return lambda: engine.infer(images)
 
 
-def _static_default(work: Work) -> Path:
+def static_all(work: Work) -> Path:
     """`quantize_static` with its defaults, behind the pre-processing that its guide advises."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -149,13 +161,13 @@ def _static_default(work: Work) -> Path:
     return path
 
 
-def _static_linears(work: Work) -> Path:
+def static_linears(work: Work) -> Path:
     path = work.folder / "static_linears.onnx"
     quantize_static(work.float_model, path, work.calibration)
     return path
 
 
-def _dynamic(work: Work) -> Path:
+def quantize_dynamically(work: Work) -> Path:
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
     prepared, path = work.folder / "prepared_dynamic.onnx", work.folder / "dynamic.onnx"
@@ -164,7 +176,7 @@ def _dynamic(work: Work) -> Path:
     return path
 
 
-def _nncf(work: Work) -> Path:
+def quantize_nncf(work: Work) -> Path:
     try:
         import nncf  # noqa: F401
         import openvino  # noqa: F401
@@ -175,7 +187,7 @@ def _nncf(work: Work) -> Path:
     return path
 
 
-def _float_openvino(work: Work) -> Path:
+def openvino_float(work: Work) -> Path:
     try:
         import openvino  # noqa: F401
     except ImportError as error:
@@ -189,7 +201,8 @@ def modelopt(mode: str, python: str, gpu: bool) -> Callable[[Work], Path]:
     Args:
         mode: `int8` or `fp8`.
         python: of an environment with `nvidia-modelopt[onnx]`.
-        gpu: the file is for TensorRT.
+        gpu: the file is for TensorRT: what is not quantized is in half precision, ModelOpt's
+            default, where a CPU has float.
     """
 
     def make(work: Work) -> Path:
@@ -197,11 +210,12 @@ def modelopt(mode: str, python: str, gpu: bool) -> Callable[[Work], Path]:
             _require_gpu()
         calibration = work.folder / "calibration.npy"
         np.save(calibration, work.calibration)
-        path = work.folder / f"modelopt_{mode}.onnx"
+        rest = "fp16" if gpu else "fp32"
+        path = work.folder / f"modelopt_{mode}_{rest}.onnx"
         script = str(HERE / "peer_modelopt.py")
         try:
             done = subprocess.run(
-                [python, script, str(work.float_model), str(calibration), str(path), mode],
+                [python, script, str(work.float_model), str(calibration), str(path), mode, rest],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -219,13 +233,13 @@ def modelopt(mode: str, python: str, gpu: bool) -> Callable[[Work], Path]:
     return make
 
 
-def _tensorrt_fp16(work: Work) -> Path:
+def tensorrt_half(work: Work) -> Path:
     _require_gpu()
     from regcache_deploy.bench.subjects import float_plan
 
     path = work.folder / "tensorrt_fp16.onnx"
     options = GraphOptions(target="tensorrt")
-    path.write_bytes(serialize(build_model(float_plan(work.plain_plan), options=options)))
+    path.write_bytes(serialize(build_model(float_plan(work.plan("plain")), options=options)))
     return path
 
 
@@ -239,60 +253,18 @@ def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _ours(form: str, graph: str) -> Callable[[Work], Path]:
+def ours_file(form: str, graph: str) -> Callable[[Work], Path]:
     return lambda work: work.ours(form, graph)
 
 
-def _openvino_ours(work: Work) -> Path:
-    _float_openvino(work)
+def tensorrt_file(graph: str) -> Callable[[Work], Path]:
+    def make(work: Work) -> Path:
+        _require_gpu()
+        return work.ours("tensorrt", graph)
+
+    return make
+
+
+def openvino_file(work: Work) -> Path:
+    openvino_float(work)
     return work.ours("portable", "regcache")
-
-
-FP32 = "W32A32"
-STATIC = "QDQ, uint8 activations and int8 weights per channel, MinMax calibration"
-
-
-def peers(modelopt_python: str = sys.executable) -> list[Peer]:
-    """All tools; the first one is the reference of accuracy."""
-    ort, ov, ours = "onnxruntime", "openvino", "regcache-deploy"
-    return [
-        Peer("torch_eager", "PyTorch eager", "torch", "open_clip's own module", _nothing, _eager,
-             FP32),
-        Peer("torch_compile", "torch.compile", "torch", "inductor, one static graph a batch size",
-             _nothing, _compile, FP32),
-        Peer("onnxruntime_fp32", "ONNX Runtime FP32", ort,
-             "the encoder as it is, written by our exporter", lambda w: w.float_model,
-             _onnxruntime, FP32),
-        Peer("openvino_fp32", "OpenVINO FP32", ov, "the same file, INFERENCE_PRECISION_HINT=f32",
-             _float_openvino, _openvino, FP32),
-        Peer("static_default", "quantize_static, all operators", ort,
-             f"quant_pre_process; {STATIC}; every operator that it quantizes by default",
-             _static_default, _onnxruntime),
-        Peer("static_linears", "quantize_static, linears only", ort,
-             f"{STATIC}; MatMul with constant weights only", _static_linears, _onnxruntime),
-        Peer("dynamic", "quantize_dynamic", ort, "quant_pre_process; int8 weights per channel",
-             _dynamic, _onnxruntime),
-        Peer("nncf", "NNCF INT8 in OpenVINO", "nncf", "model_type=TRANSFORMER, default preset",
-             _nncf, _openvino),
-        Peer("modelopt_int8", "ModelOpt ONNX INT8 in ONNX Runtime", "nvidia-modelopt",
-             "quantize_mode=int8, calibration_method=entropy, high_precision_dtype=fp32",
-             modelopt("int8", modelopt_python, False), _onnxruntime),
-        Peer("ours_float", "ours, float file", ours, "our exact folds, no quantizer",
-             _ours("float", "plain"), _onnxruntime, FP32),
-        Peer("portable_plain", "ours, portable, without RegCache", ours, "--target onnx",
-             _ours("portable", "plain"), _onnxruntime),
-        Peer("portable_regcache", "ours, portable, RegCache", ours, "--target onnx",
-             _ours("portable", "regcache"), _onnxruntime),
-        Peer("tuned_plain", "ours, tuned, without RegCache", ours, "--target onnxruntime",
-             _ours("tuned", "plain"), _onnxruntime),
-        Peer("tuned_regcache", "ours, tuned, RegCache", ours, "--target onnxruntime",
-             _ours("tuned", "regcache"), _onnxruntime),
-        Peer("openvino_regcache", "ours, portable, RegCache, in OpenVINO", ours, "--target onnx",
-             _openvino_ours, _openvino),
-        Peer("tensorrt_fp16", "TensorRT FP16", "tensorrt-cu13", "our FP16 graph, strongly typed",
-             _tensorrt_fp16, _tensorrt, "W16A16"),
-        Peer("modelopt_int8_tensorrt", "ModelOpt INT8 in TensorRT", "nvidia-modelopt",
-             "as above", modelopt("int8", modelopt_python, True), _tensorrt),
-        Peer("modelopt_fp8_tensorrt", "ModelOpt FP8 in TensorRT", "nvidia-modelopt",
-             "quantize_mode=fp8", modelopt("fp8", modelopt_python, True), _tensorrt, "FP8"),
-    ]  # fmt: skip

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from regcache_deploy.options import ExportOptions
 from regcache_deploy.planning import make_plan
 from regcache_deploy.progress import Reporter
 from regcache_deploy.quantization import Bits, Calibration, Quantization, make_baseline
+from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.search.job import find_choice
 from regcache_deploy.search_settings import SearchSettings
 from regcache_export.graph import build_model, serialize
@@ -35,6 +35,8 @@ from regcache_export.targets import GraphOptions
 
 FIXED = RegCacheConfig(6, 4, 6, 5)
 """Prefix block, tau, delete block, k~ where nothing is searched: random weights have no sinks."""
+
+NONE = RegCacheConfig(0, 0, 0, 0)
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Work:
     data: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    _plans: dict[str, Plan] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> LoadedModel:
@@ -144,67 +147,82 @@ class Work:
         return path
 
     def ours(self, form: str, graph: str) -> Path:
-        """Our own file: `portable`, `tuned` or `float`; `plain` or `regcache`."""
-        plan = self.plain_plan if graph == "plain" else self.regcache_plan
-        if form == "float":
-            plan = float_plan(plan)
-        target = "onnxruntime" if form == "tuned" else "onnx"
+        """Our own file: `portable`, `tuned`, `tensorrt` or `float`; `plain` or `regcache`."""
+        plan = self.plan(graph, for_target=form)
         began = time.monotonic()
         path = self.folder / f"{form}_{graph}.onnx"
-        path.write_bytes(serialize(build_model(plan, options=GraphOptions(target=target))))
-        self.seconds[path.stem] = self.seconds[f"plan_{graph}"] + time.monotonic() - began
+        target = {"tuned": "onnxruntime", "tensorrt": "tensorrt"}.get(form, "onnx")
+        model = build_model(
+            float_plan(plan) if form == "float" else plan, options=GraphOptions(target=target)
+        )
+        path.write_bytes(serialize(model))
+        made = self.seconds["choice"] if graph == "regcache" else 0.0
+        made += self.seconds[f"plan_{graph}_{self._kind(form)}"]
+        self.seconds[path.stem] = made + time.monotonic() - began
         return path
 
     @cached_property
-    def plain_plan(self) -> Plan:
-        """Our quantizer without RegCache."""
-        with torch.no_grad():
-            return self._plan("plain", RegCacheConfig(0, 0, 0, 0), {})
-
-    @cached_property
-    def regcache_plan(self) -> Plan:
-        """Searched on the demo; fixed for random weights."""
+    def regcache_choice(self) -> tuple[RegCacheConfig, dict[int, Tensor]]:
+        """RegCache's numbers and register: searched on the demo, fixed for random weights."""
         began = time.monotonic()
         with torch.no_grad():
             if self.model.is_random:
                 tokens = self.model.encoder.embed(torch.from_numpy(self.calibration))
-                register = register_at(self.model.encoder, tokens, FIXED.prefix_block)
-                return self._plan("regcache", FIXED, register, began)
-            reporter = Reporter(quiet=True)
-            sets = load_image_sets(self.options, self.model, reporter)
-            quantizer = make_baseline(self.baseline, Bits(8, 8))
-            found = find_choice(
-                self.options, quantizer, self.model.encoder, sets, SearchSettings(), reporter
-            )
-            return self._plan("regcache", found.result.best, found.register, began)
+                config, register = (
+                    FIXED,
+                    register_at(self.model.encoder, tokens, FIXED.prefix_block),
+                )
+            else:
+                reporter = Reporter(quiet=True)
+                sets = load_image_sets(self.options, self.model, reporter)
+                quantizer = make_baseline(self.baseline, Bits(8, 8))
+                found = find_choice(
+                    self.options, quantizer, self.model.encoder, sets, SearchSettings(), reporter
+                )
+                config, register = found.result.best, found.register
+        self.seconds["choice"] = time.monotonic() - began
+        return config, register
 
-    def _plan(
-        self,
-        name: str,
-        config: RegCacheConfig,
-        register: dict[int, Tensor],
-        began: float | None = None,
+    def plan(self, graph: str, for_target: str = "portable") -> Plan:
+        """Our quantizer's plan, `plain` or with `regcache`; made once for each kind of target."""
+        key = f"plan_{graph}_{self._kind(for_target)}"
+        if key not in self._plans:
+            config, register = NONE, dict[int, Tensor]()
+            if graph == "regcache":
+                config, register = self.regcache_choice
+            began = time.monotonic()
+            with torch.no_grad():
+                self._plans[key] = self._make_plan(
+                    config, register, self._kind(for_target) == "tensorrt"
+                )
+            self.seconds[key] = time.monotonic() - began
+        return self._plans[key]
+
+    def _kind(self, form: str) -> str:
+        return "tensorrt" if form == "tensorrt" else "cpu"
+
+    def _make_plan(
+        self, config: RegCacheConfig, register: dict[int, Tensor], tensorrt: bool
     ) -> Plan:
-        began = time.monotonic() if began is None else began
         encoder = self.model.encoder
         tokens = encoder.embed(torch.from_numpy(self.calibration))
         quantizer = make_baseline(self.baseline, Bits(8, 8))
         calibration = calibrate_corner(quantizer, encoder, tokens, config, register)
-        plan = make_plan(
+        if tensorrt:
+            calibration = for_tensorrt(calibration, tokens)
+        return make_plan(
             calibration,
             regcache_config=None if config.is_empty else config,
             preprocess=self.model.preprocess,
             provenance={"model": self.model_name, "baseline": self.baseline},
         )
-        self.seconds[f"plan_{name}"] = time.monotonic() - began
-        return plan
 
     @property
     def choice(self) -> str:
         """The RegCache in words."""
-        config: Any = self.regcache_plan.regcache
+        config = self.regcache_choice[0]
         how = "fixed, not searched" if self.model.is_random else "searched on 512 images"
-        if config is None:
+        if config.is_empty:
             return f"no prefix and no deletion ({how})"
         return (
             f"prefix {config.prefix_count} from block {config.prefix_block}, "

@@ -22,13 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer_tools import Peer, PeerError, peers
+from peer_list import peers
+from peer_tools import Peer, PeerError
 from peer_work import Work
 
 from regcache_deploy.bench.environment import (
     describe_machine,
     environment_columns,
     environment_name,
+    gpu_columns,
+    read_gpu,
 )
 from regcache_deploy.bench.results import write_rows
 from regcache_deploy.bench.timing import Run, Samples, interleave
@@ -231,8 +234,10 @@ def latency(
         if peer.name in files:
             runs[peer.name] = peer.open(work, files[peer.name], images)
     samples = interleave(runs, args.rounds, seconds=args.seconds, turn_ms=30, pause=0.005)
+    gpu = read_gpu()[0]  # at once: an idle GPU lowers its clocks
     print(f"batch {batch}: {len(samples.rounds(SPEED_REFERENCE))} rounds", flush=True)
-    return {name: timing_columns(samples, name, batch) for name in runs}
+    state = {f"b{batch}_{name}": value for name, value in gpu_columns(gpu).items()} if gpu else {}
+    return {name: timing_columns(samples, name, batch) | state for name in runs}
 
 
 def timing_columns(samples: Samples, name: str, batch: int) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from regcache_engines.engine import load_engine
 from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_export.fold_names import REPARAMETRIZATION
 from regcache_export.plan import Plan
 from regcache_export.targets import find_target
 
 from . import __version__
+from .baseline_choice import chosen_baseline
 from .certify import certify_bundle
 from .encoders.load import LoadedModel
 from .errors import VerificationError
@@ -28,7 +30,8 @@ from .options import ExportOptions
 from .planning import make_plan
 from .progress import Reporter
 from .quantization import Bits, Calibration
-from .quantization.baselines.table import tensor_table
+from .quantization.baselines.table import Deployment, tensor_table
+from .quantization.encoder_folds import changing_folds
 from .quantization.tensorrt_table import tensorrt_forms
 from .search import SearchResult
 
@@ -58,13 +61,9 @@ def plan_of(
         "seed": options.seed,
         "quantizers": tensor_table(
             options.baseline,
-            Bits(options.weight_bits, options.activation_bits),
+            Bits(*options.requested_bits),
             model.encoder.spec,
-            set(model.encoder.spec.linears()) - calibration.quantization.linears.keys(),
-            strict=options.strict_paper,
-            deployed_as=tensorrt_forms(options.baseline, calibration)
-            if find_target(options.target).form == "tensorrt"
-            else None,
+            _deployment(options, model, calibration),
         ),
         "options": options.to_json(),
         "versions": {
@@ -82,6 +81,23 @@ def plan_of(
         logit_scale=model.logit_scale,
         provenance=provenance,
         strict=options.strict_paper,
+    )
+
+
+def _deployment(options: ExportOptions, model: LoadedModel, calibration: Calibration) -> Deployment:
+    """What stands between the paper and this graph."""
+    forms = None
+    if find_target(options.target).form == "tensorrt":
+        forms = tensorrt_forms(options.baseline, calibration)
+    linears = set(model.encoder.spec.linears())
+    return Deployment(
+        bits=Bits(options.weight_bits, options.activation_bits),
+        keep_float=linears - calibration.quantization.linears.keys(),
+        strict=options.strict_paper,
+        folds=changing_folds(model.encoder, chosen_baseline(options).folds),
+        reparametrized=REPARAMETRIZATION not in options.left_out,
+        observer=options.observer,
+        deployed_as=forms,
     )
 
 

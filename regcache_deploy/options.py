@@ -166,6 +166,11 @@ class ExportOptions:
         return int(match[1]), int(match[2] or match[1])
 
     @property
+    def requested_bits(self) -> tuple[int, int]:
+        """Widths of weights and activations, as `--bits` says."""
+        return _bit_widths(self.bits)
+
+    @property
     def weight_bits(self) -> int:
         bits = _bit_widths(self.bits)[0]
         return min(bits, REDUCED_BITS) if self.reduce_range else bits

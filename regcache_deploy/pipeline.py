@@ -15,7 +15,7 @@ import torch
 from .baseline_choice import choose_float, chosen_baseline, warn_about_saturation
 from .data.sets import skipped_lines
 from .deploy import draft_bundle, plan_of, run_bundle, verify_and_seal
-from .encoders import RegCacheConfig
+from .encoders import Encoder, RegCacheConfig
 from .encoders.load import LoadedModel, load_model
 from .errors import ConfigError
 from .evaluation import PairedComparison, Score, compare_paired
@@ -25,6 +25,8 @@ from .options import AUTO, ExportOptions, layer_names
 from .progress import Reporter
 from .quantization import Calibration
 from .quantization.baselines import Baseline
+from .quantization.baselines.table import fold_differences
+from .quantization.encoder_folds import changing_folds
 from .quantization.tensorrt_table import tensorrt_differences
 from .result import ExportResult, write_json, write_trials
 from .search import SearchSettings
@@ -101,7 +103,7 @@ def run_export(options: ExportOptions, reporter: Reporter) -> ExportResult:
             n.removeprefix("paper/"): s.value for n, s in scores.items() if n.startswith("paper/")
         },
         agreement=agreement.to_json(),
-        differences=_differences(options, baseline, calibration),
+        differences=_differences(options, baseline, model.encoder, calibration),
         in_float=tuple(n for n in model.encoder.spec.linears() if n in baseline.keep_float),
         warnings=(*skipped_lines(sets.search, sets.evaluation), *calibration.warnings),
         caution=model.caution,
@@ -134,12 +136,15 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
 
 
 def _differences(
-    options: ExportOptions, baseline: Baseline, calibration: Calibration
+    options: ExportOptions, baseline: Baseline, encoder: Encoder, calibration: Calibration
 ) -> tuple[str, ...]:
     """Where the graph's quantizers are not the published ones, one line each."""
+    if options.strict_paper:
+        return ()
+    folded = fold_differences(changing_folds(encoder, baseline.folds))
     if is_tensorrt(options):
-        return tensorrt_differences(baseline.name, calibration)
-    return () if options.strict_paper else baseline.differences
+        return (*tensorrt_differences(baseline.name, calibration), *folded)
+    return (*baseline.differences, *folded)
 
 
 def _paired(scores: dict[str, Score], seed: int) -> dict[str, PairedComparison]:

@@ -2,15 +2,15 @@
 
     plan + images -> running ranges and histograms -> plan -> bundle with certificate
 
-No image is kept: what it takes does not grow with their number. Only `naive` has ranges that a
-stream can set; PTQ4ViT and RepQ-ViT search theirs on tensors of a few images (32 as published).
+What it takes does not grow with their number. `naive` keeps no image. PTQ4ViT and RepQ-ViT search
+on whole tensors, layer behind layer: they get a fixed number of images, a sample of the stream.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_export.fold_names import REPARAMETRIZATION
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
 
@@ -27,10 +28,14 @@ from .data.preprocess import Preprocess
 from .data.sources import open_data
 from .data.stream import ImageStream
 from .errors import BundleError, ConfigError
-from .options import ExportOptions
+from .options import BASELINE_NAMES, ExportOptions, check_observer_of
 from .planning import calibration_of, make_plan
 from .progress import Reporter
+from .quantization import Bits, make_baseline
+from .quantization.baselines.repqvit import RepQViT
+from .quantization.baselines.table import with_observer
 from .quantization.histogram import Observer
+from .quantization.reservoir import Reservoir
 from .quantization.simulate import Calibration
 from .quantization.streaming import StreamedLimits, recalibrate_stream
 from .search.cost import peak_memory
@@ -47,6 +52,7 @@ class RecalibrateOptions:
         data: as `regcache eval --data`.
         observer: `minmax`, `percentile` or `mse`.
         images: at most so many; None takes all.
+        keep_images: of the stream, for the baselines that search on whole tensors.
         output: result folder; never the plan's own.
         certificate_images: images of the stream that travel in the bundle.
     """
@@ -56,6 +62,7 @@ class RecalibrateOptions:
     output: Path
     observer: str = "minmax"
     images: int | None = None
+    keep_images: int = 64
     batch_size: int = 32
     workers: int = 0
     certificate_images: int = 32
@@ -67,13 +74,15 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     """Stream, and write plan and bundle into the output folder.
 
     Returns:
-        What was found, ready for JSON: `images`, `observer`, `layers` with the scale before and
-        after and the share of the largest value that is kept, `warnings`, `bundle`,
-        `observer_bytes`, and `peak_memory_bytes` of the process up to the end of the stream.
+        What was found, ready for JSON: `images`, `kept_images`, `observer`, `layers` with the
+        scale before and after and, for `naive`, the share of the largest value that is kept,
+        `warnings`, `bundle`, `observer_bytes`, and `peak_memory_bytes` of the process up to the
+        end of the calibration.
 
     Raises:
         BundleError: no readable plan, or one that quantizes nothing.
-        ConfigError: another baseline than naive, or the output is the plan's own folder.
+        ConfigError: a plan whose ranges a stream cannot set, an observer for another baseline
+            than naive, or the output is the plan's own folder.
         DataError: no images, too many unreadable ones, or non-finite activations.
         VerificationError: the graph is not the simulated one.
     """
@@ -89,19 +98,27 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     )
     stream.workers = options.workers
     kept: list[Tensor] = []
+    streams = plan.provenance["baseline"] == "naive"
     passes = 1 if options.observer == "minmax" else 2
     total = None if stream.length is None else passes * stream.length
-    with reporter.stage(f"ranges by {options.observer}, {passes} pass(es)", total) as advance:
+    what = f"ranges by {options.observer}, {passes} pass(es)" if streams else "sample of the images"
+    with reporter.stage(what, total) as advance:
 
-        def batches() -> Iterator[Tensor]:
+        def images() -> Iterator[Tensor]:
             for batch in stream.batches(options.batch_size):
                 if (missing := options.certificate_images - sum(map(len, kept))) > 0:
                     kept.append(batch.pixels[:missing].clone())
-                yield before.encoder.embed(batch.images)
-                advance(len(batch.images))
+                pixels = batch.images
+                del batch  # before the next one is decoded
+                yield pixels
+                advance(len(pixels))
+                del pixels
 
-        after, found = recalibrate_stream(before, batches, cast(Observer, options.observer))
-    peak = peak_memory()  # of the stream: a certificate comes behind it, of its fixed images
+        if streams:
+            after, found = _by_stream(before, images, cast(Observer, options.observer))
+        else:
+            after, found = _by_sample(plan, before, images, options)
+    peak = peak_memory()  # a certificate comes behind it, of its fixed images
     pixels = torch.cat(kept)[: options.certificate_images]
     changed = _plan(plan, after, options, stream, found)
     bundle = _write(changed, options, after, pixels)
@@ -111,8 +128,9 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     return {
         "plan": str(options.output),
         "bundle": str(bundle),
-        "observer": options.observer,
+        "observer": options.observer if streams else None,
         "images": found.images,
+        "kept_images": 0 if streams else min(options.keep_images, found.images),
         "layers": _layers(before, after, found),
         "warnings": warnings,
         "observer_bytes": found.state_bytes,
@@ -120,18 +138,58 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     }
 
 
+Images = Callable[[], Iterator[Tensor]]
+"""Makes a fresh iterator over images `[b, 3, H, W]`."""
+
+
+def _by_stream(
+    before: Calibration, images: Images, observer: Observer
+) -> tuple[Calibration, StreamedLimits]:
+    def tokens() -> Iterator[Tensor]:
+        for part in images():
+            embedded = before.encoder.embed(part)
+            del part
+            yield embedded
+            del embedded
+
+    return recalibrate_stream(before, tokens, observer)
+
+
+def _by_sample(
+    plan: Plan, before: Calibration, images: Images, options: RecalibrateOptions
+) -> tuple[Calibration, StreamedLimits]:
+    """The plan's baseline on a sample of fixed size, from the plan's own folded weights."""
+    reservoir = Reservoir(options.keep_images, options.seed)
+    for part in images():
+        reservoir.add(part)
+    quantized = before.quantization.linears
+    first = next(iter(quantized.values()))
+    bits = Bits(*(q.bits for q in (first.weight, first.input)))  # type: ignore[attr-defined]
+    baseline = make_baseline(
+        plan.provenance["baseline"], bits, "paper" if plan.published else "deploy"
+    )
+    baseline.folds = ()  # they are in the weights
+    if isinstance(baseline, RepQViT):
+        baseline.reparametrize = REPARAMETRIZATION not in _options_of(plan).left_out
+    baseline.keep_float = frozenset(set(plan.encoder.linears()) - quantized.keys())
+    tokens = before.encoder.embed(reservoir.sample)
+    after = baseline.calibrate(before.encoder, tokens, regcache=before.regcache)
+    return after, StreamedLimits({}, {}, reservoir.seen, reservoir.state_bytes)
+
+
 def _check(plan: Plan, options: RecalibrateOptions) -> None:
     baseline = plan.provenance.get("baseline")
-    if not plan.linears:
+    if not plan.linears and not plan.published:
         raise BundleError(
             f"the plan in {options.plan} quantizes nothing; export it with a baseline"
         )
-    if baseline != "naive" or plan.matmuls:
+    if baseline not in BASELINE_NAMES or plan.matmuls:
         what = "INT8 attention" if plan.matmuls else f"baseline '{baseline}'"
         raise ConfigError(
             f"the plan in {options.plan} has {what}, whose ranges a stream cannot set; "
-            "export with --baseline naive and a CPU target"
+            f"export with --baseline {'|'.join(BASELINE_NAMES)} and a CPU target"
         )
+    check_observer_of(baseline, options.observer)
     if options.output.resolve() == options.plan.resolve():
         raise ConfigError("--output is the plan's own folder; choose another one")
 
@@ -144,7 +202,14 @@ def _plan(
     found: StreamedLimits,
 ) -> Plan:
     head = None if plan.text_features is None else torch.from_numpy(plan.text_features.copy())
-    measured = {"observer": options.observer, "images": found.images, "data": stream.source}
+    measured = {"images": found.images, "data": stream.source, "seed": options.seed}
+    provenance = {**plan.provenance, "recalibrated": measured}
+    if found.limits:
+        measured |= {"observer": options.observer}
+        if "quantizers" in provenance:
+            provenance["quantizers"] = with_observer(provenance["quantizers"], options.observer)
+    else:
+        measured |= {"kept_images": min(options.keep_images, found.images)}
     return make_plan(
         calibration,
         regcache_config=plan.regcache,
@@ -152,7 +217,8 @@ def _plan(
         text_features=head,
         labels=plan.labels,
         logit_scale=plan.logit_scale,
-        provenance={**plan.provenance, "recalibrated": measured},
+        provenance=provenance,
+        strict=bool(plan.published),
     )
 
 
@@ -171,11 +237,15 @@ def _write(
 
 def graph_options_of(plan: Plan) -> GraphOptions:
     """How the plan's own bundle was written; the defaults where the plan does not say."""
+    return _options_of(plan).graph
+
+
+def _options_of(plan: Plan) -> ExportOptions:
     stored = plan.provenance.get("options")
     if not isinstance(stored, dict):
-        return GraphOptions()
+        return ExportOptions()
     known = {f.name for f in fields(ExportOptions)} - {"data", "eval_data", "output"}
-    return ExportOptions(**{name: stored[name] for name in known & stored.keys()}).graph
+    return ExportOptions(**{name: stored[name] for name in known & stored.keys()})
 
 
 def _layers(
@@ -185,6 +255,8 @@ def _layers(
     for name, layer in after.quantization.linears.items():
         old = before.quantization.linears[name].input
         scales = [float(q.scale) for q in (old, layer.input)]  # type: ignore[attr-defined]
-        share = found.limits[name] / found.largest[name] if found.largest[name] else 1.0
-        layers[name] = {"before": scales[0], "after": scales[1], "kept_of_largest": share}
+        layers[name] = {"before": scales[0], "after": scales[1]}
+        if name in found.limits:
+            largest = found.largest[name]
+            layers[name]["kept_of_largest"] = found.limits[name] / largest if largest else 1.0
     return layers

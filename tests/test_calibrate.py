@@ -8,13 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from regcache_deploy.cli.main import main
 from regcache_deploy.options import ExportOptions
+from regcache_deploy.planning import make_plan
+from regcache_deploy.quantization import Bits, make_baseline
+from regcache_deploy.quantization.baselines import Form
+from regcache_deploy.quantization.baselines.table import tensor_table, with_observer
+from regcache_deploy.quantization.reservoir import Reservoir
 from regcache_deploy.recalibrate import graph_options_of
+from regcache_export.describe import bits_label
 from regcache_export.plan import Plan
-from tests.tiny_plans import tiny_plan
+from tests.tiny_plans import (
+    PREPROCESS,
+    SPEC,
+    tame_encoder,
+    tiny_images,
+    tiny_plan,
+    tiny_regcache,
+)
 
 pytest.importorskip("onnxruntime")
 
@@ -76,9 +90,47 @@ def test_never_without_data(plan: Path, images: Path, capsys: pytest.CaptureFixt
     assert "own folder" in capsys.readouterr().err
 
 
-def test_only_naive_streams(plan: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("form", ["deploy", "paper"])
+@pytest.mark.parametrize("name", ["ptq4vit", "repqvit"])
+def test_the_others_search_on_a_sample_of_the_stream(
+    name: str, form: Form, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On as many images as are asked for, from the plan's own weights, certified."""
+    encoder = tame_encoder()
+    regcache = tiny_regcache(encoder)
+    baseline = make_baseline(name, Bits(6, 5), form).fast()
+    baseline.keep_float = frozenset({"blocks.1.mlp.fc1"})
+    calibration = baseline.calibrate(encoder, encoder.embed(tiny_images(3)), regcache=regcache)
+    before = make_plan(
+        calibration,
+        regcache_config=regcache.config,
+        preprocess=PREPROCESS,
+        provenance={"model": "tiny", "baseline": name},
+        strict=form == "paper",
+    )
+    before.save(tmp_path / "run")
+    words = ["calibrate", str(tmp_path / "run"), "--data", str(images), "--keep-images", "4"]
+    assert main([*words, "--batch-size", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["kept_images"], found["observer"]) == (7, 4, None)
+    assert found["observer_bytes"] == 4 * 3 * 32 * 24 * 4
+    assert Path(found["plan"]).name == "run-sample"
+    after = Plan.load(Path(found["plan"]))
+    assert after.linears.keys() | after.published.keys() == (
+        before.linears.keys() | before.published.keys()
+    )
+    assert "blocks.1.mlp.fc1" not in after.linears.keys() | after.published.keys()
+    assert all(layer["before"] != layer["after"] for layer in found["layers"].values())
+    assert bits_label(after) == "W6A5"
+    assert main(["verify", found["bundle"]]) == 0
+    assert main([*words, "--observer", "mse"]) == 2
+
+
+def test_a_plan_that_no_stream_can_set(
+    plan: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Plan.load(plan)
-    replace(other, provenance={"baseline": "repqvit"}).save(plan)
+    replace(other, provenance={"baseline": "awq"}).save(plan)
     assert main(["calibrate", str(plan), "--data", str(images)]) == 2
     assert "--baseline naive" in capsys.readouterr().err
     tiny_plan(quantized=False).save(plan)
@@ -90,3 +142,30 @@ def test_the_graph_keeps_its_form() -> None:
     plan = replace(tiny_plan(), provenance={"options": options.to_json()})
     assert graph_options_of(plan) == options.graph
     assert graph_options_of(tiny_plan()).target == "onnx"
+
+
+def test_a_reservoir_keeps_a_fixed_number_whatever_the_batches() -> None:
+    stream = torch.arange(1000.0).reshape(-1, 1)
+    samples, held = [], []
+    for size in (1, 7, 1000):
+        reservoir = Reservoir(20, seed=3)
+        for part in stream.split(size):
+            reservoir.add(part)
+        samples.append(reservoir.sample)
+        held.append(reservoir.state_bytes)
+    assert all(torch.equal(sample, samples[0]) for sample in samples)
+    assert len(samples[0].unique()) == 20
+    assert held == [20 * 4] * 3
+    assert samples[0].max() > 500  # not the first ones alone
+    short = Reservoir(20)
+    short.add(stream[:5])
+    assert torch.equal(short.sample, stream[:5])
+
+
+def test_the_table_follows_the_observer() -> None:
+    rows = tensor_table("naive", Bits(), SPEC)
+    changed = with_observer(rows, "mse")
+    other = [row for row in changed if not row["equal"]]
+    assert len(other) == 12
+    assert all(row["graph"] == "per tensor, symmetric, range by mse, 8 bits" for row in other)
+    assert with_observer(with_observer(changed, "percentile"), "minmax") == rows

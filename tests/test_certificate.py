@@ -101,6 +101,8 @@ def test_codes_are_those_of_the_simulation(target: str, kind: str, tmp_path: Pat
     assert report.problem is None
     assert report.same_codes == 1
     assert report.optimized.top1 == 1
+    assert report.optimized.min_cosine >= 0.9999
+    assert report.optimized.control is None
 
 
 @pytest.mark.parametrize(

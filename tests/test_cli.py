@@ -37,6 +37,20 @@ def configuration(capsys, *arguments: str) -> dict:
     return json.loads(captured.out)
 
 
+def test_the_observer_is_an_option_of_every_command_that_calibrates(capsys):
+    assert configuration(capsys, "--baseline", "naive", "--observer", "mse")["observer"] == "mse"
+    words = ["search", "--baseline", "naive", "--observer", "percentile"]
+    assert cli.main([*words, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["observer"] == "percentile"
+    for command in (["search"], ["export"], ["calibrate", "plan", "--data", "demo"]):
+        assert cli.main([*command, "--observer", "median"]) == 2
+        assert "minmax, percentile, mse" in error_line(capsys)
+    assert cli.main(["search", "--baseline", "repqvit", "--observer", "mse"]) == 2
+    assert "--baseline naive" in error_line(capsys)
+    assert cli.main([*words, "--ablation"]) == 2
+    assert "--ablation" in error_line(capsys)
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["export", "--help"], ["doctor"], ["export", "--dry-run"]]
 )

@@ -1,4 +1,4 @@
-"""Groups of columns for ONNX Runtime's kernels: the same numbers from narrower products."""
+"""Three products for queries, keys and values: the same numbers, and no Split."""
 
 from __future__ import annotations
 
@@ -31,11 +31,6 @@ TUNED = GraphOptions(target="onnxruntime")
 DEPTH = 3
 
 
-@pytest.fixture(autouse=True)
-def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "BLOCK", 32)
-
-
 def packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regcache_export.graph.encoder.in_columns", lambda model, spec: model)
 
@@ -63,12 +58,10 @@ def test_features_are_equal_bit_for_bit(
 
 def test_what_is_cut_and_what_is_gone(tmp_path: Path) -> None:
     plan = tiny_plan()
-    groups = columns.hidden_groups(plan.encoder.mlp_width)
-    assert groups > 1
     path = tmp_path / "model.onnx"
     path.write_bytes(serialize(build_model(plan, options=TUNED)))
     counts = optimized_op_counts(path)
-    assert counts["MatMulIntegerToFloat"] == DEPTH * (3 + 1 + groups + 1)
+    assert counts["MatMulIntegerToFloat"] == DEPTH * (3 + 1 + 1 + 1)
     assert counts["Split"] == 1  # of the tokens, for the deletion
     owners = Counter(
         node.name.rsplit("/", 1)[0].split(".", 2)[2]
@@ -80,8 +73,9 @@ def test_what_is_cut_and_what_is_gone(tmp_path: Path) -> None:
         "attn.k": DEPTH,
         "attn.v": DEPTH,
         "attn.out_proj": DEPTH,
+        "mlp.fc1": DEPTH,
         "mlp.fc2": DEPTH,
-    } | {f"mlp.fc1.{group}": DEPTH for group in range(groups)}
+    }
 
 
 def test_the_last_block_asks_for_one_query_row() -> None:
@@ -96,18 +90,9 @@ def test_the_last_block_asks_for_one_query_row() -> None:
 def test_layers_in_float_stay_whole() -> None:
     plan = tiny_plan()
     plan.linears.pop("blocks.0.attn.qkv")
-    plan.linears.pop("blocks.1.mlp.fc2")
     names = {node.name for node in build_model(plan, options=TUNED).graph.node}
     assert "blocks.0.attn/Split" in names
-    assert f"blocks.1.mlp.fc1/{columns.OPERATOR}" in names
-
-
-@pytest.mark.parametrize(
-    ("width", "groups"), [(3072, 4), (4096, 4), (1536, 2), (768, 1), (5120, 5), (1013, 1)]
-)
-def test_group_count(width: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "BLOCK", 768)
-    assert columns.hidden_groups(width) == groups
+    assert f"blocks.1.attn.q/{columns.OPERATOR}" in names
 
 
 def test_only_the_tuned_target_is_cut() -> None:

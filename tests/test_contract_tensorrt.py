@@ -72,8 +72,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("cat", "dog", "four"):
         (folder / "data" / name).mkdir(parents=True)
         for index in range(8):
-            pixels = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "data" / name / f"{index}.png")
+            drawn = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(drawn).save(folder / "data" / name / f"{index}.png")
     return folder
 
 

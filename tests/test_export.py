@@ -136,7 +136,8 @@ def test_strict_paper_runs_what_was_published(
     bundle = Bundle.open(result["bundle"])
     assert bundle.manifest["strict_paper"] is True
     table = bundle.manifest["provenance"]["quantizers"]
-    assert {r["tensor"] for r in table if not r["equal"]} == {"patch_embed.weight", "proj"}
+    parts = {f"{layer}.{role}" for layer in ("patch_embed", "proj") for role in ("input", "weight")}
+    assert {r["tensor"] for r in table if not r["equal"]} == parts
     report = verify_bundle(bundle)
     assert (report.problem, report.same_codes) == (None, 1)
     assert report.levels > 0

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from regcache_export.graph import INPUT_NAME, OPSET, OUTPUT_NAME, build_model, serialize
 from regcache_export.plan import LinearQuant, Plan, TensorQuant
 from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.spec import EncoderSpec
-from tests.graph_helpers import quantize_nodes
-from tests.tiny_plans import tiny_plan
+from regcache_export.targets import GraphOptions
+from tests.graph_helpers import quantize_nodes, run
+from tests.tiny_plans import tiny_images, tiny_plan
 
 pytest.importorskip("onnxruntime")
 
@@ -43,6 +45,42 @@ def test_checker_and_strict_shape_inference_pass(quantized: bool) -> None:
     assert not any(node.domain for node in model.graph.node)
     ((inputs,), (outputs,)) = model.graph.input, model.graph.output
     assert (inputs.name, outputs.name) == (INPUT_NAME, OUTPUT_NAME)
+
+
+@pytest.mark.parametrize("target", ["onnx", "onnxruntime"])
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_viewer_sees_every_shape(target: str, batch: int | None) -> None:
+    """Stored, because no viewer infers them; and what is stored is what runs."""
+    plan = tiny_plan()
+    model = build_model(plan, options=GraphOptions(target=target, batch=batch))
+    stored = {value.name: value for value in model.graph.value_info}
+    made = [name for node in model.graph.node for name in node.output]
+    inner = [name for name in made if name != OUTPUT_NAME]
+    assert list(stored) == inner
+    images = tiny_images(2)
+    values = run(model, images, optimize=False, outputs=inner_outputs(model, inner))
+    for name, array in zip(inner, values, strict=True):
+        tensor = stored[name].type.tensor_type
+        assert helper.tensor_dtype_to_np_dtype(tensor.elem_type) == array.dtype, name
+        shape = [d.dim_value or d.dim_param for d in tensor.shape.dim]
+        assert len(shape) == array.ndim, name
+        wanted = [2 if d in ("batch", "") or "unk" in str(d) else d for d in shape]
+        assert wanted == list(array.shape), (name, shape)
+
+
+def inner_outputs(model: onnx.ModelProto, names: list[str]) -> list[str]:
+    """Make inner tensors outputs of the graph."""
+    values = {value.name: value for value in model.graph.value_info}
+    model.graph.output.extend(values[name] for name in names)
+    return names
+
+
+def test_shapes_take_little_room() -> None:
+    model = build_model(tiny_plan())
+    with_shapes = model.ByteSize()
+    del model.graph.value_info[:]
+    nodes = len(model.graph.node)
+    assert with_shapes - model.ByteSize() < 150 * nodes
 
 
 def test_names_say_block_and_role() -> None:

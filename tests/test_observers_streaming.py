@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.errors import ConfigError, DataError
-from regcache_deploy.quantization import Bits, Uniform, make_baseline
+from regcache_deploy.quantization import BASELINES, Bits, Uniform, make_baseline
+from regcache_deploy.quantization.baselines import Form
 from regcache_deploy.quantization.baselines.naive import Naive
 from regcache_deploy.quantization.histogram import OBSERVERS, Histogram, Observer, Range
 from regcache_deploy.quantization.streaming import (
@@ -224,3 +225,14 @@ def test_a_weight_column_of_zeros_stays_zero() -> None:
         row = calibration.encoder.weights["blocks.1.mlp.fc1.weight"]
         quantizer = calibration.quantization.linears["blocks.1.mlp.fc1"].weight
         assert not quantizer(row)[5].any()
+
+
+@pytest.mark.parametrize("form", ["deploy", "paper"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_names_the_layer_of_a_nan(name: str, form: Form) -> None:
+    encoder = tiny_encoder()
+    weight = encoder.weights["blocks.1.norm2.bias"].clone()
+    weight[3] = torch.nan
+    encoder = encoder.replace({"blocks.1.norm2.bias": weight})
+    with pytest.raises(DataError, match=r"blocks\.1\.mlp\.fc1 holds NaN"):
+        make_baseline(name, form=form).fast().calibrate(encoder, encoder.embed(tiny_images(2)))

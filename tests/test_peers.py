@@ -6,14 +6,17 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import peer_readme
 import peer_table
 import peers
 import pytest
+from peer_list import peers as all_peers
 from peer_tools import Peer, PeerError
-from peer_tools import peers as all_peers
 from peer_work import Work
 
 from regcache_deploy.bench.timing import Samples
+from regcache_engines.tensorrt.probe import find_gpu
+from regcache_export.checks import check_file
 
 
 def demo_work(folder: Path, images: int = 12) -> Work:
@@ -69,7 +72,21 @@ def test_peers_are_those_of_the_issue():
     names = [peer.name for peer in all_peers()]
     assert len(set(names)) == len(names)
     assert {"torch_compile", "static_default", "dynamic", "nncf", "modelopt_int8"} <= set(names)
+    assert {"tensorrt_fp16", "modelopt_fp8_tensorrt", "tensorrt_regcache"} <= set(names)
     assert all(peer.settings for peer in all_peers())
+
+
+def test_our_file_for_tensorrt(tmp_path):
+    """What TensorRT would get, held against its rules; without a GPU the row has its reason."""
+    work = demo_work(tmp_path)
+    report = check_file(work.ours("tensorrt", "plain"))
+    report.require_ok()
+    assert [block.int8_linears for block in report.blocks] == [6] * 6  # q, k and v apart
+    assert work.seconds["tensorrt_plain"] > 0
+    if find_gpu()[0] is None:
+        known = {peer.name: peer for peer in all_peers()}
+        with pytest.raises(PeerError, match="needs an NVIDIA GPU"):
+            known["tensorrt_regcache"].make(work)
 
 
 def test_speedup_is_against_onnxruntime_fp32():
@@ -123,6 +140,58 @@ def test_table_shows_cells_and_reasons(tmp_path):
     assert "- other: no GPU here." in text
     assert "**Planted model.**" in text
     assert "shared machine." in text
+
+
+def readme_rows(model, **changes):
+    """Three peers of one model: the reference, ours, and one that did not run."""
+    timed = {"b8_infer_step_time": "9.0", "b8_speedup": "2.1", "gpu": "", "model": model}
+    timed |= {"measured_at": "2026-01-02", "cpu_flags": "avx2"} | changes
+    reference = row(**timed, title="reference", peer="onnxruntime_fp32") | {
+        "b1_speedup": "",
+        "b8_speedup": "",
+    }
+    gone = dict.fromkeys(reference, "") | {
+        "peer": "tensorrt_fp16",
+        "title": "TRT",
+        "reason": "no GPU",
+    }
+    return [reference, row(**timed, title="ours", peer="tuned_regcache"), gone | {"model": model}]
+
+
+def test_readme_table_is_of_the_last_machine(tmp_path):
+    random = {name: "" for name in row() if name.startswith("acc1")}
+    tables = [
+        readme_rows("vit", caution="random weights", **random),
+        readme_rows("demo"),
+        readme_rows("demo", cpu="Old CPU", measured_at="2025-01-01", acc1_difference="-9"),
+    ]
+    files = []
+    for index, rows in enumerate(tables):
+        files.append(tmp_path / f"peers-{index}.csv")
+        with files[-1].open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{peer_readme.BEGIN}\nold\n{peer_readme.END}\nbelow\n")
+    for _ in range(2):  # again over itself
+        assert peer_readme.main([*map(str, files), "--readme", str(readme)]) == 0
+        text = readme.read_text()
+        assert text.startswith("above\n")
+        assert text.endswith("\nbelow\n")
+        assert (
+            "| ours | -2.5 [-4.0, -1.0] | 2.0 (×2.5), 9.0 (×2.1) | 2.0 (×2.5), 9.0 (×2.1) |" in text
+        )
+        assert "| reference | -2.5 [-4.0, -1.0] | 2.0, 9.0 | 2.0, 9.0 |" in text
+        assert "**planted model**; 50 held-out images" in text
+        assert "**random weights**; 2 threads" in text
+        assert "- Not run: TRT (no GPU)." in text
+        assert "-9" not in text
+        assert "old" not in text
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit):
+        peer_readme.main([str(files[0]), "--readme", str(readme)])
+    assert readme.read_text() == "no markers"
 
 
 def test_cosine_where_there_is_no_top1():

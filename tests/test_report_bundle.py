@@ -17,12 +17,10 @@ from regcache_deploy.errors import BundleError, DataError
 from regcache_deploy.planning import calibration_of
 from regcache_deploy.report.answer import accuracy_card, file_card, pareto_points, speed_card
 from regcache_deploy.report.block_errors import measure_block_errors
-from regcache_deploy.report.bundle_plots import neighbours, pareto, pareto_front
+from regcache_deploy.report.bundle_plots import pareto, pareto_front
 from regcache_deploy.report.bundle_sections import python_snippet
 from regcache_deploy.report.document import load_document, read_rows
 from regcache_deploy.report.drawing import DARK, INK, draw_svg
-from regcache_deploy.report.html import inline
-from regcache_deploy.report.search_sections import provenance
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
@@ -250,32 +248,3 @@ def test_several_bundles_in_a_run_are_named(run_folder, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "a.regcache, b.regcache" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
-
-
-def test_points_that_lie_together_share_a_label():
-    places = [(0, 0), (100, 0), (10, 0), (18, 0), (100, 9)]
-    assert neighbours(places, 12) == [[0, 2, 3], [1, 4]]
-    assert neighbours(places, 5) == [[0], [1], [2], [3], [4]]
-
-
-def test_commands_and_intervals_in_the_text():
-    found = str(inline("run `regcache bench B`: -1.0 [-2.0, 0.5] of [batch, 3]"))
-    assert "<code>regcache bench B</code>" in found
-    assert '<span class="whole">[-2.0, 0.5]</span>' in found
-    assert "[batch, 3]" in found
-
-
-def test_a_search_alone_names_no_file(tmp_path):
-    search = result()
-    del search["bundle"]
-    assert file_card(search).answer == "none yet"
-    assert "no file" in speed_card(tmp_path, search).detail
-    assert f"--csv {tmp_path}" in speed_card(tmp_path, result()).detail
-
-
-def test_settings_come_from_the_bundle_where_the_run_has_none():
-    manifest = {"provenance": {"options": {"search_images": 64, "limit": None}}}
-    made = provenance(Path("run"), result() | {"manifest": manifest})
-    assert made is not None
-    assert made.tables[0].rows == [["search-images", "64"]]
-    assert provenance(Path("run"), result()) is None

@@ -191,3 +191,21 @@ def test_constant_channels_and_dead_layers_warn_and_stay_finite(form: Form) -> N
     calibration.encoder.check_finite()
     assert relative_error(calibration) < (0.05 if form == "deploy" else 0.1)
     assert relative_error(calibration, encoder.replace(changed)) < 0.1
+
+
+def test_a_linear_in_float_is_float_for_the_layers_behind_it() -> None:
+    """Sequential: their ranges must not come from a product that no graph computes."""
+    encoder = tame_encoder()
+    tokens = encoder.embed(tiny_images(6))
+    baseline = make_baseline("repqvit", Bits(3, 3))
+    baseline.folds = ()
+    last = {n for n in encoder.spec.linears() if n.startswith("blocks.2.")}
+    baseline.keep_float = frozenset(set(encoder.spec.linears()) - last)
+    mixed = baseline.calibrate(encoder, tokens)
+    alone = make_baseline("repqvit", Bits(3, 3))
+    alone.folds = ()
+    expected = alone.calibrate(encoder, encoder.run_blocks(tokens, stop=2), start=2)
+    assert mixed.quantization.linears.keys() == last
+    for name in last:
+        found, wanted = (c.quantization.linears[name].input for c in (mixed, expected))
+        torch.testing.assert_close(found.scale, wanted.scale)  # type: ignore[attr-defined]

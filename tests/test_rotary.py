@@ -19,7 +19,8 @@ from regcache_deploy.errors import UnsupportedEncoderError
 from regcache_deploy.planning import make_plan
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
-from regcache_export.certificate import Subject, collect, first_divergence, free_run
+from regcache_export.certificate import Subject, collect, first_divergence
+from regcache_export.control import free_run
 from regcache_export.errors import ModelError
 from regcache_export.graph import build_model, serialize
 from regcache_export.targets import GraphOptions

@@ -6,12 +6,15 @@ import importlib
 
 import pytest
 
-from regcache_deploy.errors import BundleError, ConfigError
+from regcache_deploy.errors import BundleError, ConfigError, EngineError
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import load_engine
+from regcache_engines.files import sha256_file
+from regcache_engines.tensorrt.sidecar import Profile
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from regcache_export.triton import triton_config, write_model_repository
+from tests.tensorrt_fakes import DATA, write
 from tests.tiny_plans import tiny_plan
 
 
@@ -46,13 +49,17 @@ def model_config(text):
     fields = {"name": (text_type, False), "data_type": ("EType", False), "dims": (number, True)}
     message("Tensor", **fields)
     message("Group", count=(number, False), kind=("EKind", False))
-    message("Batching", max_queue_delay_microseconds=(number, False))
-    message("Accelerator", name=(text_type, False))
-    message("Accelerators", gpu_execution_accelerator=("Accelerator", True))
-    message("Optimization", execution_accelerators=("Accelerators", False))
+    message(
+        "Batching",
+        max_queue_delay_microseconds=(number, False),
+        preferred_batch_size=(number, True),
+    )
+    message("Cuda", graphs=(kinds.TYPE_BOOL, False))
+    message("Optimization", cuda=("Cuda", False))
     message(
         "Config",
         name=(text_type, False),
+        platform=(text_type, False),
         backend=(text_type, False),
         max_batch_size=(number, False),
         input=("Tensor", True),
@@ -86,8 +93,45 @@ def test_triton_repository(tmp_path, pixels, batch):
     assert config.HasField("dynamic_batching") is (batch is None)
     assert config.input[0].data_type == (2 if pixels else 3)
     assert write_model_repository(bundle, tmp_path / "models") == place  # again, over itself
-    gpu = model_config(triton_config(bundle, "x", gpu=True))
-    assert gpu.instance_group[0].kind == 1
+    assert config.instance_group[0].kind == 2  # of the list above: KIND_CPU
+
+
+@pytest.mark.parametrize(("profile", "batch"), [(Profile(1, 4, 8), 8), (Profile(5, 5, 5), 0)])
+def test_an_engine_is_served_as_its_sidecar_says(tmp_path, profile, batch):
+    bundle, engine = engine_of(tmp_path, profile=profile)
+    place = write_model_repository(bundle, tmp_path / "models", engine=engine)
+    assert (place / "1" / "model.plan").read_bytes() == DATA
+    config = model_config((place / "config.pbtxt").read_text())
+    assert (config.platform, config.backend) == ("tensorrt_plan", "")
+    assert config.max_batch_size == batch
+    assert list(config.input[0].dims) == ([] if batch else [5]) + [3, 4, 4]
+    assert list(config.output[0].dims) == ([] if batch else [5]) + [2]
+    assert list(config.dynamic_batching.preferred_batch_size) == ([4] if batch else [])
+    assert config.instance_group[0].kind == 1
+    assert config.optimization.cuda.graphs
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"onnx_sha256": "1" * 64}, EngineError, "another file"),
+        ({"engine_sha256": "1" * 64}, EngineError, "not the file that was built"),
+        ({"engine": "tensorrt_rtx"}, EngineError, "does not serve"),
+        ({"profile": Profile(2, 4, 8)}, ConfigError, "--min-batch 1"),
+    ],
+)
+def test_an_engine_that_triton_could_not_serve(tmp_path, changes, error, message):
+    bundle, engine = engine_of(tmp_path, **changes)
+    with pytest.raises(error, match=message):
+        write_model_repository(bundle, tmp_path / "models", engine=engine)
+    assert not (tmp_path / "models").exists()
+
+
+def engine_of(folder, **changes):
+    """A bundle, and what the sidecar says is its engine."""
+    bundle = Bundle.open(write_bundle(tiny_plan(), folder / "t.regcache"))
+    given = {"onnx_sha256": sha256_file(bundle.model_path)} | changes
+    return bundle, write(folder, **given)
 
 
 def test_what_is_in_the_way_is_left_alone(tmp_path):

@@ -13,6 +13,10 @@ import numpy as np
 from .engine import Array, FloatArray, check_features, check_images, read_contract
 from .errors import EngineError
 from .loaded import Contract, LoadedEngine, check_threads, in_fixed_batches, require_open
+from .pieces import PiecewiseRun, Run, physical_cores, piece_size
+
+TOKENS = "regcache.tokens"
+"""Where an exported graph says how many tokens an image has."""
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same `onnxruntime` module over one another."""
@@ -20,6 +24,8 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 class OnnxRuntimeEngine(LoadedEngine):
     """A model in an ONNX Runtime session.
+
+    On the CPU, batches of a graph that says how many tokens it has run in pieces (`pieces.py`).
 
     Args:
         model_path: `.onnx` file with one input `[batch, 3, H, W]`, or uint8 `[batch, H, W, 3]`, and
@@ -45,28 +51,44 @@ class OnnxRuntimeEngine(LoadedEngine):
         if not path.is_file():
             raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
         onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = _session_options(onnxruntime, threads)
         if not optimize:
             levels = onnxruntime.GraphOptimizationLevel
             options.graph_optimization_level = levels.ORT_DISABLE_ALL
         self._path = path
         self._session: Any = self._create_session(onnxruntime, path, options, provider)
         self._contract = self._read_contract()
+        self._pieces: PiecewiseRun | None = None
+        tokens = self._session.get_modelmeta().custom_metadata_map.get(TOKENS, "")
+        on_cpu = provider == "CPUExecutionProvider"
+        if optimize and on_cpu and self._fixed_batch is None and _is_count(tokens):
+
+            def open_single() -> Run:
+                alone = _session_options(onnxruntime, 1)
+                session = self._create_session(onnxruntime, path, alone, provider)
+                return lambda images: self._run_in(session, images)
+
+            self._pieces = PiecewiseRun(
+                piece_size(int(tokens)), threads or physical_cores(), self._run, open_single
+            )
 
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
         require_open(self._session)
         check_images(images, self.image_size, self.pixels)
-        features = in_fixed_batches(images, self._fixed_batch, self._run)
+        if self._pieces is not None:
+            features = self._pieces(images)
+        else:
+            features = in_fixed_batches(images, self._fixed_batch, self._run)
         return check_features(features, len(images), self.output_dim)
 
     def _run(self, images: Array) -> FloatArray:
+        return self._run_in(self._session, images)
+
+    def _run_in(self, session: Any, images: Array) -> FloatArray:
         feed = {self._input_name: np.ascontiguousarray(images)}
         try:
-            features: FloatArray = self._session.run([self._output_name], feed)[0]
+            features: FloatArray = session.run([self._output_name], feed)[0]
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
         return features
@@ -74,6 +96,8 @@ class OnnxRuntimeEngine(LoadedEngine):
     def close(self) -> None:
         """See `Engine.close`."""
         self._session = None
+        if self._pieces is not None:
+            self._pieces.close()
 
     def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
         return _create_session(onnxruntime, path, options, provider)
@@ -135,6 +159,18 @@ def installed_distributions() -> list[str]:
             continue
         found.append(name)
     return found
+
+
+def _session_options(onnxruntime: Any, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) > 0
 
 
 def _create_session(onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:

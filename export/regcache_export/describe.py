@@ -62,6 +62,8 @@ def metadata(
         "target": options.target,
         "pixels": options.pixels or "normalized float32",
         "schema": METADATA_SCHEMA,
+        # ONNX Runtime's engine cuts batches into pieces of about as many tokens as its cache holds
+        "tokens": plan.encoder.num_tokens,
         "tool_version": tool_version(),
         "preprocess": plan.preprocess,
     }

@@ -44,7 +44,7 @@ class Target:
             fuse) or `integer_to_float` (com.microsoft.MatMulIntegerToFloat with the bias inside).
         attention: `standard` (MatMul, Softmax, MatMul over `[B, H, N, d]`) or `multi_head`
             (com.microsoft.MultiHeadAttention over `[B, N, D]`).
-        narrow_products: wide integer products in groups of columns (`graph/columns.py`).
+        narrow_products: queries, keys and values as three integer products (`graph/columns.py`).
         folds: export folds that this target needs, beside those that the user switches.
         skips: export folds that it does without.
         form: `tensorrt` rewrites the finished graph (`graph/tensorrt.py`) and checks its rules

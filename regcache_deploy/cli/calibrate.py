@@ -1,4 +1,4 @@
-"""Measure the activation ranges of a naive plan again, on any number of images."""
+"""Measure the activation ranges of a plan again, on a stream of any number of images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
-from ..options import MAX_THREADS, OBSERVER_NAMES
+from ..options import MAX_THREADS, check_observer_of
 from ..paths import require_writable
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
+from .shared import add_observer_argument
 
-HELP = "set the ranges of a naive plan on a stream of images, in constant memory"
+HELP = "set the ranges of a plan on a stream of images, in constant memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="result folder (default: DIR-OBSERVER beside the plan's)",
+        help="result folder (default: beside the plan's, DIR-OBSERVER or DIR-sample)",
     )
-    parser.add_argument(
-        "--observer",
-        default=OBSERVER_NAMES[0],
-        metavar="NAME",
-        help=f"how a range is set: {', '.join(OBSERVER_NAMES)} (default %(default)s)",
-    )
+    add_observer_argument(parser)
     parser.add_argument("--images", type=int, metavar="N", help="at most N images (default: all)")
+    parser.add_argument(
+        "--keep-images",
+        type=int,
+        default=64,
+        metavar="N",
+        help="sample of the stream that ptq4vit and repqvit search on (default %(default)s)",
+    )
     parser.add_argument(
         "--certificate-images",
         type=int,
@@ -60,9 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Stream, write, and print the ranges that changed most. Returns the exit code."""
     _check(args)
-    output = args.output or args.plan.resolve().with_name(
-        f"{args.plan.resolve().name}-{args.observer}"
-    )
+    place = args.plan.resolve()
+    output = args.output or place.with_name(f"{place.name}-{_suffix(args)}")
     require_writable(output)
     if args.dry_run:
         values = {**vars(args), "plan": str(args.plan), "output": str(output)}
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         output=output,
         observer=args.observer,
         images=args.images,
+        keep_images=args.keep_images,
         batch_size=args.batch_size,
         workers=args.workers,
         certificate_images=args.certificate_images,
@@ -95,22 +98,30 @@ def run(args: argparse.Namespace) -> int:
     layers = found["layers"]
     ranking = sorted(layers, key=lambda n: layers[n]["after"] / layers[n]["before"])
     sys.stdout.write(
-        f"{found['bundle']}: {found['images']} images, {found['observer']}; "
+        f"{found['bundle']}: {found['images']} images, "
+        f"{found['observer'] or str(found['kept_images']) + ' of them kept'}; "
         f"{found['observer_bytes'] / 2**20:.2f} MiB of observers\n"
     )
     for name in (*ranking[:3], *ranking[3:][-2:]):
         row = layers[name]
-        sys.stdout.write(
-            f"  {name:<24} scale {row['before']:.3g} -> {row['after']:.3g}, "
-            f"clips at {row['kept_of_largest']:.1%} of the largest value\n"
-        )
+        share = row.get("kept_of_largest")
+        clips = "" if share is None else f", clips at {share:.1%} of the largest value"
+        sys.stdout.write(f"  {name:<24} scale {row['before']:.3g} -> {row['after']:.3g}{clips}\n")
     return 0
 
 
+def _suffix(args: argparse.Namespace) -> str:
+    """The observer; `sample` for a baseline that has none. A plan that is no plan fails later."""
+    try:
+        baseline = json.loads((args.plan / "plan.json").read_text())["provenance"]["baseline"]
+    except (OSError, ValueError, KeyError, TypeError):
+        baseline = "naive"
+    return str(args.observer) if baseline == "naive" else "sample"
+
+
 def _check(args: argparse.Namespace) -> None:
-    if args.observer not in OBSERVER_NAMES:
-        raise ConfigError(f"--observer {args.observer}: take one of {', '.join(OBSERVER_NAMES)}")
-    for name in ("images", "certificate_images", "batch_size", "threads"):
+    check_observer_of("naive", args.observer)
+    for name in ("images", "keep_images", "certificate_images", "batch_size", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             option = name.replace("_", "-")

@@ -12,7 +12,7 @@ from regcache_export.fold_names import SWITCHABLE
 from regcache_export.targets import TARGETS
 
 from ..compat import import_open_clip, require
-from ..options import OBSERVER_NAMES, ExportOptions
+from ..options import ExportOptions
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
 from .shared import add_choice_arguments, add_count, add_data_arguments, add_model_arguments
@@ -23,13 +23,7 @@ HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repq
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache export`; their defaults are those of `ExportOptions`."""
     default = ExportOptions
-    model = add_model_arguments(parser)
-    model.add_argument(
-        "--observer",
-        default=default.observer,
-        metavar="NAME",
-        help=f"how naive sets its ranges: {', '.join(OBSERVER_NAMES)} (default %(default)s)",
-    )
+    add_model_arguments(parser)
     add_data_arguments(parser)
     add_choice_arguments(parser)
     add_graph_arguments(parser)

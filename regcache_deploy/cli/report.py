@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="also write DIR/NAME/config.pbtxt and DIR/NAME/1/model.onnx for Triton",
     )
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        metavar="KEY.engine",
+        help="for --triton: serve this TensorRT engine of the bundle in place of the ONNX file",
+    )
     add_common_arguments(parser)
 
 
@@ -68,13 +74,16 @@ def run(args: argparse.Namespace) -> int:
         if args.layers:
             document |= _block_errors(bundle, args.run_folder)
     written = {"report": str(output)}
+    if args.engine is not None and args.triton is None:
+        raise ConfigError("--engine goes with --triton DIR")
     if args.triton is not None:
         if bundle is None:
             raise ConfigError(f"{args.run_folder} holds no bundle for --triton; pass --bundle")
         from regcache_engines.bundle import Bundle
         from regcache_export.triton import write_model_repository
 
-        written["triton"] = str(write_model_repository(Bundle.open(bundle), args.triton))
+        made = write_model_repository(Bundle.open(bundle), args.triton, engine=args.engine)
+        written["triton"] = str(made)
     write_page(args.run_folder, document, output)
     print(json.dumps(written) if args.json else "\n".join(written.values()))
     return 0

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ..compat import import_open_clip
+from ..errors import ConfigError
 from ..options import ExportOptions
 from ..progress import Reporter
 from ..search_settings import CHOICES, SearchSettings
@@ -27,6 +28,7 @@ OPTIONS = (
     "output",
     "limit",
     "bits",
+    "observer",
     "prefix_block",
     "prefix_count",
     "delete_count",
@@ -100,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
         options = replace(options, output=Path("runs") / f"{options.run_name}-search")
     names = [f.name for f in fields(SearchSettings)]
     settings = SearchSettings(**{name: getattr(args, name) for name in names})
+    if args.ablation and options.observer != ExportOptions.observer:
+        raise ConfigError(
+            f"--ablation compares the baselines as published, without --observer {options.observer}"
+            "; take one of the two"
+        )
     options.check_paths()
     if args.dry_run:
         _print_configuration(options, settings, args)

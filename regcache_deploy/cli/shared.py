@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..options import BASELINE_NAMES, ExportOptions
+from ..options import BASELINE_NAMES, OBSERVER_NAMES, ExportOptions
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -47,7 +47,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
         metavar="W8A8",
         help="bits of weights and activations; the export deploys W8A8 only (default %(default)s)",
     )
+    add_observer_argument(model)
     return model
+
+
+def add_observer_argument(group: argparse._ActionsContainer) -> None:
+    """Add how `naive` sets the range of an activation; `options.check_observer_of` checks it."""
+    group.add_argument(
+        "--observer",
+        default=ExportOptions.observer,
+        metavar="NAME",
+        help=f"how naive sets its ranges: {', '.join(OBSERVER_NAMES)} (default %(default)s)",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from ..encoders.regcache import RegCache
 
 VALUE_BALANCE = ValueBalance.name
 
-__all__ = ["CALIBRATION_FOLDS", "VALUE_BALANCE", "apply_folds", "fold_encoder"]
+__all__ = ["CALIBRATION_FOLDS", "VALUE_BALANCE", "apply_folds", "changing_folds", "fold_encoder"]
 
 
 def fold_encoder(
@@ -48,6 +48,20 @@ def fold_encoder(
         return encoder
     ranges = _out_proj_ranges(encoder, tokens, start, regcache)
     return apply_folds(encoder, [ValueBalance(ranges)])
+
+
+def changing_folds(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
+    """Of these folds, those that change a weight of this encoder.
+
+    `value-balance` counts where it is named: what it changes, its ranges tell.
+    """
+    arrays = {name: weight.detach().cpu().numpy() for name, weight in encoder.weights.items()}
+    state = FoldState(encoder=encoder.spec, weights=arrays)
+    return tuple(
+        name
+        for name in names
+        if name == VALUE_BALANCE or any(fold(state).changed for fold in make_folds([name]))
+    )
 
 
 def apply_folds(encoder: Encoder, folds: Sequence[Pass]) -> Encoder:

@@ -17,6 +17,10 @@ BINS = 4096
 PERCENTILE = 0.9999
 MSE_CANDIDATES = 64
 
+CHUNK = 2**16
+"""Values that are counted at a time. Their indices take 16 bytes each: those of a whole batch
+would be the process's largest tensors, and leave holes in its heap."""
+
 
 @dataclass
 class Range:
@@ -51,9 +55,10 @@ class Histogram:
         self.counts = torch.zeros(self.bins, dtype=torch.int64)
 
     def update(self, x: Tensor) -> None:
-        index = (x.abs().flatten() * (self.bins / self.limit)).to(torch.int64)
-        found = torch.bincount(index.clamp_(max=self.bins - 1), minlength=self.bins)
-        self.counts += found.to(self.counts.device)
+        for part in x.flatten().split(CHUNK):
+            index = (part.abs() * (self.bins / self.limit)).to(torch.int64)
+            found = torch.bincount(index.clamp_(max=self.bins - 1), minlength=self.bins)
+            self.counts += found.to(self.counts.device)
 
     def percentile(self, fraction: float) -> float:
         """Least bin edge below which at least `fraction` of the values lie."""

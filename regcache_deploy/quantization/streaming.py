@@ -189,4 +189,5 @@ def _pass(
     for tokens in batches():
         encoder.run_blocks(tokens, numerics=_Watch(observe), regcache=regcache)
         seen += len(tokens)
+        del tokens  # before the next ones are made
     return seen

@@ -57,12 +57,13 @@ def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
         axes.set_xlim(left=0)
     figure.draw_without_rendering()  # where points are on the paper decides which share a label
     places = axes.transData.transform([(p["ms"], scale * p["value"]) for p in points])
-    for group in neighbours(places, NEAR_PIXELS):
+    groups = sorted(neighbours(places, NEAR_PIXELS), key=lambda g: max(places[i][0] for i in g))
+    for order, group in enumerate(groups):  # from left to right, above and below in turns
         right = max(group, key=lambda i: places[i][0])
         axes.annotate(
             ", ".join(str(i + 1) for i in group),
             (points[right]["ms"], scale * points[right]["value"]),
-            xytext=(6, 5),
+            xytext=(6, -13 if order % 2 else 5),
             textcoords="offset points",
             fontsize=9,
             color=INK,

@@ -75,25 +75,39 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
     if not manifest or not bundle:
         return None
     head = "text_features.safetensors" in manifest["files"]
+    engine = None
+    if manifest["graph"]["target"] == "tensorrt":
+        engine = (document.get("decision") or {}).get("engine_file") or "engines/KEY.engine"
     listings = [
-        Code("Python", python_snippet(bundle, manifest, head)),
+        Code("Python", python_snippet(bundle, manifest, head, engine)),
         Code("C++ (docs/cpp.md)", cpp_snippet(bundle, head)),
         Code("Triton", triton_snippet(bundle, manifest)),
     ]
     return Section("run", "How to run it", code=listings)
 
 
-def python_snippet(bundle: str, manifest: dict[str, Any], head: bool) -> str:
-    """A program that runs; it needs numpy, onnxruntime and, for decoding, the search extra."""
+def python_snippet(
+    bundle: str, manifest: dict[str, Any], head: bool, engine: str | None = None
+) -> str:
+    """A program that runs; it needs numpy, a runtime and, for decoding, the search extra.
+
+    Args:
+        bundle: path.
+        manifest: of the bundle.
+        head: the bundle has a zero-shot head.
+        engine: of TensorRT, in place of ONNX Runtime.
+    """
     source = manifest["graph"]["input"]
     layout = "nhwc" if source["dtype"] == "uint8" and source["shape"][3] == 3 else None
     layout = "nchw" if source["dtype"] == "uint8" and layout is None else layout
+    names = ["Bundle", *([] if engine else ["load_engine"]), *(["zero_shot"] if head else [])]
     lines = [
         "import sys",
         "from pathlib import Path",
         "import numpy as np",
         "from regcache_deploy.data.preprocess import Preprocess",
-        f"from regcache_engines import Bundle, load_engine{', zero_shot' if head else ''}",
+        f"from regcache_engines import {', '.join(names)}",
+        *(["from regcache_engines.tensorrt.engine import TensorRTEngine"] if engine else []),
         "",
         f"bundle = Bundle.open({bundle!r})",
         "transform = Preprocess(bundle.preprocess)",
@@ -107,7 +121,9 @@ def python_snippet(bundle: str, manifest: dict[str, Any], head: bool) -> str:
     else:
         lines.append("images = pixels" + (".transpose(0, 3, 1, 2)" if layout == "nchw" else ""))
     lines += [
-        "with load_engine(bundle) as engine:",
+        f"with TensorRTEngine({engine!r}) as engine:"
+        if engine
+        else "with load_engine(bundle) as engine:",
         "    features = engine.infer(np.ascontiguousarray(images))",
     ]
     if head:
@@ -150,7 +166,7 @@ def triton_snippet(bundle: str, manifest: dict[str, Any]) -> str:
     graph = manifest["graph"]
     return "\n".join(
         [
-            "regcache report RUN --triton model_repository",
+            "regcache report RUN --triton model_repository    # --engine KEY.engine: on a GPU",
             "docker run --rm -p 8000:8000 -v $PWD/model_repository:/models \\",
             "    nvcr.io/nvidia/tritonserver:<release>-py3 tritonserver --model-repository=/models",
             f"# input {graph['input']['name']}, output {graph['output']['name']}; preprocess as "

@@ -1,11 +1,8 @@
-"""Wide integer products as several narrower ones, for ONNX Runtime's kernels on a CPU.
+"""Packed queries, keys and values as three integer products, for ONNX Runtime's CPU kernels.
 
-Every output column of a linear is computed on its own, so the numbers stay the same bit for bit:
-
-- queries, keys and values as three products: no Split copies them, and the last block of a
-  CLS-pooled encoder asks for one query row only;
-- fc1, the activation and fc2's QuantizeLinear over about `BLOCK` columns at a time: the float
-  hidden layer of one group stays in the cache, and only its codes are put together.
+Every output column of a linear is computed on its own, so the numbers stay the same bit for bit.
+No Split copies the three apart, and the last block of a CLS-pooled encoder asks for one query row
+only.
 """
 
 from __future__ import annotations
@@ -18,8 +15,6 @@ from .attention import MICROSOFT
 from .editing import GraphEditor, new_node
 
 OPERATOR = "MatMulIntegerToFloat"
-BLOCK = 768
-"""Columns of the hidden layer in one group."""
 
 # inputs of the operator
 _WEIGHT, _WEIGHT_SCALE, _ZERO_POINT, _BIAS = 1, 3, 5, 6
@@ -32,18 +27,12 @@ _PER_COLUMN = {
 
 
 def in_columns(model: onnx.ModelProto, spec: EncoderSpec) -> onnx.ModelProto:
-    """Rewrite the quantized products of a graph of `spec`; `model` is changed in place."""
+    """Split the quantized QKV products of a graph of `spec`; `model` is changed in place."""
     editor = GraphEditor(model.graph)
     for index in range(spec.depth):
         _split_qkv(editor, f"blocks.{index}.attn")
-        _split_hidden(editor, f"blocks.{index}.mlp", hidden_groups(spec.mlp_width))
     editor.drop_unused_constants()
     return model
-
-
-def hidden_groups(width: int) -> int:
-    """Into how many equal groups the hidden layer is cut: the most of at least `BLOCK` columns."""
-    return next((n for n in range(max(1, width // BLOCK), 1, -1) if width % n == 0), 1)
 
 
 def _split_qkv(editor: GraphEditor, name: str) -> None:
@@ -69,43 +58,6 @@ def _split_qkv(editor: GraphEditor, name: str) -> None:
         return [rows, *parts]
 
     editor.rewrite(rule)
-
-
-def _split_hidden(editor: GraphEditor, name: str, groups: int) -> None:
-    fc1, codes = f"{name}.fc1/{OPERATOR}", f"{name}.fc2/QuantizeLinear"
-    names = [node.name for node in editor.nodes]
-    if groups == 1 or fc1 not in names or codes not in names:
-        return
-    start, end = names.index(fc1), names.index(codes)
-    product, chain = editor.nodes[start], editor.nodes[start + 1 : end + 1]
-    parts = _narrow(
-        editor,
-        product,
-        [f"{name}.fc1.{group}" for group in range(groups)],
-        [f"{product.output[0]}.{group}" for group in range(groups)],
-    )
-    new, inner = [], {value for node in (product, *chain) for value in node.output}
-    for group, part in enumerate(parts):
-        new.append(part)
-        new += [_copy(node, group, inner) for node in chain]
-    # what looks for the codes of fc2 finds them under the value's usual name
-    joined = [node.output[0] for node in new if node.op_type == "QuantizeLinear"]
-    new.append(new_node(f"{name}.fc2/codes/Concat", joined, chain[-1].output[0], axis=2))
-    replaced = set(names[start : end + 1])
-    editor.rewrite(
-        lambda node: new if node.name == fc1 else [] if node.name in replaced else [node]
-    )
-
-
-def _copy(node: onnx.NodeProto, group: int, inner: set[str]) -> onnx.NodeProto:
-    """An elementwise node between the products, for one group."""
-    made = onnx.NodeProto()
-    made.CopyFrom(node)
-    owner, operator = node.name.rsplit("/", 1)
-    made.name = f"{owner}.{group}/{operator}"
-    made.output[:] = [f"{value}.{group}" for value in node.output]
-    made.input[:] = [f"{value}.{group}" if value in inner else value for value in node.input]
-    return made
 
 
 def _narrow(

@@ -20,6 +20,7 @@ from .linear import linear
 from .parts import activation, float_constant, norm
 from .pooling import pool
 from .rotary import Angles, all_angles, angles_of_survivors
+from .shapes import add_shapes
 
 OPSET = 21
 """Newest opset of onnx 1.16; every operator used here runs from it in ONNX Runtime and TensorRT."""
@@ -90,7 +91,10 @@ def build_model(
         producer_version=tool_version(),
     )
     helper.set_model_props(model, metadata(plan, plan_sha256, options))
-    return in_target_form(model, plan, options)
+    finished = in_target_form(model, plan, options)
+    if target.form == "as_written":  # TensorRT's form is rewritten once more: types would be stale
+        add_shapes(finished)
+    return finished
 
 
 def in_target_form(model: onnx.ModelProto, plan: Plan, options: GraphOptions) -> onnx.ModelProto:

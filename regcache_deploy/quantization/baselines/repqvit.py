@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regcache_export.passes import Reparametrization
@@ -38,6 +39,7 @@ class _Calibrator(BlockRecord):
     bits: Bits = field(default_factory=Bits)
     form: Form = "deploy"
     reparametrize: bool = True
+    keep_float: frozenset[str] = frozenset()
     linears: dict[str, LinearQuantization] = field(default_factory=dict)
     matmuls: dict[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
     folds: dict[str, LayerNormFold] = field(default_factory=dict)
@@ -45,6 +47,8 @@ class _Calibrator(BlockRecord):
 
     def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         check_finite(name, x)
+        if name in self.keep_float:
+            return F.linear(x, weight, bias)
         if not x.any():
             self.warnings.append(f"the input of {name} is zero on every calibration image")
         if self.reparametrize and _role(name) in NORMS:
@@ -121,7 +125,12 @@ class RepQViT(Baseline):
         """False leaves the inputs of qkv and fc1 per tensor: `--no-fold reparametrization`."""
 
     def record(self) -> BlockRecord:
-        return _Calibrator(bits=self.bits, form=self.form, reparametrize=self.reparametrize)
+        return _Calibrator(
+            bits=self.bits,
+            form=self.form,
+            reparametrize=self.reparametrize,
+            keep_float=self.keep_float,
+        )
 
     def calibrate_block(
         self,

@@ -6,7 +6,9 @@ range may still differ where the layers before it do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from regcache_export.spec import EncoderSpec
@@ -43,10 +45,8 @@ _REPQ: Forms = {
     )
     for n in ("attn.qkv", "mlp.fc1")
 }
-_REPQ |= {
-    f"{n}.input": (_ASYMMETRIC, f"{_ASYMMETRIC}, range widened to hold 0")
-    for n in ("attn.out_proj", "mlp.fc2")
-}
+_WIDENED = f"{_ASYMMETRIC}, range widened to hold 0"
+_REPQ |= {f"{n}.input": (_ASYMMETRIC, _WIDENED) for n in ("attn.out_proj", "mlp.fc2")}
 _REPQ |= {f"{n}.weight": ("per output channel, asymmetric", _ROW) for n in LINEARS}
 _REPQ |= dict.fromkeys(OPERANDS, (_ASYMMETRIC, FLOAT))
 _REPQ["attn.pv.probabilities"] = ("log-sqrt2", FLOAT)
@@ -55,10 +55,72 @@ FORMS: dict[str, Forms] = {"naive": _NAIVE, "ptq4vit": _PTQ4VIT, "repqvit": _REP
 
 OUTSIDE: dict[str, dict[str, str]] = {
     "naive": {},
-    "ptq4vit": {"patch_embed.weight": "per output channel, symmetric", "proj": _TENSOR},
-    "repqvit": {"patch_embed.weight": "per output channel, asymmetric", "proj": _ASYMMETRIC},
+    "ptq4vit": {
+        "patch_embed.weight": _ROW,
+        "proj.input": _TENSOR,
+        "proj.weight": _TENSOR,
+    },
+    "repqvit": {
+        "patch_embed.input": f"{_ASYMMETRIC}, always 8 bits",
+        "patch_embed.weight": "per output channel, asymmetric",
+        "proj.input": _ASYMMETRIC,
+        "proj.weight": "per output channel, asymmetric",
+    },
 }
 """What the publication quantizes outside of the blocks; the graph leaves it in float."""
+
+REST = "all other tensors"
+"""Norms, biases, softmax and activation functions, residual sums: in float in every publication."""
+
+FOLDED: dict[str, dict[str, str]] = {
+    "value-bias": {"attn.out_proj.input": "without the values' bias"},
+    "layer-scale": {f"{n}.weight": "with the layer scale" for n in ("attn.out_proj", "mlp.fc2")},
+    "value-balance": {
+        "attn.qkv.weight": "values balanced",
+        "attn.out_proj.input": "balanced by channel",
+        "attn.out_proj.weight": "columns balanced",
+    },
+}
+"""Exact fold before calibration -> tensors that are others behind it, and how."""
+
+ROW_FACTORS = ("with the layer scale", "values balanced")
+"""Folds that multiply rows of a weight: with one scale for each row, the codes stay the same."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a user's options change between the paper and the graph.
+
+    Attributes:
+        bits: of the graph, where they are not the requested ones (`--reduce-range`).
+        keep_float: linears that stay in floating point.
+        strict: the graph is built in the paper's form (`--strict-paper`).
+        folds: exact folds before calibration that change a weight of this encoder.
+        reparametrized: the inputs of qkv and fc1 are per channel (`repqvit` alone).
+        observer: how ranges of `naive` are set; the paper takes `minmax`.
+        deployed_as: tensor -> the graph's form with its width, where a target has another one.
+    """
+
+    bits: Bits | None = None
+    keep_float: Collection[str] = ()
+    strict: bool = False
+    folds: Collection[str] = ()
+    reparametrized: bool = True
+    observer: str = "minmax"
+    deployed_as: Mapping[str, str] | None = None
+
+    def form(self, tensor: str, paper: str, graph: str) -> str:
+        """How the graph quantizes a tensor of a block, without its width."""
+        form = paper if self.strict else graph
+        if tensor.endswith("input") and "after the fold" in form and not self.reparametrized:
+            form = _WIDENED
+        if tensor.endswith("input"):
+            form += _range_by(self.observer)
+        for fold in self.folds:
+            note = FOLDED.get(fold, {}).get(tensor)
+            if note and not (note in ROW_FACTORS and form.startswith("per output channel")):
+                form = f"{form}, {note}"
+        return form
 
 
 class Row(TypedDict):
@@ -71,37 +133,63 @@ class Row(TypedDict):
 
 
 def tensor_table(
-    baseline: str,
-    bits: Bits,
-    spec: EncoderSpec,
-    keep_float: Collection[str] = (),
-    strict: bool = False,
-    deployed_as: Mapping[str, str] | None = None,
+    baseline: str, bits: Bits, spec: EncoderSpec, deployment: Deployment | None = None
 ) -> list[Row]:
     """The table of one encoder.
 
     Args:
         baseline: name.
-        bits: widths.
+        bits: requested widths.
         spec: the encoder.
-        keep_float: linears that stay in floating point.
-        strict: the graph is built in the paper's form (`--strict-paper`).
-        deployed_as: tensor -> the graph's form with its width, where a target has another one.
+        deployment: what the options change.
     """
-    rows = [
-        Row(tensor=name, paper=form, graph=FLOAT, equal=False)
-        for name, form in OUTSIDE[baseline].items()
-    ]
+    deployment = deployment or Deployment()
+    built = deployment.bits or bits
+    rest = FLOAT if deployment.deployed_as is None else "float16"
+    rows = [Row(tensor=REST, paper=FLOAT, graph=rest, equal=rest == FLOAT)]
+    for name, form in OUTSIDE[baseline].items():
+        if name.startswith("proj") and not spec.projection:
+            continue
+        text = form if form.endswith("bits") else _with_width(form, name, bits)
+        rows.append(Row(tensor=name, paper=text, graph=FLOAT, equal=False))
     for block in range(spec.depth):
         for tensor, (paper, graph) in FORMS[baseline].items():
             name = f"blocks.{block}.{tensor}"
-            deployed = paper if strict else graph
-            if name.rsplit(".", 1)[0] in keep_float:
-                deployed = FLOAT
-            width = bits.weight if tensor.endswith("weight") else bits.activation
-            forms = [f if f == FLOAT else f"{f}, {width} bits" for f in (paper, deployed)]
-            forms[1] = (deployed_as or {}).get(name, forms[1])
-            rows.append(
-                Row(tensor=name, paper=forms[0], graph=forms[1], equal=forms[0] == forms[1])
-            )
+            deployed = FLOAT
+            if name.rsplit(".", 1)[0] not in deployment.keep_float:
+                deployed = deployment.form(tensor, paper, graph)
+            texts = _with_width(paper, tensor, bits), _with_width(deployed, tensor, built)
+            found = (deployment.deployed_as or {}).get(name, texts[1])
+            rows.append(Row(tensor=name, paper=texts[0], graph=found, equal=texts[0] == found))
     return rows
+
+
+def with_observer(rows: Sequence[Row], observer: str) -> list[Row]:
+    """A table of `naive` with its ranges set anew by another observer."""
+    changed = []
+    for row in rows:
+        graph = row["graph"]
+        if row["tensor"].endswith(".input") and graph.startswith(_TENSOR):
+            rest = re.sub(r"^, range by \w+", "", graph.removeprefix(_TENSOR))
+            graph = _TENSOR + _range_by(observer) + rest
+        paper = row["paper"]
+        changed.append(Row(tensor=row["tensor"], paper=paper, graph=graph, equal=paper == graph))
+    return changed
+
+
+def _range_by(observer: str) -> str:
+    return "" if observer == "minmax" else f", range by {observer}"
+
+
+def fold_differences(folds: Collection[str]) -> tuple[str, ...]:
+    """One line for each exact fold that changes what is quantized."""
+    return tuple(
+        f"{', '.join(t.split('.', 1)[1] for t in FOLDED[fold])}: behind the exact fold '{fold}'"
+        for fold in folds
+        if fold in FOLDED
+    )
+
+
+def _with_width(form: str, tensor: str, bits: Bits) -> str:
+    width = bits.weight if tensor.endswith("weight") else bits.activation
+    return form if form.startswith(FLOAT) else f"{form}, {width} bits"
