@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from regcache_deploy.baseline_choice import chosen_baseline
 from regcache_deploy.options import ExportOptions
-from regcache_deploy.quantization import BASELINES, make_baseline
+from regcache_deploy.quantization import BASELINES, Bits, make_baseline
 from regcache_engines.bundle import Bundle
+from regcache_export.inspect import integer_gemms
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
 from tests.test_certificate import certified
@@ -54,3 +55,27 @@ def test_reduced_weights_fill_seven_bits(tmp_path: Path) -> None:
     assert len(codes) >= 12
     assert max(int(np.abs(code.astype(int)).max()) for code in codes) == 63
     assert 2 * 255 * 63 < 2**15
+
+
+def test_narrow_codes_stay_integer_products_in_int8_alone(tmp_path: Path) -> None:
+    """Why W4A4 is stored one code a byte: ONNX Runtime multiplies packed INT4 in float."""
+    encoder = tame_encoder()
+    calibrated = naive_calibration(encoder, tiny_regcache(encoder), Bits(4, 4))
+    path = certified(tmp_path, calibrated, GraphOptions()) / "model.onnx"
+    model = onnx.load(path)
+    assert integer_gemms(path) == 12
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and tensor.name.endswith(".weight"):
+            codes = numpy_helper.to_array(tensor)
+            assert (codes.min(), codes.max()) == (-7, 7)
+        if tensor.name.endswith((".weight", ".weight_zero_point")) and tensor.data_type == 3:
+            codes = numpy_helper.to_array(tensor)
+            packed = helper.make_tensor(
+                tensor.name, onnx.TensorProto.INT4, codes.shape, codes.flatten().tolist()
+            )
+            tensor.CopyFrom(packed)
+    del model.graph.value_info[:]
+    onnx.checker.check_model(model, full_check=True)
+    smaller = tmp_path / "int4.onnx"
+    onnx.save(model, smaller)
+    assert integer_gemms(smaller) == 0

@@ -100,9 +100,11 @@ def test_the_control_runs_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatc
     written = free_run(found, IMAGES)
     calls = []
 
-    def counted(subject: Subject, images: np.ndarray, *rest: float, **named: int) -> np.ndarray:
+    def counted(
+        subject: Subject, images: np.ndarray, noise: float = 0.0, seed: int = 0
+    ) -> np.ndarray:
         calls.append(len(images))
-        return free_run(subject, images, *rest, **named)
+        return free_run(subject, images, noise, seed)
 
     monkeypatch.setattr("regcache_export.control.free_run", counted)
     same = run_of(written, written)

@@ -108,9 +108,12 @@ def test_features_are_equal_bit_for_bit(
     with load_engine(path, threads=1) as engine:
         expected = engine.infer(images)
     asked: list[int] = []
-    monkeypatch.setattr(
-        "regcache_engines.onnxruntime_engine.piece_size", lambda tokens: asked.append(tokens) or 2
-    )
+
+    def two(tokens: int) -> int:
+        asked.append(tokens)
+        return 2
+
+    monkeypatch.setattr("regcache_engines.onnxruntime_engine.piece_size", two)
     with load_engine(path, threads=threads) as engine:
         assert np.array_equal(engine.infer(images), expected)
         assert np.array_equal(engine.infer(images[:1]), expected[:1])

@@ -59,18 +59,8 @@ class OnnxRuntimeEngine(LoadedEngine):
         self._session: Any = self._create_session(onnxruntime, path, options, provider)
         self._contract = self._read_contract()
         self._pieces: PiecewiseRun | None = None
-        tokens = self._session.get_modelmeta().custom_metadata_map.get(TOKENS, "")
-        on_cpu = provider == "CPUExecutionProvider"
-        if optimize and on_cpu and self._fixed_batch is None and _is_count(tokens):
-
-            def open_single() -> Run:
-                alone = _session_options(onnxruntime, 1)
-                session = self._create_session(onnxruntime, path, alone, provider)
-                return lambda images: self._run_in(session, images)
-
-            self._pieces = PiecewiseRun(
-                piece_size(int(tokens)), threads or physical_cores(), self._run, open_single
-            )
+        if optimize and provider == "CPUExecutionProvider" and self._fixed_batch is None:
+            self._pieces = self._open_pieces(onnxruntime, threads)
 
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
@@ -81,6 +71,20 @@ class OnnxRuntimeEngine(LoadedEngine):
         else:
             features = in_fixed_batches(images, self._fixed_batch, self._run)
         return check_features(features, len(images), self.output_dim)
+
+    def _open_pieces(self, onnxruntime: Any, threads: int | None) -> PiecewiseRun | None:
+        tokens = self._session.get_modelmeta().custom_metadata_map.get(TOKENS, "")
+        if not _is_count(tokens):
+            return None
+
+        def open_single() -> Run:
+            alone = _session_options(onnxruntime, 1)
+            session = self._create_session(onnxruntime, self._path, alone, "CPUExecutionProvider")
+            return lambda images: self._run_in(session, images)
+
+        return PiecewiseRun(
+            piece_size(int(tokens)), threads or physical_cores(), self._run, open_single
+        )
 
     def _run(self, images: Array) -> FloatArray:
         return self._run_in(self._session, images)

@@ -137,7 +137,8 @@ def compare_optimized(
             features.append(engine.infer(graph_input(part, subject.preprocess, subject.model)))
     found = np.concatenate(features)
     similar = cosine(found, written)
-    top1, flipped = None, ()
+    top1: float | None = None
+    flipped: tuple[int, ...] = ()
     if head is not None:
         same = (found @ head.T).argmax(axis=1) == (written @ head.T).argmax(axis=1)
         top1, flipped = float(same.mean()), tuple(np.flatnonzero(~same).tolist())

@@ -45,7 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
         "--bits",
         default=default.bits,
         metavar="W8A8",
-        help="bits of weights and activations; the export deploys W8A8 only (default %(default)s)",
+        help="bits of weights and activations; below 8, codes in INT8 (default %(default)s)",
     )
     add_observer_argument(model)
     return model
