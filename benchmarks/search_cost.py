@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "exhaustive_block_forwards": default.cost.exhaustive_block_forwards,
         "share": f"1/{1 / default.cost.share:.1f}",
         "undecided": default.result.undecided,
-        "default_seconds": round(default.cost.seconds, 1),
+        "default_seconds": _seconds(default),
     }
     if args.exhaustive:
         row |= _against_grid(
@@ -93,6 +93,11 @@ def _find(
     reporter = Reporter(quiet=not args.verbose)
     sets = load_image_sets(options, model, reporter, args.parts)
     return find_choice(options, chosen_baseline(options), model.encoder, sets, settings, reporter)
+
+
+def _seconds(found: FoundChoice) -> float | str:
+    """Wall time; empty where finished parts of an earlier run were read."""
+    return "" if found.cost.resumed_block_forwards else round(found.cost.seconds, 1)
 
 
 def _choice(prefix: str, found: FoundChoice) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def _against_grid(default: FoundChoice, grid: FoundChoice) -> dict[str, Any]:
         "gap_to_optimum": shown,
         "within_bar": met,
         "same_sensitive_block": grid.sensitivity.block == default.sensitivity.block,
-        "exhaustive_seconds": round(grid.cost.seconds, 1),
+        "exhaustive_seconds": _seconds(grid),
     }
 
 
