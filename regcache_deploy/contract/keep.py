@@ -51,14 +51,10 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> None:
-    """Give the mixed bundle a certificate of its own, on the images of the first one's.
-
-    Without one where the plan holds quantizers as published, as at the export.
-    """
+    """Give the mixed bundle a certificate of its own, on the images of the first one's."""
     try:
         pixels = read_certificate(candidates.bundle)[1]
     except BundleError:
         return  # nothing to certify on; `regcache verify` says so
-    if not plan.published:
-        calibration, images = calibration_of(plan), torch.from_numpy(pixels)
-        certify_bundle(place, plan, candidates.options, calibration, images)
+    calibration, images = calibration_of(plan), torch.from_numpy(pixels)
+    certify_bundle(place, plan, candidates.options, calibration, images)
