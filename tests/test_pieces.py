@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -142,3 +142,10 @@ def test_physical_cores_are_no_more_than_the_process_may_use() -> None:
     import os
 
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+
+
+def test_threads_sleep_between_calls(tmp_path: Path) -> None:
+    path = write_bundle(tiny_plan(), tmp_path / "tiny.regcache")
+    with load_engine(path, threads=2) as engine:
+        options = cast(Any, engine)._session.get_session_options()
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"

@@ -39,7 +39,9 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         get_outputs=lambda: [tensor("features", ["b", 2])],
     )
     runtime = SimpleNamespace(
-        SessionOptions=lambda: SimpleNamespace(add_provider_for_devices=lambda d, o: None),
+        SessionOptions=lambda: SimpleNamespace(
+            add_provider_for_devices=lambda d, o: None, add_session_config_entry=lambda k, v: None
+        ),
         get_ep_devices=lambda: [SimpleNamespace(ep_name=x) for x in registered],
         register_execution_provider_library=lambda label, path: registered.append(label),
         InferenceSession=lambda path, options: session,

@@ -168,6 +168,9 @@ def installed_distributions() -> list[str]:
 def _session_options(onnxruntime: Any, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # between two calls the threads sleep: spinning, they take the cores from every other session of
+    # the process (benchmarks/spinning.py)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

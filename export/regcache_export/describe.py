@@ -8,7 +8,7 @@ from typing import Any
 
 from .plan import Plan
 from .spec import LINEARS
-from .targets import GraphOptions
+from .targets import GraphOptions, find_target
 
 METADATA_SCHEMA = 1
 
@@ -62,11 +62,13 @@ def metadata(
         "target": options.target,
         "pixels": options.pixels or "normalized float32",
         "schema": METADATA_SCHEMA,
-        # ONNX Runtime's engine cuts batches into pieces of about as many tokens as its cache holds
-        "tokens": plan.encoder.num_tokens,
         "tool_version": tool_version(),
         "preprocess": plan.preprocess,
     }
+    if find_target(options.target).form == "as_written":
+        # ONNX Runtime's engine cuts batches into pieces of about as many tokens as its cache holds;
+        # a graph for TensorRT runs there for comparison only, and not bit for bit in pieces
+        essentials["tokens"] = plan.encoder.num_tokens
     if plan_sha256:
         essentials["plan_sha256"] = plan_sha256
     return {f"regcache.{key}": _text(essentials[key]) for key in sorted(essentials)}
