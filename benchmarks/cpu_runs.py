@@ -26,6 +26,8 @@ def session(path: Path, threads: int, profile: str = "") -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # or its spinning threads slow down whoever has the next turn (spinning.py)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
