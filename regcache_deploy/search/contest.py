@@ -11,7 +11,6 @@ wins by another delete count or target block, its neighbours are asked in turn.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Score
 from .result import preference
 from .space import SearchSpace
-from .strategy import TrialBook
+from .strategy import Allowance, TrialBook
 
 SHARE = 0.15
 """Of all images: the ones of least margin, at least `FEWEST`."""
@@ -38,52 +37,40 @@ RESERVE = CORNERS + 3
 
 ROUNDS = 3
 
-
 Column = tuple[bool, int, int]
 
 
-class Affordable(Protocol):
-    """`Race.affordable`."""
-
-    def __call__(
-        self,
-        config: RegCacheConfig,
-        images: int,
-        calibration: int | None = None,
-        reserve: int = 0,
-    ) -> bool: ...
-
-
 def contest(
-    book: TrialBook, space: SearchSpace, alive: list[RegCacheConfig], affordable: Affordable
+    book: TrialBook, space: SearchSpace, alive: list[RegCacheConfig], allowance: Allowance
 ) -> int:
     """Evaluate the best of `alive` and of its neighbourhood on all images.
 
     Args:
         book: gets the full scores.
         alive: survivors of the screen, best first.
-        affordable: whether the budget has room for an evaluation.
+        allowance: what may be spent.
 
     Returns:
         How many choices were not asked for lack of budget.
     """
+    size = book.problem.size
     dropped: set[RegCacheConfig] = set()
     book.full(alive[0], "final")
     for _ in range(ROUNDS):
         leader = book.leader
         anchors = [leader]
         for config in _ends(leader, alive):
-            if config in book.complete or affordable(config, book.problem.size, reserve=RESERVE):
+            if config in book.complete or allowance.covers(config, size, reserve=RESERVE):
                 book.full(config, "final")
                 anchors.append(config)
         rows = contested_images([book.complete[config] for config in anchors])
-        ahead, missed = _ask(book, _rivals(leader, alive, space), rows, affordable)
+        ahead, missed = _ask(book, _rivals(leader, alive, space), rows, allowance)
         dropped = (dropped | missed) - set(book.complete)
         beaten: set[Column] = set()
         for config in _by_trust(ahead, leader):
             if column(config) in beaten:
                 continue
-            if not affordable(config, book.problem.size, reserve=CORNERS):
+            if not allowance.covers(config, size, reserve=CORNERS):
                 dropped.add(config)
             elif book.full(config, "final").value < book.complete[book.leader].value:
                 beaten |= {column(config)} - {column(leader)}
@@ -124,18 +111,17 @@ def _ask(
     book: TrialBook,
     rivals: Iterable[RegCacheConfig],
     rows: Tensor,
-    affordable: Affordable,
+    allowance: Allowance,
 ) -> tuple[list[RegCacheConfig], set[RegCacheConfig]]:
     """Rivals no worse on `rows` than the best one, best first; and those not asked."""
-    known = {config: score.per_image[rows] for config, score in book.complete.items()}
-    best = float(known[book.leader].sum())
-    spare = float(TOLERANCE * len(rows))
+    best = float(book.complete[book.leader].per_image[rows].sum())
+    spare = TOLERANCE * len(rows)
     outcomes: dict[RegCacheConfig, Score] = {}
     hopeless, missed = set(), set()
     for config in rivals:
         if config in book.complete or column(config) in hopeless:
             continue
-        if not affordable(config, len(rows), reserve=RESERVE):
+        if not allowance.covers(config, len(rows), reserve=RESERVE):
             missed.add(config)
             continue
         outcomes[config] = book.ask(config, "contested images", rows)

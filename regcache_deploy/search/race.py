@@ -22,10 +22,11 @@ from torch import Tensor
 from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Score
 from ..evaluation.objective import smooth_accuracy
+from .contest import contest
 from .result import preference
 from .space import SearchSpace
 from .statistics import survivors
-from .strategy import TrialBook
+from .strategy import Allowance, TrialBook
 
 FIRST_IMAGES = 32
 SECOND_SHARE = 0.25
@@ -52,7 +53,7 @@ class Race:
         budget: int | None,
     ) -> None:
         self.book, self.space, self.error, self.seed = book, space, error, seed
-        self.budget = budget
+        self.allowance = Allowance(book.problem, space, budget)
         self.size = book.problem.size
         self.order = torch.from_numpy(np.random.default_rng(seed).permutation(self.size))
         self.undecided = 0
@@ -60,8 +61,6 @@ class Race:
 
     def run(self) -> int:
         """Returns the number of choices dropped undecided."""
-        from .contest import contest
-
         first = self.order[: min(FIRST_IMAGES, self.size)]
         pool: Pool = {}
         self._screen(pool, first)
@@ -73,7 +72,7 @@ class Race:
             self._finals(alive)
             self._corners(forced=False)
         else:
-            self.undecided += contest(self.book, self.space, alive, self.affordable)
+            self.undecided += contest(self.book, self.space, alive, self.allowance)
             self._corners(forced=True)
         return self.undecided
 
@@ -128,7 +127,7 @@ class Race:
     ) -> Score | None:
         if config not in pool:
             # The first one is always affordable: a race needs a runner.
-            if pool and not self.affordable(config, len(rows), calibration, reserve):
+            if pool and not self.allowance.covers(config, len(rows), calibration, reserve):
                 self.undecided += 1
                 return None
             pool[config] = self.book.ask(config, stage, rows, calibration)
@@ -155,7 +154,9 @@ class Race:
             self.book.full(config, "corner")
         self.book.full(alive[0], "final")
         for config in alive[1:]:
-            if len(self.book.complete) >= FINALISTS + 4 or not self.affordable(config, self.size):
+            if len(self.book.complete) >= FINALISTS + 4 or not self.allowance.covers(
+                config, self.size
+            ):
                 self.undecided += config not in self.book.complete
                 continue
             self.book.full(config, "final")
@@ -163,7 +164,7 @@ class Race:
     def _corners(self, forced: bool) -> None:
         """Nothing, prefix only and delete only beside the best: everybody looks at them."""
         for config in self.space.corners_of(self.book.leader):
-            if forced or self.affordable(config, self.size):
+            if forced or self.allowance.covers(config, self.size):
                 self.book.full(config, "corner")
 
     # -- shared -----------------------------------------------------------------------------
@@ -185,20 +186,6 @@ class Race:
             values = smooth_accuracy(score.margin, self.scale)
         array: npt.NDArray[np.float64] = values.numpy()
         return array
-
-    def affordable(
-        self,
-        config: RegCacheConfig,
-        images: int,
-        calibration: int | None = None,
-        reserve: int = 0,
-    ) -> bool:
-        if self.budget is None:
-            return True
-        problem = self.book.problem
-        price = problem.price(config, images, calibration)
-        kept = reserve * problem.price(self.space.nothing, self.size)
-        return problem.work.block_forwards + price + kept <= self.budget
 
 
 def neighbours(config: RegCacheConfig, space: SearchSpace) -> list[RegCacheConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -84,6 +85,33 @@ def search(
     else:
         undecided = Race(book, space, settings.error, seed, budget).run()
     return decide(book, space, settings.error, undecided)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a race may still spend.
+
+    Attributes:
+        budget: block-forwards that `problem.work` should not exceed; None is unbounded.
+    """
+
+    problem: Problem
+    space: SearchSpace
+    budget: int | None
+
+    def covers(
+        self,
+        config: RegCacheConfig,
+        images: int,
+        calibration: int | None = None,
+        reserve: int = 0,
+    ) -> bool:
+        """Whether such an evaluation leaves `reserve` evaluations on all images."""
+        if self.budget is None:
+            return True
+        price = self.problem.price(config, images, calibration)
+        kept = reserve * self.problem.price(self.space.nothing, self.problem.size)
+        return self.problem.work.block_forwards + price + kept <= self.budget
 
 
 class TrialBook:
