@@ -71,7 +71,7 @@ class ForcedNumerics(SimulatedNumerics):
             return super().linear(name, x, weight, bias)
         if name in self.published:
             grid = traced(name, layer.input, x, self._record)
-            return F.linear(grid, self._once(name, weight, layer.weight), bias)
+            return F.linear(grid, self._once(name, lambda: layer.weight(weight)), bias)
         quantizer, weights = layer.input, layer.weight
         assert isinstance(quantizer, Uniform)
         assert isinstance(weights, Uniform)
@@ -79,7 +79,8 @@ class ForcedNumerics(SimulatedNumerics):
         codes = quantizer.codes(x)
         steps = x / quantizer.scale + (quantizer.zero_point - middle)
         codes = self._record(name, steps, codes - middle) + middle
-        product = F.linear(codes - quantizer.zero_point, self._once(name, weight, weights.integers))
+        integers = self._once(name, lambda: weights.integers(weight))
+        product = F.linear(codes - quantizer.zero_point, integers)
         return product * (quantizer.scale * weights.scale.flatten()) + bias
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:

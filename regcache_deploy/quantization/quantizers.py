@@ -56,14 +56,14 @@ class Uniform:
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes as float; ties to even, as ONNX rounds."""
         low, high = self.code_range
-        return torch.clamp(torch.round(x / self.scale) + self.zero_point, low, high)
+        return (x / self.scale).round_().add_(self.zero_point).clamp_(low, high)
 
     def integers(self, x: Tensor) -> Tensor:
         """Codes less the zero point: what an integer GEMM multiplies, as float."""
-        return self.codes(x) - self.zero_point
+        return self.codes(x).sub_(self.zero_point)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.integers(x) * self.scale
+        return self.integers(x).mul_(self.scale)
 
     def to_plan(self) -> TensorQuant:
         """The same quantizer for the plan: flat per-channel scales along axis 0."""

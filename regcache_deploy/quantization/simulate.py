@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.canonical import FLOAT, Encoder, Numerics
 from ..encoders.regcache import RegCache
+from .integer_gemm import CodedWeight, coded_linear
 from .quantizers import Quantizer, Uniform
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,13 @@ class SimulatedNumerics:
     """Numerics with fake quantization; quantized weights are computed once per layer.
 
     Where both quantizers are uniform, the product is taken over the integer codes and scaled
-    afterwards, as an INT8 GEMM does. Integers below 2**24 are exact in float32, so the sum does
-    not depend on its order, and the simulation does not round where the runtime does not.
+    afterwards, as an INT8 GEMM does (`integer_gemm.py`): the sum is exact, does not depend on its
+    order, and the simulation does not round where the runtime does not.
     """
 
     def __init__(self, quantization: Quantization) -> None:
         self.quantization = quantization
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Any] = {}
 
     def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         layer = self.quantization.linears.get(name)
@@ -65,14 +69,15 @@ class SimulatedNumerics:
             return FLOAT.linear(name, x, weight, bias)
         a, w = layer.input, layer.weight
         if isinstance(a, Uniform) and isinstance(w, Uniform) and a.scale.numel() == 1:
-            codes = self._once(name, weight, w.integers)
-            return F.linear(a.integers(x), codes) * (a.scale * w.scale.flatten()) + bias
-        return F.linear(a(x), self._once(name, weight, w), bias)
+            coded = self._once(name, lambda: CodedWeight.of(weight, w))
+            return coded_linear(x, a, coded, bias)
+        return F.linear(a(x), self._once(name, lambda: w(weight)), bias)
 
-    def _once(self, name: str, weight: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    def _once(self, name: str, quantize: Callable[[], T]) -> T:
         if name not in self._weights:
-            self._weights[name] = quantize(weight)
-        return self._weights[name]
+            self._weights[name] = quantize()
+        kept: T = self._weights[name]
+        return kept
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         operands = self.quantization.matmuls.get(name)

@@ -1,0 +1,101 @@
+"""The product of INT8 codes: in INT8 instructions where the CPU has exact ones, else in float32.
+
+Both give the same integers as long as every partial sum stays below 2**24, where float32 is exact.
+Beyond that the INT8 product is the one that a runtime computes, and float32 rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .quantizers import Uniform
+
+ROWS = 1024
+"""Tokens coded and multiplied at a time: what lies between stays in the CPU's cache."""
+
+SHIFT = 128
+"""Moves unsigned codes 0..255 into int8."""
+
+
+@lru_cache(maxsize=1)
+def has_exact_int8() -> bool:
+    """Whether torch multiplies int8 on this CPU fast and without saturation in between.
+
+    Without VNNI the INT8 product is emulated: slow, or inexact, because 16-bit sums of two
+    products saturate. Tried with the largest codes, not just believed.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+        return False
+    left = torch.full((32, 64), -128, dtype=torch.int8)
+    left[::2] = 127
+    right = torch.full((64, 32), 127, dtype=torch.int8)
+    right[:, ::3] = -128
+    try:
+        found = torch._int_mm(left, right)
+    except RuntimeError:
+        return False
+    return torch.equal(found.double(), left.double() @ right.double())
+
+
+@dataclass(frozen=True)
+class CodedWeight:
+    """A weight's integers, ready to be multiplied.
+
+    Attributes:
+        integers: `[C_out, C_in]` codes less the zero point; int8 where the INT8 product takes
+            them, else float32.
+        sums: `[C_out]` int32, over the inputs; empty for float32.
+        scale: `[C_out]`.
+    """
+
+    integers: Tensor
+    sums: Tensor = field(repr=False)
+    scale: Tensor = field(repr=False)
+
+    @classmethod
+    def of(cls, weight: Tensor, quantizer: Uniform) -> CodedWeight:
+        """Integers of a weight `[C_out, C_in]`."""
+        integers, scale = quantizer.integers(weight), quantizer.scale.flatten()
+        fits = bool(integers.amin() >= -SHIFT) and bool(integers.amax() < SHIFT)  # False for NaN
+        if not (fits and weight.device.type == "cpu" and has_exact_int8()):
+            return cls(integers, torch.empty(0, dtype=torch.int32), scale)
+        sums = integers.sum(dim=1, dtype=torch.float64).to(torch.int32)
+        return cls(integers.to(torch.int8), sums, scale)
+
+    @property
+    def is_int8(self) -> bool:
+        return self.integers.dtype == torch.int8
+
+
+def coded_linear(x: Tensor, quantizer: Uniform, weight: CodedWeight, bias: Tensor) -> Tensor:
+    """A linear layer over the integer codes of its input, scaled afterwards as in an INT8 GEMM.
+
+    Args:
+        x: `[..., C_in]`.
+        quantizer: of `x`, with one scale.
+        weight: coded.
+        bias: `[C_out]`.
+
+    Returns:
+        `[..., C_out]`; NaN wherever an input is.
+    """
+    scale = quantizer.scale * weight.scale
+    if not (weight.is_int8 and quantizer.bits <= 8):
+        return F.linear(quantizer.integers(x), weight.integers.to(x.dtype)) * scale + bias
+    shift = 0 if quantizer.signed else SHIFT
+    offset = (shift - quantizer.zero_point).to(torch.int32) * weight.sums
+    columns = weight.integers.t()
+    flat = x.reshape(-1, x.shape[-1])
+    out = torch.empty((len(flat), len(scale)), dtype=x.dtype)
+    for rows, piece in zip(out.split(ROWS), flat.split(ROWS), strict=True):
+        codes = quantizer.codes(piece)
+        product = torch._int_mm(codes.sub_(shift).to(torch.int8), columns).add_(offset)
+        torch.mul(product, scale, out=rows).add_(bias)
+        if codes.sum().isnan():  # int8 has no NaN
+            rows[codes.isnan().any(dim=1)] = torch.nan
+    return out.view(*x.shape[:-1], -1)
