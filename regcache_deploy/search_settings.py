@@ -8,7 +8,7 @@ from typing import Any
 from .errors import ConfigError
 
 CHOICES = {
-    "strategy": ("default", "exhaustive"),
+    "strategy": ("default", "pruned", "exhaustive"),
     "ranking": ("block_input", "fc2_input"),
     "register": ("in_context", "solo"),
     "candidates": ("average", "best"),
@@ -25,7 +25,8 @@ class SearchSettings:
     """Readings and effort of a search (arXiv 2510.04547; v2 and v4 differ).
 
     Attributes:
-        strategy: `default` races candidates, `exhaustive` runs the plain full grid.
+        strategy: `default` races candidates; `exhaustive` runs the plain full grid; `pruned` finds
+            the optimum of the full grid, too, but leaves a choice as soon as it is certain to lose.
         ranking: register candidates by l-inf of the target block's input, or of the input of fc2
             in the sensitive block, read back at the target block.
         register: `in_context` captures the candidates in their own images; `solo` sends their mean

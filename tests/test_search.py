@@ -160,7 +160,11 @@ class Surface:
         return (images + (calibration or self.calibration)) * (self.depth - config.first_block)
 
     def evaluate(
-        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+        self,
+        config: RegCacheConfig,
+        rows: Tensor | None = None,
+        calibration: int | None = None,
+        floor: float | None = None,
     ) -> Score:
         rows = torch.arange(self.size) if rows is None else rows
         self.asked.append((config, len(rows)))

@@ -49,7 +49,11 @@ class FlatTop:
         return (images + (calibration or CALIBRATION)) * (DEPTH - config.first_block)
 
     def evaluate(
-        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+        self,
+        config: RegCacheConfig,
+        rows: Tensor | None = None,
+        calibration: int | None = None,
+        floor: float | None = None,
     ) -> Score:
         rows = torch.arange(self.size) if rows is None else rows
         self.work.add(self.price(config, len(rows), calibration))

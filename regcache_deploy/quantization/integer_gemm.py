@@ -50,7 +50,7 @@ class CodedWeight:
         integers: `[C_out, C_in]` codes less the zero point; int8 where the INT8 product takes
             them, else float32.
         sums: `[C_out]` int32, over the inputs; empty for float32.
-        scale: `[C_out]`.
+        scale: `[C_out]`, or `[1]` for one of the whole tensor.
     """
 
     integers: Tensor
@@ -91,7 +91,7 @@ def coded_linear(x: Tensor, quantizer: Uniform, weight: CodedWeight, bias: Tenso
     offset = (shift - quantizer.zero_point).to(torch.int32) * weight.sums
     columns = weight.integers.t()
     flat = x.reshape(-1, x.shape[-1])
-    out = torch.empty((len(flat), len(scale)), dtype=x.dtype)
+    out = torch.empty((len(flat), len(weight.integers)), dtype=x.dtype)
     for rows, piece in zip(out.split(ROWS), flat.split(ROWS), strict=True):
         codes = quantizer.codes(piece)
         product = torch._int_mm(codes.sub_(shift).to(torch.int8), columns).add_(offset)

@@ -19,6 +19,12 @@ from .cache import PartCache, rows_key
 from .cost import Work, calibration_walks
 from .states import Budget, Embed, HiddenStates
 
+PIECE = 8
+"""Images between two looks at the floor; also few enough for the CPU's cache."""
+
+ROUNDING = 1e-9
+"""Far below any difference of two choices, far above float64's error in a mean."""
+
 
 def run_in_batches(
     encoder: Encoder,
@@ -121,7 +127,11 @@ class SearchProblem:
 
     @torch.no_grad()
     def evaluate(
-        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+        self,
+        config: RegCacheConfig,
+        rows: Tensor | None = None,
+        calibration: int | None = None,
+        floor: float | None = None,
     ) -> Score:
         """Calibrate the blocks that `config` changes and score search images.
 
@@ -129,6 +139,8 @@ class SearchProblem:
             config: the choice.
             rows: indices `[m]` of the search images; None takes all.
             calibration: how many calibration images; None takes all.
+            floor: give up when the value over `rows` is certain to stay below it, since no image
+                adds more than 1. The score is that of the leading rows then.
 
         Raises:
             DataError: non-finite activations.
@@ -143,7 +155,7 @@ class SearchProblem:
             self._calibration_states.book(start, some)
 
         def compute() -> dict[str, Tensor]:
-            score = self._evaluate(config, start, rows, some)
+            score = self._evaluate(config, start, rows, some, floor)
             return {"p": score.per_image, "c": score.cosine, "m": score.margin}
 
         found = self.cache.part(
@@ -157,6 +169,7 @@ class SearchProblem:
             else "",
             quantizer=self._quantizer,
             objective=self.objective.name,
+            **({} if floor is None else {"floor": floor}),
         )
         return Score.of(found["p"], found["c"], found["m"])
 
@@ -167,7 +180,14 @@ class SearchProblem:
         count = 0 if config.is_empty else min(calibration or most, most)
         return blocks * (images + self._walks * count)
 
-    def _evaluate(self, config: RegCacheConfig, start: int, rows: Tensor, some: Tensor) -> Score:
+    def _evaluate(
+        self,
+        config: RegCacheConfig,
+        start: int,
+        rows: Tensor,
+        some: Tensor,
+        floor: float | None,
+    ) -> Score:
         blocks = self.encoder.spec.depth - start
         calibration = self.plain
         if not config.is_empty:
@@ -175,8 +195,8 @@ class SearchProblem:
             calibration = self.baseline.calibrate(
                 self.encoder, self._calibration_states.at(start, some), start, self.regcache(config)
             )
-        numerics, features = calibration.numerics(), []
-        for piece in rows.split(self.batch_size):
+        numerics, scores = calibration.numerics(), list[Score]()
+        for piece in self._pieces(rows, floor):
             self.work.add(len(piece) * blocks)
             tokens = calibration.encoder.run_blocks(
                 self._search_states.at(start, piece),
@@ -184,19 +204,47 @@ class SearchProblem:
                 numerics=numerics,
                 regcache=calibration.regcache,
             )
-            features.append(self.encoder.pool(tokens))
-        found = torch.cat(features)
-        if not torch.isfinite(found).all():
-            raise DataError(
-                f"the quantized encoder gives NaN or infinite features with {config}; "
-                "check the weights and the images"
-            )
-        return self.objective.score(found, rows)
+            features = self.encoder.pool(tokens)
+            if not torch.isfinite(features).all():
+                raise DataError(
+                    f"the quantized encoder gives NaN or infinite features with {config}; "
+                    "check the weights and the images"
+                )
+            scores.append(self.objective.score(features, piece))
+            if floor is not None and best_possible(scores, len(rows)) < floor:
+                break
+        return joined(scores)
+
+    def _pieces(self, rows: Tensor, floor: float | None) -> list[Tensor]:
+        """Batches of `rows`; with a floor small ones, the first one smallest."""
+        if floor is None:
+            return list(rows.split(self.batch_size))
+        size = min(PIECE, self.batch_size)
+        head = max(1, size // 2)
+        return [piece for piece in (rows[:head], *rows[head:].split(size)) if len(piece)]
 
     def _numerics_of_plain(self) -> Numerics:
         if self._plain_numerics is None:
             self._plain_numerics = self.plain.numerics()
         return self._plain_numerics
+
+
+def best_possible(scores: list[Score], size: int) -> float:
+    """Value over `size` images of which these are scored: the others may add 1 each.
+
+    A hair too high, so that rounding excludes no choice.
+    """
+    total = sum(float((1 - score.per_image).sum()) for score in scores)
+    return 1 - total / size + ROUNDING
+
+
+def joined(scores: list[Score]) -> Score:
+    """The score over the images of all of them, in this order."""
+    return Score.of(
+        torch.cat([score.per_image for score in scores]),
+        torch.cat([score.cosine for score in scores]),
+        torch.cat([score.margin for score in scores]),
+    )
 
 
 def register_hash(register: Mapping[int, Tensor]) -> str:

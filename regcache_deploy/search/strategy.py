@@ -1,4 +1,4 @@
-"""The search itself: the race by default, or the plain full grid."""
+"""The search itself: the race by default, or the full grid, plain or pruned."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ class Problem(Protocol):
     def work(self) -> Work: ...
 
     def evaluate(
-        self, config: RegCacheConfig, rows: Tensor | None = None, calibration: int | None = None
+        self,
+        config: RegCacheConfig,
+        rows: Tensor | None = None,
+        calibration: int | None = None,
+        floor: float | None = None,
     ) -> Score: ...
 
     def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
@@ -77,14 +81,33 @@ def search(
     if space.fixed:
         config = space.grid()[0]
         return SearchResult(config, book.full(config, "fixed"), book.trials)
-    undecided = 0
     if settings.strategy == "exhaustive":
-        # Earliest block first: each set of hidden states is then made from the one before.
-        for config in sorted(space.grid(), key=lambda choice: choice.first_block):
+        for config in in_order(space):
             book.full(config, "grid")
-    else:
-        undecided = Race(book, space, settings.error, seed, budget).run()
+        return decide(book, space, settings.error, compared=len(space.grid()))
+    undecided = Race(book, space, settings.error, seed, budget).run()
+    if settings.strategy == "pruned":
+        prune(book, space)
+        return decide(book, space, settings.error, compared=len(space.grid()))
     return decide(book, space, settings.error, undecided)
+
+
+def in_order(space: SearchSpace) -> list[RegCacheConfig]:
+    """The grid, earliest block first: each set of hidden states is made from the one before."""
+    return sorted(space.grid(), key=lambda choice: choice.first_block)
+
+
+def prune(book: TrialBook, space: SearchSpace) -> None:
+    """Evaluate every choice of the grid until it is certain to be worse than the leader.
+
+    No image adds more than 1 to an objective, so the images on which the leader loses most come
+    first. The floor is the leader's value and stays: which choice is evaluated how far does not
+    depend on the order of the grid.
+    """
+    leader = book.complete[book.leader]
+    hardest = leader.per_image.argsort(stable=True)
+    for config in in_order(space):
+        book.until(config, "pruned grid", hardest, leader.value)
 
 
 @dataclass(frozen=True)
@@ -142,17 +165,40 @@ class TrialBook:
             self.complete[config] = self.ask(config, stage)
         return self.complete[config]
 
+    def until(self, config: RegCacheConfig, stage: str, rows: Tensor, floor: float) -> None:
+        """Evaluate on all images, or on fewer if the value is certain to stay below `floor`.
+
+        Args:
+            rows: all images `[n]`, in the order in which they are asked.
+        """
+        if config in self.complete:
+            return
+        score = self.problem.evaluate(config, rows, floor=floor)
+        images = len(score.per_image)
+        if images == self.problem.size:
+            back = rows.argsort()
+            score = Score.of(score.per_image[back], score.cosine[back], score.margin[back])
+            self.complete[config] = score
+        self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
+        self.advance(1)
+
     @property
     def leader(self) -> RegCacheConfig:
         """Best on all images."""
         return max(self.complete, key=lambda config: preference(config, self.complete[config]))
 
 
-def decide(book: TrialBook, space: SearchSpace, error: float, undecided: int = 0) -> SearchResult:
+def decide(
+    book: TrialBook,
+    space: SearchSpace,
+    error: float,
+    undecided: int = 0,
+    compared: int | None = None,
+) -> SearchResult:
     """The best choice whose gain over nothing is no accident, or nothing.
 
-    The best of many is ahead by accident, too, so the test takes the Bonferroni correction for all
-    choices that were evaluated on all images.
+    The best of many is ahead by accident, too, so the test takes the Bonferroni correction for the
+    number of choices `compared`; None counts those that were evaluated on all images.
 
     Where the user's fixed values leave no "nothing" to compare with, the best one.
     """
@@ -170,7 +216,7 @@ def decide(book: TrialBook, space: SearchSpace, error: float, undecided: int = 0
             continue
         p = gain_probability(book.problem.objective, nothing, scores[config])
         first_p = p if config == candidate else first_p
-        if p < error / len(scores):
+        if p < error / (compared or len(scores)):
             return SearchResult(
                 config, scores[config], book.trials, nothing, candidate, p, undecided
             )
