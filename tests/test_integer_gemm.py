@@ -89,6 +89,16 @@ def test_integers_that_int8_does_not_hold_stay_float() -> None:
     )
 
 
+def test_zero_points_between_two_codes_stay_float() -> None:
+    x, weight, bias = drawn()
+    half = Uniform(torch.tensor(0.05), torch.tensor(31.5), 6, signed=False)
+    by = symmetric_weight(weight, 6)
+    coded = CodedWeight.of(weight, by)
+    assert torch.equal(coded_linear(x, half, coded, bias), reference(x, half, weight, by, bias))
+    shifted = Uniform(by.scale, by.zero_point + 0.25, 6, signed=True)
+    assert not CodedWeight.of(weight, shifted).is_int8
+
+
 def test_a_saturating_product_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def saturating(a: Tensor, b: Tensor) -> Tensor:
         pairs = a.double()[:, ::2] @ b.double()[::2] + a.double()[:, 1::2] @ b.double()[1::2]

@@ -42,6 +42,12 @@ def has_exact_int8() -> bool:
     return torch.equal(found.double(), left.double() @ right.double())
 
 
+def has_integer_codes(quantizer: Uniform) -> bool:
+    """RepQ-ViT as published has zero points between two codes."""
+    zero_point = quantizer.zero_point
+    return quantizer.bits <= 8 and torch.equal(zero_point, zero_point.round())
+
+
 @dataclass(frozen=True)
 class CodedWeight:
     """A weight's integers, ready to be multiplied.
@@ -61,11 +67,12 @@ class CodedWeight:
     def of(cls, weight: Tensor, quantizer: Uniform) -> CodedWeight:
         """Integers of a weight `[C_out, C_in]`."""
         integers, scale = quantizer.integers(weight), quantizer.scale.flatten()
-        fits = bool(integers.amin() >= -SHIFT) and bool(integers.amax() < SHIFT)  # False for NaN
+        low, high = torch.aminmax(integers)
+        fits = has_integer_codes(quantizer) and bool(low >= -SHIFT) and bool(high < SHIFT)
         if not (fits and weight.device.type == "cpu" and has_exact_int8()):
             return cls(integers, torch.empty(0, dtype=torch.int32), scale)
-        sums = integers.sum(dim=1, dtype=torch.float64).to(torch.int32)
-        return cls(integers.to(torch.int8), sums, scale)
+        codes = integers.to(torch.int8)
+        return cls(codes, codes.sum(dim=1, dtype=torch.int32), scale)
 
     @property
     def is_int8(self) -> bool:
@@ -85,7 +92,7 @@ def coded_linear(x: Tensor, quantizer: Uniform, weight: CodedWeight, bias: Tenso
         `[..., C_out]`; NaN wherever an input is.
     """
     scale = quantizer.scale * weight.scale
-    if not (weight.is_int8 and quantizer.bits <= 8):
+    if not (weight.is_int8 and has_integer_codes(quantizer)):
         return F.linear(quantizer.integers(x), weight.integers.to(x.dtype)) * scale + bias
     shift = 0 if quantizer.signed else SHIFT
     offset = (shift - quantizer.zero_point).to(torch.int32) * weight.sums
