@@ -12,6 +12,9 @@ from typing import Any, TextIO
 Advance = Callable[..., None]
 """`advance(n=1)`: so many more units of the stage are done."""
 
+QUIET_SECONDS = 60.0
+"""Without bars, a long stage says so often how far it is."""
+
 
 @lru_cache(maxsize=1)
 def stderr_console() -> Any | None:
@@ -30,7 +33,7 @@ def stderr_console() -> Any | None:
 
 
 class Reporter:
-    """Progress of stages: bars on a terminal, else one line at the start and one at the end.
+    """Progress of stages: bars on a terminal, else a line at the start, every minute, at the end.
 
     Nothing is ever written to stdout, which belongs to the results.
 
@@ -71,8 +74,17 @@ class Reporter:
         size = f" ({total})" if total is not None else ""
         print(f"{name}{size} ...", file=stream, flush=True)
         started, outcome = time.monotonic(), "stopped after"
+        done, told = 0, started
+
+        def advance(n: int = 1) -> None:
+            nonlocal done, told
+            done, now = done + n, time.monotonic()
+            if now - told >= QUIET_SECONDS:
+                told = now
+                print(_so_far(name, done, total, now - started), file=stream, flush=True)
+
         try:
-            yield lambda n=1: None
+            yield advance
             outcome = "done in"
         finally:
             print(f"{name}: {outcome} {time.monotonic() - started:.1f} s", file=stream, flush=True)
@@ -112,3 +124,10 @@ class Reporter:
                 self._bars = None
             else:
                 bars.remove_task(task)
+
+
+def _so_far(name: str, done: int, total: int | None, seconds: float) -> str:
+    if not total or done > total:
+        return f"{name}: {done} after {seconds:.0f} s"
+    left = seconds * (total - done) / done
+    return f"{name}: {done} of {total} after {seconds:.0f} s, about {left:.0f} s left"

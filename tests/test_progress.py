@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,27 @@ def test_plain_lines(capsys):
     first, last = captured.err.splitlines()
     assert first == "reading (3) ..."
     assert re.fullmatch(r"reading: done in \d+\.\d s", last)
+
+
+def test_a_long_stage_says_how_far_it_is(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Reporter(stream=stream).stage("grid", 10) as advance:
+        for _ in range(4):
+            now[0] += 25
+            advance()
+    with Reporter(stream=stream).stage("race") as advance:
+        now[0] += 61
+        advance(3)
+    assert stream.getvalue().splitlines() == [
+        "grid (10) ...",
+        "grid: 3 of 10 after 75 s, about 175 s left",
+        "grid: done in 100.0 s",
+        "race ...",
+        "race: 3 after 61 s",
+        "race: done in 61.0 s",
+    ]
 
 
 def test_failed_stage_says_so():

@@ -15,7 +15,7 @@ from regcache_deploy.encoders import Encoder
 from regcache_deploy.evaluation import Objective, ZeroShotTop1
 from regcache_deploy.search import SearchProblem, SearchSettings, SearchSpace, search
 from regcache_deploy.search.result import SearchResult
-from regcache_deploy.search.strategy import in_order
+from regcache_deploy.search.strategy import Advance, in_order
 from tests.search_helpers import problem_for
 from tests.test_search import Counter
 
@@ -54,18 +54,21 @@ def made(objective: str, folder: Path | None = None) -> SearchProblem:
     )
 
 
-def run(problem: SearchProblem, strategy: str) -> SearchResult:
-    return search(problem, SPACE, SearchSettings(strategy=strategy), budget=0)
+def run(problem: SearchProblem, strategy: str, advance: Advance = lambda n: None) -> SearchResult:
+    settings = SearchSettings(strategy=strategy)
+    return search(problem, SPACE, settings, budget=0, advance=advance)
 
 
 @pytest.mark.parametrize("objective", ["cosine", "top1"])
 def test_pruned_grid_decides_as_the_full_grid(
     objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(made(objective), "exhaustive")
+    steps: dict[str, list[int]] = {"exhaustive": [], "pruned": []}
+    whole = run(made(objective), "exhaustive", steps["exhaustive"].append)
     problem = made(objective)
     counter = Counter(monkeypatch)
-    pruned = run(problem, "pruned")
+    pruned = run(problem, "pruned", steps["pruned"].append)
+    assert [sum(n) for n in steps.values()] == [len(SPACE.grid())] * 2
     # Hidden states are booked for all images, also where a choice is left before it sees them.
     unused = problem.work.block_forwards - counter.count
     assert 0 <= unused <= problem.size * len(SPACE.blocks)

@@ -144,7 +144,8 @@ def find_choice(
     problem = _problem(options, baseline, encoder, sets, settings, objective, registers)
     calibration = len(sets.calibration_tokens)
     depth, walks = encoder.spec.depth, calibration_walks(baseline)
-    with reporter.stage("search of prefix and delete counts") as advance:
+    grid = len(space.grid()) if settings.strategy != "default" else None
+    with reporter.stage("search of prefix and delete counts", grid) as advance:
         if settings.candidates == "best":
             take_best_singles(problem, space, captures, settings, options.seed)
         result = search(

@@ -72,12 +72,12 @@ def search(
         seed: order of the images in the race, and the bootstrap.
         budget: block-forwards that `problem.work` should not exceed; None is unbounded. The
             corners of the leader are evaluated on all images even beyond it.
-        advance: told after every evaluation.
+        advance: told after every evaluation; of the pruned grid, not of the race before it.
     """
     from .race import Race
 
     settings = settings or SearchSettings()
-    book = TrialBook(problem, advance)
+    book = TrialBook(problem, advance if settings.strategy != "pruned" else lambda n: None)
     if space.fixed:
         config = space.grid()[0]
         return SearchResult(config, book.full(config, "fixed"), book.trials)
@@ -87,7 +87,7 @@ def search(
         return decide(book, space, settings.error, compared=len(space.grid()))
     undecided = Race(book, space, settings.error, seed, budget).run()
     if settings.strategy == "pruned":
-        prune(book, space)
+        prune(book, space, advance)
         return decide(book, space, settings.error, compared=len(space.grid()))
     return decide(book, space, settings.error, undecided)
 
@@ -97,7 +97,7 @@ def in_order(space: SearchSpace) -> list[RegCacheConfig]:
     return sorted(space.grid(), key=lambda choice: choice.first_block)
 
 
-def prune(book: TrialBook, space: SearchSpace) -> None:
+def prune(book: TrialBook, space: SearchSpace, advance: Advance) -> None:
     """Evaluate every choice of the grid until it is certain to be worse than the leader.
 
     No image adds more than 1 to an objective, so the images on which the leader loses most come
@@ -106,8 +106,11 @@ def prune(book: TrialBook, space: SearchSpace) -> None:
     """
     leader = book.complete[book.leader]
     hardest = leader.per_image.argsort(stable=True)
+    advance(len(book.complete))
     for config in in_order(space):
-        book.until(config, "pruned grid", hardest, leader.value)
+        if config not in book.complete:
+            book.until(config, "pruned grid", hardest, leader.value)
+            advance(1)
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,6 @@ class TrialBook:
         Args:
             rows: all images `[n]`, in the order in which they are asked.
         """
-        if config in self.complete:
-            return
         score = self.problem.evaluate(config, rows, floor=floor)
         images = len(score.per_image)
         if images == self.problem.size:
@@ -180,7 +181,6 @@ class TrialBook:
             score = Score.of(score.per_image[back], score.cosine[back], score.margin[back])
             self.complete[config] = score
         self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
-        self.advance(1)
 
     @property
     def leader(self) -> RegCacheConfig:
