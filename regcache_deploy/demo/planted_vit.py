@@ -36,6 +36,9 @@ class Structure:
         sinks: how many places of the image are sinks.
         sink_block: k, where they get massive.
         spike, norm_gain: see `planting.sharpen`.
+        position_gain: of the position embedding. Random embeddings of flat and of busy patches
+            differ so much in size that the marks of places would themselves be outliers.
+        sink_logit: see `planting.Plant`. More patches need more, for as much rest.
     """
 
     image_size: int = 224
@@ -48,6 +51,8 @@ class Structure:
     sink_block: int = 6
     spike: float = 64.0
     norm_gain: float = 4.0
+    position_gain: float = 16.0
+    sink_logit: float = 7.0
 
     @property
     def name(self) -> str:
@@ -60,7 +65,8 @@ class Structure:
 def small(**changes: Any) -> Structure:
     """ViT-B/16's depth at a size that a full grid can be run on."""
     values = {"image_size": 40, "patch_size": 8, "width": 64, "heads": 2, "output_dim": 32}
-    return Structure(**(values | {"sinks": 4} | changes))
+    values |= {"sinks": 4, "position_gain": 1.0, "sink_logit": 5.0}
+    return Structure(**(values | changes))
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def build(structure: Structure, seed: int = 0) -> PlantedVit:
         ).eval()
         probe = torch.randn(2, 3, structure.image_size, structure.image_size)
     visual.requires_grad_(requires_grad=False)
+    visual.positional_embedding *= structure.position_gain
     side = structure.image_size // structure.patch_size
     places = _rim(side, structure.sinks)
     tokens = tuple(1 + row * side + column for row, column in places)
@@ -100,6 +107,7 @@ def build(structure: Structure, seed: int = 0) -> PlantedVit:
         places=places,
         early_units=4 * structure.width,
         massive_slope=110.0,
+        sink_logit=structure.sink_logit,
     )
     _write_places(visual, tokens)
     enforce(visual, plant)
