@@ -29,7 +29,8 @@ def has_exact_int8() -> bool:
     Without VNNI the INT8 product is emulated: slow, or inexact, because 16-bit sums of two
     products saturate. Tried with the largest codes, not just believed.
     """
-    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)  # no public name yet
+    if not (torch.backends.mkldnn.is_available() and has_vnni() and hasattr(torch, "_int_mm")):
         return False
     left = torch.full((32, 64), -128, dtype=torch.int8)
     left[::2] = 127

@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raise DataError where the input `x` of the layer `name` is NaN or infinite."""
-    # NaN goes through to the extremes; a mask of the whole tensor takes four times as long.
+    # NaN goes through to the extremes; a mask of the whole tensor takes many times as long.
     low, high = torch.aminmax(x)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise DataError(f"the input of {name} holds NaN or infinite values on these images")
