@@ -64,6 +64,7 @@ class Structure:
 
 def small(**changes: Any) -> Structure:
     """ViT-B/16's depth at a size that a full grid can be run on."""
+    values: dict[str, Any]
     values = {"image_size": 40, "patch_size": 8, "width": 64, "heads": 2, "output_dim": 32}
     values |= {"sinks": 4, "position_gain": 1.0, "sink_logit": 5.0}
     return Structure(**(values | changes))
