@@ -169,7 +169,7 @@ class SearchProblem:
             else "",
             quantizer=self._quantizer,
             objective=self.objective.name,
-            **({} if floor is None else {"floor": floor}),
+            floor=floor,
         )
         return Score.of(found["p"], found["c"], found["m"])
 
