@@ -8,7 +8,7 @@ from typing import Any
 from .errors import ConfigError
 
 CHOICES = {
-    "strategy": ("default", "pruned", "exhaustive"),
+    "strategy": ("default", "confirmed", "pruned", "exhaustive"),
     "ranking": ("block_input", "fc2_input"),
     "register": ("in_context", "solo"),
     "candidates": ("average", "best"),
@@ -26,7 +26,8 @@ class SearchSettings:
 
     Attributes:
         strategy: `default` races candidates; `exhaustive` runs the plain full grid; `pruned` finds
-            the optimum of the full grid, too, but leaves a choice as soon as it is certain to lose.
+            the optimum of the full grid, too, but leaves a choice as soon as it is certain to lose;
+            `confirmed` leaves it as soon as a paired test says that it is not better.
         ranking: register candidates by l-inf of the target block's input, or of the input of fc2
             in the sensitive block, read back at the target block.
         register: `in_context` captures the candidates in their own images; `solo` sends their mean

@@ -17,6 +17,7 @@ from regcache_deploy.quantization import BASELINES, Bits, SimulatedNumerics, mak
 from regcache_deploy.search import SearchSettings, SearchSpace, measure_sensitivity, search
 from regcache_deploy.search.cost import Work, exhaustive_block_forwards
 from regcache_deploy.search.statistics import gain_probability, survivors
+from regcache_deploy.search.stopping import Stop
 from regcache_deploy.search.strategy import race_budget
 from tests.search_helpers import DEPTH, encoder_and_images, problem_for
 
@@ -164,13 +165,20 @@ class Surface:
         config: RegCacheConfig,
         rows: Tensor | None = None,
         calibration: int | None = None,
-        floor: float | None = None,
+        stop: Stop | None = None,
     ) -> Score:
         rows = torch.arange(self.size) if rows is None else rows
-        self.asked.append((config, len(rows)))
-        self.work.add(self.price(config, len(rows), calibration))
         own = self.own[:, config.prefix_block, config.prefix_count, config.delete_count]
         values = torch.from_numpy((self.expected(config) + self.hard + own)[rows.numpy()])
+        if stop is not None:
+            seen = 0
+            for piece in stop.pieces(rows, 64):
+                seen += len(piece)
+                if stop(values[:seen], len(rows)):
+                    break
+            values = values[:seen]
+        self.asked.append((config, len(values)))
+        self.work.add(self.price(config, len(values), calibration))
         return Score.of(values, values, values)
 
 
@@ -194,8 +202,25 @@ def test_race_is_as_good_as_the_full_grid_for_a_twentieth(
     assert len(corners) == 4
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_block_may_depend_on_tau(seed: int) -> None:
+    # at the race's first tau, 4, block 3 is the worst of the four; at the best tau it is the best
+    surface = Surface((3, 7, 9), seed=seed)
+    plain = surface.expected
+
+    def expected(config: RegCacheConfig) -> float:
+        turned = config.has_prefix and config.prefix_count < 6
+        return plain(config) - 0.05 * turned * config.prefix_block / 3
+
+    surface.expected = expected  # type: ignore[method-assign]
+    budget = race_budget(SPACE, surface.depth, surface.size, surface.calibration)
+    found = search(surface, SPACE, seed=seed, budget=budget).best
+    assert (found.prefix_block, found.delete_count) == (3, 9)
+    assert surface.work.block_forwards <= budget
+
+
 def test_search_without_gain_chooses_nothing() -> None:
-    for strategy in ("default", "exhaustive"):
+    for strategy in ("default", "confirmed", "exhaustive"):
         found = search(Surface((2, 5, 7), height=-0.5), SPACE, SearchSettings(strategy=strategy))
         assert found.best.is_empty
         assert found.p_value == 1.0

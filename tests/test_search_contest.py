@@ -15,6 +15,7 @@ from regcache_deploy.evaluation.objective import ZeroShotTop1
 from regcache_deploy.search.contest import contested_images
 from regcache_deploy.search.cost import Work
 from regcache_deploy.search.space import SearchSpace
+from regcache_deploy.search.stopping import Stop
 from regcache_deploy.search.strategy import race_budget, search
 from regcache_deploy.search_settings import SearchSettings
 
@@ -53,7 +54,7 @@ class FlatTop:
         config: RegCacheConfig,
         rows: Tensor | None = None,
         calibration: int | None = None,
-        floor: float | None = None,
+        stop: Stop | None = None,
     ) -> Score:
         rows = torch.arange(self.size) if rows is None else rows
         self.work.add(self.price(config, len(rows), calibration))

@@ -15,6 +15,7 @@ from regcache_deploy.encoders import Encoder
 from regcache_deploy.evaluation import Objective, ZeroShotTop1
 from regcache_deploy.search import SearchProblem, SearchSettings, SearchSpace, search
 from regcache_deploy.search.result import SearchResult
+from regcache_deploy.search.stopping import Floor
 from regcache_deploy.search.strategy import Advance, in_order
 from tests.search_helpers import problem_for
 from tests.test_search import Counter
@@ -100,8 +101,8 @@ def test_a_floor_that_is_never_missed_changes_nothing() -> None:
     problem = made("cosine")
     config = in_order(SPACE)[3]
     plain = problem.evaluate(config)
-    floored = problem.evaluate(config, floor=plain.value)
+    floored = problem.evaluate(config, stop=Floor(plain.value))
     assert torch.allclose(floored.per_image, plain.per_image, atol=1e-7)
-    short = problem.evaluate(config, floor=1.0)
+    short = problem.evaluate(config, stop=Floor(1.0))
     assert 0 < len(short.per_image) < problem.size
     assert torch.allclose(short.per_image, plain.per_image[: len(short.per_image)], atol=1e-7)

@@ -41,8 +41,9 @@ OPTIONS = (
 """What a search takes of the export's options."""
 
 READINGS = {
-    "strategy": "race candidates on growing image subsets, or take the optimum of the full grid, "
-    "pruned (a choice is left once it is certain to lose) or exhaustive",
+    "strategy": "race candidates on growing image subsets; or the full grid: confirmed (a choice "
+    "is left once a paired test says that it is not better), pruned (once it is certain to lose), "
+    "exhaustive",
     "ranking": "rank register candidates by the target block's input, or by fc2's input in block k",
     "register": "capture candidates in their images, or send their mean through the blocks alone",
     "candidates": "average the top 100, or take the best single one of the top 20",

@@ -46,6 +46,7 @@ CODE = (
     "search/registers.py",
     "search/sensitivity.py",
     "search/states.py",
+    "search/stopping.py",
 )
 """What a cached part depends on, as patterns below the package. What only decides what to ask next
 (`race.py`, `statistics.py`) changes no answer."""

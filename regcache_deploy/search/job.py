@@ -87,8 +87,18 @@ def choose_objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     """The objective that was asked for.
 
     Raises:
-        ConfigError: top-1 without labels and a text head.
+        ConfigError: top-1 without labels and a text head, or where the strategy compares means.
     """
+    objective = _objective(settings, sets)
+    if settings.strategy == "confirmed" and not objective.smooth:
+        raise ConfigError(
+            f"--strategy confirmed tests differences of a feature objective, and {objective.name} "
+            "counts images; take --strategy pruned, or --objective cosine"
+        )
+    return objective
+
+
+def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     if settings.objective in ("auto", sets.objective.name):
         return sets.objective
     if settings.objective == "top1":

@@ -18,12 +18,7 @@ from ..quantization.simulate import Calibration
 from .cache import PartCache, rows_key
 from .cost import Work, calibration_walks
 from .states import Budget, Embed, HiddenStates
-
-PIECE = 8
-"""Images between two looks at the floor; also few enough for the CPU's cache."""
-
-ROUNDING = 1e-9
-"""Far below any difference of two choices, far above float64's error in a mean."""
+from .stopping import Stop
 
 
 def run_in_batches(
@@ -131,7 +126,7 @@ class SearchProblem:
         config: RegCacheConfig,
         rows: Tensor | None = None,
         calibration: int | None = None,
-        floor: float | None = None,
+        stop: Stop | None = None,
     ) -> Score:
         """Calibrate the blocks that `config` changes and score search images.
 
@@ -139,8 +134,8 @@ class SearchProblem:
             config: the choice.
             rows: indices `[m]` of the search images; None takes all.
             calibration: how many calibration images; None takes all.
-            floor: give up when the value over `rows` is certain to stay below it, since no image
-                adds more than 1. The score is that of the leading rows then.
+            stop: asked along the way whether to leave the rest of `rows`. The score is that of the
+                leading rows then.
 
         Raises:
             DataError: non-finite activations.
@@ -155,7 +150,7 @@ class SearchProblem:
             self._calibration_states.book(start, some)
 
         def compute() -> dict[str, Tensor]:
-            score = self._evaluate(config, start, rows, some, floor)
+            score = self._evaluate(config, start, rows, some, stop)
             return {"p": score.per_image, "c": score.cosine, "m": score.margin}
 
         found = self.cache.part(
@@ -169,7 +164,7 @@ class SearchProblem:
             else "",
             quantizer=self._quantizer,
             objective=self.objective.name,
-            floor=floor,
+            stop=stop.key() if stop else None,
         )
         return Score.of(found["p"], found["c"], found["m"])
 
@@ -186,7 +181,7 @@ class SearchProblem:
         start: int,
         rows: Tensor,
         some: Tensor,
-        floor: float | None,
+        stop: Stop | None,
     ) -> Score:
         blocks = self.encoder.spec.depth - start
         calibration = self.plain
@@ -196,7 +191,8 @@ class SearchProblem:
                 self.encoder, self._calibration_states.at(start, some), start, self.regcache(config)
             )
         numerics, scores = calibration.numerics(), list[Score]()
-        for piece in self._pieces(rows, floor):
+        pieces = stop.pieces(rows, self.batch_size) if stop else rows.split(self.batch_size)
+        for piece in pieces:
             self.work.add(len(piece) * blocks)
             tokens = calibration.encoder.run_blocks(
                 self._search_states.at(start, piece),
@@ -211,31 +207,14 @@ class SearchProblem:
                     "check the weights and the images"
                 )
             scores.append(self.objective.score(features, piece))
-            if floor is not None and best_possible(scores, len(rows)) < floor:
+            if stop and stop(torch.cat([score.per_image for score in scores]), len(rows)):
                 break
         return joined(scores)
-
-    def _pieces(self, rows: Tensor, floor: float | None) -> list[Tensor]:
-        """Batches of `rows`; with a floor small ones, the first one smallest."""
-        if floor is None:
-            return list(rows.split(self.batch_size))
-        size = min(PIECE, self.batch_size)
-        head = max(1, size // 2)
-        return [piece for piece in (rows[:head], *rows[head:].split(size)) if len(piece)]
 
     def _numerics_of_plain(self) -> Numerics:
         if self._plain_numerics is None:
             self._plain_numerics = self.plain.numerics()
         return self._plain_numerics
-
-
-def best_possible(scores: list[Score], size: int) -> float:
-    """Value over `size` images of which these are scored: the others may add 1 each.
-
-    A hair too high, so that rounding excludes no choice.
-    """
-    total = sum(float((1 - score.per_image).sum()) for score in scores)
-    return 1 - total / size + ROUNDING
 
 
 def joined(scores: list[Score]) -> Score:

@@ -1,4 +1,4 @@
-"""The search itself: the race by default, or the full grid, plain or pruned."""
+"""The search itself: the race by default, or the full grid, plain, pruned or confirmed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..encoders.regcache import RegCacheConfig
@@ -14,10 +16,14 @@ from ..search_settings import SearchSettings
 from .cost import Work, exhaustive_block_forwards
 from .result import SearchResult, Trial, preference
 from .space import SearchSpace
-from .statistics import gain_probability
+from .statistics import MIN_RELATIVE_GAIN, gain_probability
+from .stopping import Floor, NotBetter, Stop
 
 SHARE = 1 / 20
 """Of the exhaustive grid: what the race may spend, all preparations included."""
+
+CONFIRM_ERROR = 0.001
+"""Chance that the confirmed grid leaves a choice that is better by more than the smallest gain."""
 
 Advance = Callable[[int], None]
 
@@ -41,7 +47,7 @@ class Problem(Protocol):
         config: RegCacheConfig,
         rows: Tensor | None = None,
         calibration: int | None = None,
-        floor: float | None = None,
+        stop: Stop | None = None,
     ) -> Score: ...
 
     def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
@@ -72,12 +78,13 @@ def search(
         seed: order of the images in the race, and the bootstrap.
         budget: block-forwards that `problem.work` should not exceed; None is unbounded. The
             corners of the leader are evaluated on all images even beyond it.
-        advance: told after every evaluation; of the pruned grid, not of the race before it.
+        advance: told after every evaluation; of a grid, not of the race before it.
     """
     from .race import Race
 
     settings = settings or SearchSettings()
-    book = TrialBook(problem, advance if settings.strategy != "pruned" else lambda n: None)
+    walks_later = settings.strategy in AFTER_RACE
+    book = TrialBook(problem, (lambda n: None) if walks_later else advance)
     if space.fixed:
         config = space.grid()[0]
         return SearchResult(config, book.full(config, "fixed"), book.trials)
@@ -86,8 +93,9 @@ def search(
             book.full(config, "grid")
         return decide(book, space, settings.error, compared=len(space.grid()))
     undecided = Race(book, space, settings.error, seed, budget).run()
-    if settings.strategy == "pruned":
-        prune(book, space, advance)
+    if walks_later:
+        leave = AFTER_RACE[settings.strategy](book, space, seed)
+        walk(book, space, f"{settings.strategy} grid", *leave, advance)
         return decide(book, space, settings.error, compared=len(space.grid()))
     return decide(book, space, settings.error, undecided)
 
@@ -97,19 +105,40 @@ def in_order(space: SearchSpace) -> list[RegCacheConfig]:
     return sorted(space.grid(), key=lambda choice: choice.first_block)
 
 
-def prune(book: TrialBook, space: SearchSpace, advance: Advance) -> None:
-    """Evaluate every choice of the grid until it is certain to be worse than the leader.
+def pruned(book: TrialBook, space: SearchSpace, seed: int) -> tuple[Tensor, Stop]:
+    """Order of the images and rule by which a choice is left once it is certain to be worse.
 
     No image adds more than 1 to an objective, so the images on which the leader loses most come
     first. The floor is the leader's value and stays: which choice is evaluated how far does not
     depend on the order of the grid.
     """
     leader = book.complete[book.leader]
-    hardest = leader.per_image.argsort(stable=True)
+    return leader.per_image.argsort(stable=True), Floor(leader.value)
+
+
+def confirmed(book: TrialBook, space: SearchSpace, seed: int) -> tuple[Tensor, Stop]:
+    """The same once it is almost certain not to be better by more than the smallest gain.
+
+    The order is drawn apart from the race's, which chose the leader.
+    """
+    leader = book.complete[book.leader]
+    order = torch.from_numpy(np.random.default_rng((seed, 1)).permutation(book.problem.size))
+    error = CONFIRM_ERROR / len(space.grid())
+    return order, NotBetter(leader.per_image[order], MIN_RELATIVE_GAIN, error)
+
+
+AFTER_RACE = {"pruned": pruned, "confirmed": confirmed}
+"""Grids that are walked after the race, which gives them the leader to compare with."""
+
+
+def walk(
+    book: TrialBook, space: SearchSpace, stage: str, order: Tensor, stop: Stop, advance: Advance
+) -> None:
+    """Evaluate every other choice of the grid on the images in this order, until the rule stops."""
     advance(len(book.complete))
     for config in in_order(space):
         if config not in book.complete:
-            book.until(config, "pruned grid", hardest, leader.value)
+            book.until(config, stage, order, stop)
             advance(1)
 
 
@@ -168,13 +197,13 @@ class TrialBook:
             self.complete[config] = self.ask(config, stage)
         return self.complete[config]
 
-    def until(self, config: RegCacheConfig, stage: str, rows: Tensor, floor: float) -> None:
-        """Evaluate on all images, or on fewer if the value is certain to stay below `floor`.
+    def until(self, config: RegCacheConfig, stage: str, rows: Tensor, stop: Stop) -> None:
+        """Evaluate on all images, or on fewer if `stop` leaves the choice.
 
         Args:
             rows: all images `[n]`, in the order in which they are asked.
         """
-        score = self.problem.evaluate(config, rows, floor=floor)
+        score = self.problem.evaluate(config, rows, stop=stop)
         images = len(score.per_image)
         if images == self.problem.size:
             back = rows.argsort()
