@@ -4,18 +4,21 @@
     python benchmarks/paper.py --dry-run --models CLIP-B/16 --baselines naive --bits W8A8
 
 Five encoders, three baselines, three bit widths. A cell that cannot be run stays empty and says
-why. An interrupted run goes on where it stopped. `--dry-run` takes random weights, a few synthetic
-images and a fixed choice: it shows that everything is in place, and its figures mean nothing.
+why. An interrupted run goes on where it stopped. `--dry-run` takes the first two blocks of every
+encoder with random weights, a few synthetic images and a fixed choice: it shows that everything is
+in place, and its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.load import LoadedModel, load_model
 from regcache_deploy.errors import RegCacheError
 from regcache_deploy.options import BASELINE_NAMES, ExportOptions
 from regcache_deploy.progress import Reporter
@@ -61,8 +64,9 @@ PUBLISHED = {
 are known without their baseline quantizer or model size are left out."""
 
 CORNERS = ("fp32", "baseline", "prefix_only", "delete_only", "regcache")
+DRY_DEPTH = 2
 DRY = {"calibration_images": 2, "search_images": 2, "limit": 2, "batch_size": 2}
-DRY_CHOICE = {"prefix_block": 6, "prefix_count": 4, "delete_count": 4}
+DRY_CHOICE = {"prefix_block": 0, "prefix_count": 4, "delete_count": 4}
 
 
 def run_cell(
@@ -96,8 +100,12 @@ def _measure(
         "seed": args.seed,
         "threads": args.threads,
     }
+    shallow = None
     if args.dry_run:
         options = ExportOptions(**common, pretrained="random", **DRY, **DRY_CHOICE)
+        shallow = first_blocks(
+            load_model(options.model, options.pretrained, options.image_size), DRY_DEPTH
+        )
     else:
         options = ExportOptions(
             **common,
@@ -110,7 +118,7 @@ def _measure(
         )
         options.check_paths()
     reporter = Reporter(quiet=not args.verbose)
-    result = run_search(options, SearchSettings(), reporter, parts=place / "parts")
+    result = run_search(options, SearchSettings(), reporter, parts=place / "parts", model=shallow)
     scale = 100 if result.metric == "top1" else 1
     config = result.config
     return {
@@ -121,6 +129,14 @@ def _measure(
         f"deleted={config.delete_count}",
         "reason": result.caution or "",
     }
+
+
+def first_blocks(model: LoadedModel, depth: int) -> LoadedModel:
+    """The same encoder with its first blocks only."""
+    spec = replace(model.encoder.spec, depth=depth)
+    weights = {name: model.encoder.weights[name] for name in spec.weight_shapes()}
+    caution = f"{model.caution or ''}; the first {depth} blocks".removeprefix("; ")
+    return replace(model, encoder=Encoder(spec, weights), caution=caution)
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from regcache_deploy.demo import planted_vit
@@ -12,7 +14,7 @@ from regcache_deploy.image_sets import load_image_sets
 from regcache_deploy.options import ExportOptions
 from regcache_deploy.progress import Reporter
 from regcache_deploy.quantization import Bits, make_baseline
-from regcache_deploy.search.ablation import VARIANTS, run_ablation
+from regcache_deploy.search.ablation import VARIANTS, run_ablation, write_ablation
 from regcache_deploy.search.cache import PartCache
 from regcache_deploy.search.cost import Work
 from regcache_deploy.search.held_out import HeldOut
@@ -56,3 +58,16 @@ def test_every_corner_has_a_figure_with_paired_statistics_or_a_reason(tmp_path: 
     assert against["low"] <= against["difference"] <= against["high"]
     assert cells["baseline"].against_baseline is None
     assert cells["random_sink"].value != cells["prefix_only"].value
+
+    write_ablation(tmp_path / "ablation.csv", rows, {"model": "planted", "n": 24})
+    with (tmp_path / "ablation.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 2 * len(VARIANTS)
+    both = next(r for r in table if (r["bits"], r["row"]) == ("W8A8", "both"))
+    assert both["model"] == "planted"
+    assert int(both["delete_count"]) == 4
+    assert float(both["value"]) == pytest.approx(cells["both"].value, rel=1e-5)
+    assert float(both["difference_to_baseline"]) == pytest.approx(against["difference"], rel=1e-5)
+    baseline = next(r for r in table if r["row"] == "baseline")
+    assert baseline["difference_to_baseline"] == ""
+    assert float(baseline["difference_to_fp32"]) < 0

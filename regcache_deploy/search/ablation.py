@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from regcache_engines.files import atomic_write_bytes
 
 from ..encoders.canonical import Encoder
 from ..evaluation.corners import corner_configs
@@ -31,6 +36,24 @@ TITLES = {
     "delete_only": "delete only",
     "both": "both (RegCache)",
 }
+
+COLUMNS = (
+    "baseline",
+    "bits",
+    "prefix_block",
+    "prefix_count",
+    "delete_count",
+    "row",
+    "value",
+    "difference_to_fp32",
+    "difference_to_baseline",
+    "low",
+    "high",
+    "p_value",
+    "reason",
+)
+"""Of the CSV: the interval and the p-value are those of the difference to the baseline; with top-1,
+differences are in points."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,44 @@ def run_ablation(
             found = find_choice(chosen, baseline, encoder, own, settings, reporter)
             rows.append(_row(chosen, found, held_out))
     return rows
+
+
+def write_ablation(path: Path, rows: Iterable[AblationRow], setup: Mapping[str, Any]) -> None:
+    """Write every figure as one CSV row.
+
+    Args:
+        path: the file.
+        rows: of the table.
+        setup: column -> value, the same in all rows: model, metric, numbers of images.
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*setup, *COLUMNS], restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        chosen = ("prefix_block", "prefix_count", "delete_count")
+        numbers = {name: row.choice[name] for name in chosen}
+        if not numbers["prefix_count"]:
+            del numbers["prefix_block"]  # says nothing without a prefix
+        for name, cell in row.cells.items():
+            against = cell.against_baseline or {}
+            found = {
+                "value": cell.value,
+                "difference_to_fp32": (cell.against_fp32 or {}).get("difference"),
+                "difference_to_baseline": against.get("difference"),
+                **{key: against.get(key) for key in ("low", "high", "p_value")},
+            }
+            writer.writerow(
+                {
+                    **setup,
+                    "baseline": row.baseline,
+                    "bits": row.bits,
+                    **numbers,
+                    "row": name,
+                    **{k: f"{v:.6g}" for k, v in found.items() if v is not None},
+                    "reason": cell.reason,
+                }
+            )
+    atomic_write_bytes(path, buffer.getvalue().encode())
 
 
 def _row(options: ExportOptions, found: FoundChoice, held_out: HeldOut) -> AblationRow:

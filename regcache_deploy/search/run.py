@@ -10,7 +10,7 @@ import torch
 
 from ..baseline_choice import chosen_baseline
 from ..data.sets import skipped_lines
-from ..encoders.load import load_model
+from ..encoders.load import LoadedModel, load_model
 from ..evaluation.corners import corner_configs
 from ..image_sets import load_image_sets
 from ..options import ExportOptions
@@ -21,7 +21,7 @@ from ..report.document import DETAILS
 from ..report.plots import write_plots
 from ..result import ExportResult, write_json, write_trials
 from ..search_settings import SearchSettings
-from .ablation import run_ablation
+from .ablation import run_ablation, write_ablation
 from .cache import PartCache
 from .cost import Work
 from .held_out import HeldOut, compare_scores
@@ -38,11 +38,13 @@ def run_search(
     reporter: Reporter,
     ablation: bool = False,
     parts: Path | None = None,
+    model: LoadedModel | None = None,
 ) -> ExportResult:
     """Search, evaluate the corners on held-out images, and write the run folder.
 
     A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
-    folder, or in the one that is given, which several runs may share.
+    folder, or in the one that is given, which several runs may share. A `model` that is given takes
+    the place of the one that the options name.
 
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
@@ -50,7 +52,9 @@ def run_search(
     began = time.monotonic()
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = load_model(options.model, options.pretrained, options.image_size, options.templates)
+    model = model or load_model(
+        options.model, options.pretrained, options.image_size, options.templates
+    )
     check_choice(options, model)
     folder = options.output_dir
     parts = parts or folder / PARTS
@@ -79,13 +83,22 @@ def run_search(
         for name, score in scores.items()
         if name != "fp32"
     }
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     if ablation:
         rows = run_ablation(options, encoder, sets, settings, held_out, reporter)
+        setup = {
+            "model": model.name,
+            "caution": model.caution or "",
+            "metric": judge.name,
+            "n": len(sets.evaluation),
+            "search_images": len(sets.search),
+            "calibration_images": len(sets.calibration_tokens),
+        }
+        write_ablation(folder / "ablation.csv", rows, setup)
     details = _details(found, settings, options)
     details["ablation"] = [row.to_json() for row in rows]
     results_csv = folder / "results.csv"
-    folder.mkdir(parents=True, exist_ok=True)
     write_trials(results_csv, found.result.trials, found.objective.name)
     result = ExportResult(
         model=model.name,
