@@ -71,8 +71,8 @@ DRY_DEPTH = 2
 DRY_PATCHES = 5
 """In a row: PTQ4ViT's search takes minutes for a block of whole images."""
 
-DRY = {"calibration_images": 2, "search_images": 2, "limit": 2, "batch_size": 2}
-DRY_CHOICE = {"prefix_block": 0, "prefix_count": 4, "delete_count": 4}
+DRY: dict[str, Any] = {"calibration_images": 2, "search_images": 2, "limit": 2, "batch_size": 2}
+DRY_CHOICE: dict[str, Any] = {"prefix_block": 0, "prefix_count": 4, "delete_count": 4}
 
 
 def run_cell(
