@@ -32,7 +32,7 @@ from regcache_deploy.options import ExportOptions
 from regcache_deploy.progress import Reporter
 from regcache_deploy.search.job import FoundChoice, find_choice
 from regcache_deploy.search.result import preference
-from regcache_deploy.search_settings import SearchSettings
+from regcache_deploy.search_settings import CHOICES, SearchSettings
 
 MODELS = ("demo", "planted-small", "planted-vit-b-16")
 
@@ -141,9 +141,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument(
-        "--grid", choices=("exhaustive", "pruned", "confirmed", "none"), default="exhaustive"
-    )
+    parser.add_argument("--grid", choices=(*CHOICES["strategy"][1:], "none"), default="exhaustive")
     parser.add_argument("--parts", type=Path, default=Path("runs/search_cost/parts"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
