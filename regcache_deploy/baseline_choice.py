@@ -62,14 +62,16 @@ def choose_float(
     config: RegCacheConfig,
     register: Mapping[int, Tensor],
     sensitivity: Sensitivity,
-) -> None:
+) -> tuple[str, ...]:
     """With `--keep-float auto`, leave as few linears in float as keep the budget.
 
-    Scored on the search images, with the chosen RegCache in place. A budget that is not met even
-    with all linears in float is reported, not hidden.
+    Scored on the search images, with the chosen RegCache in place.
+
+    Returns:
+        A warning where the budget is not met even with all linears in float.
     """
     if options.keep_float != AUTO:
-        return
+        return ()
 
     def score(names: frozenset[str]) -> float:
         baseline.keep_float = names
@@ -84,14 +86,13 @@ def choose_float(
     reference = sets.objective.score(sets.reference).value
     choice = choose_float_layers(ranking, score, reference, options.budget)
     baseline.keep_float = choice.names
-    if not choice.within:
-        logger.warning(
-            "--budget %g is not met even with all linears in float (%.4f against %.4f)",
-            options.budget,
-            choice.value,
-            reference,
-        )
     logger.info("in float: %s", ", ".join(sorted(choice.names)) or "no linear")
+    if choice.within:
+        return ()
+    return (
+        f"--budget {options.budget:g} is not met even with all linears in float "
+        f"({choice.value:.4f} against {reference:.4f})",
+    )
 
 
 def has_exact_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:

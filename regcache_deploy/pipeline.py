@@ -53,7 +53,7 @@ def run_export(options: ExportOptions, reporter: Reporter) -> ExportResult:
     baseline = chosen_baseline(options)
     search = find_choice(options, baseline, model.encoder, sets, SearchSettings(), reporter)
     found = search.result
-    choose_float(
+    over_budget = choose_float(
         options, baseline, model.encoder, sets, found.best, search.register, search.sensitivity
     )
     corners, calibration = evaluate_corners(
@@ -105,7 +105,11 @@ def run_export(options: ExportOptions, reporter: Reporter) -> ExportResult:
         agreement=agreement.to_json(),
         differences=_differences(options, baseline, model.encoder, calibration),
         in_float=tuple(n for n in model.encoder.spec.linears() if n in baseline.keep_float),
-        warnings=(*skipped_lines(sets.search, sets.evaluation), *calibration.warnings),
+        warnings=(
+            *skipped_lines(sets.search, sets.evaluation),
+            *calibration.warnings,
+            *over_budget,
+        ),
         caution=model.caution,
         results_csv=results_csv,
         bundle=options.bundle_path,

@@ -125,6 +125,17 @@ def test_some_linears_stay_in_float(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rows["blocks.2.mlp.fc2.weight"]["graph"] == "float"
 
 
+def test_a_budget_that_float_linears_cannot_keep_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Deleting 30 of 36 patches is not mended by any linear in float."""
+    words = ["--baseline", "naive", *FEW, "--prefix-count", "0", "--delete-count", "30"]
+    words += ["--keep-float", "auto", "--budget", "0.01", "--output", str(tmp_path)]
+    result = export(words, capsys)
+    assert len(result["in_float"]) == 24
+    assert [line for line in result["warnings"] if "--budget 0.01 is not met" in line]
+
+
 def test_strict_paper_runs_what_was_published(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,8 +29,10 @@ from regcache_deploy.options import ExportOptions
 from regcache_deploy.progress import Reporter
 from regcache_deploy.quantization import make_baseline
 from regcache_deploy.search import SearchSpace, cache, search
+from regcache_deploy.search.cache import PartCache
 from regcache_deploy.search.clipping import Clipped
 from regcache_deploy.search.cost import Work
+from regcache_deploy.search.held_out import HeldOut
 from regcache_deploy.search.job import FoundChoice, find_choice
 from regcache_deploy.search.register import capture, rank_candidates
 from regcache_deploy.search.sensitivity import measure_proxy
@@ -353,9 +355,61 @@ def test_the_code_hash_covers_what_the_quantizers_import() -> None:
     assert imported <= covered
 
 
-def test_the_code_hash_covers_every_search_module_that_computes_a_part() -> None:
+IN_THE_KEYS = {
+    "encoders/load.py",
+    "errors.py",
+    "options.py",
+    "progress.py",
+    "search/cache.py",
+    "search/space.py",
+    "search/statistics.py",
+    "search_settings.py",
+    "data/sets.py",
+}
+"""What the modules of `CODE` import beside each other. Weights, pixels, choices and settings are
+hashed themselves; statistics are made of parts, not kept in them."""
+
+
+def test_the_code_hash_covers_what_computes_a_part() -> None:
     package = Path(cache.__file__).parents[1]
     covered = cache._matching(package, cache.CODE)
-    computing = {f for f in (package / "search").glob("*.py") if ".part(" in f.read_text("utf-8")}
-    assert len(computing) >= 4
+    computing = {f for f in package.rglob("*.py") if "cache.part(" in f.read_text("utf-8")}
+    assert len(computing) >= 5
     assert computing <= covered
+    imported = {path for file in covered for path in project_imports(file)}
+    beside = {path.relative_to(package).as_posix() for path in imported - covered}
+    assert {path for path in beside if not path.endswith("__init__.py")} == IN_THE_KEYS
+
+
+def project_imports(file: Path) -> set[Path]:
+    """Modules of the package that a module imports when it is loaded, by relative imports."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            names = [base, *(base / alias.name for alias in node.names)]
+            found |= {
+                path.with_suffix(".py") for path in names if path.with_suffix(".py").is_file()
+            }
+            if (base / "__init__.py").is_file():
+                found.add(base / "__init__.py")
+    return found
+
+
+@torch.no_grad()
+def test_held_out_features_keep_their_warnings(tmp_path: Path) -> None:
+    """An input that is always zero is told again by the run that goes on from finished parts."""
+    model = planted_vit.load(planted_vit.small(), 0)
+    for name in ("weight", "bias"):
+        model.encoder.weights[f"blocks.2.mlp.fc1.{name}"].zero_()
+    options = ExportOptions(search_images=8, calibration_images=4, limit=2, batch_size=8)
+    quiet = Reporter(quiet=True)
+    sets = load_image_sets(options, model, quiet)
+    warned, files = [], []
+    for _ in range(2):
+        held_out = HeldOut(model.encoder, sets, PartCache(tmp_path, {}, Work()), 8, quiet)
+        held_out.features("baseline", make_baseline("naive"), RegCacheConfig(0, 0, 0, 0), {})
+        warned.append(held_out.warnings["baseline"])
+        files.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()])
+    assert warned == [("the input of blocks.2.mlp.fc2 is zero on every calibration image",)] * 2
+    assert files[0] == files[1]

@@ -34,9 +34,13 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 
 CODE = (
+    "data/images.py",
     "encoders/canonical.py",
     "encoders/regcache.py",
+    "encoders/rotary.py",
+    "evaluation/corners.py",
     "evaluation/objective.py",
+    "image_sets.py",
     "quantization/**/*.py",
     "search/clipping.py",
     "search/cost.py",

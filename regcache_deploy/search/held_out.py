@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..encoders.canonical import Encoder
@@ -34,6 +35,8 @@ class HeldOut:
         cache: keeps embeddings.
         batch_size: images per forward pass.
         reporter: shows progress.
+        warnings: of the calibrations, by the name of what was embedded; also where the embedding
+            was finished before.
     """
 
     encoder: Encoder
@@ -42,8 +45,7 @@ class HeldOut:
     batch_size: int
     reporter: Reporter
 
-    def __post_init__(self) -> None:
-        self.warnings: tuple[str, ...] = ()
+    warnings: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     @property
     def float_features(self) -> Tensor:
@@ -85,11 +87,13 @@ class HeldOut:
             batches = -(-len(images) // self.batch_size)
             with self.reporter.stage(f"held-out images: {name}", batches) as advance:
                 calibration = calibrate()
-                self.warnings = calibration.warnings
                 found = simulate(calibration, images.batches(self.batch_size), advance)
-            return {"features": found}
+            text = "\n".join(calibration.warnings).encode()
+            return {"features": found, "warnings": torch.tensor(list(text), dtype=torch.uint8)}
 
-        return self.cache.part("held-out", compute, **key)["features"]
+        part = self.cache.part("held-out", compute, **key)
+        self.warnings[name] = tuple(bytes(part["warnings"].tolist()).decode().splitlines())
+        return part["features"]
 
 
 @dataclass(frozen=True)

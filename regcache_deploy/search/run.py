@@ -68,7 +68,7 @@ def run_search(
     features = {"fp32": held_out.float_features}
     for name, corner in corner_configs(config).items():
         features[name] = held_out.features(name, baseline, corner, found.register)
-    warnings = (*skipped_lines(sets.search, sets.evaluation), *held_out.warnings)
+    warnings = (*skipped_lines(sets.search, sets.evaluation), *held_out.warnings["regcache"])
     if baseline.differences:
         paper = make_baseline(baseline.name, baseline.bits, "paper")
         for name in ("baseline", "regcache"):
