@@ -62,7 +62,7 @@ def problem_for(
     objective = changes.pop("objective", FeatureFidelity(reference[calibration:]))
     return SearchProblem(
         encoder=encoder,
-        baseline=make_baseline(name, bits).fast(),
+        baseline=changes.pop("baseline", make_baseline(name, bits).fast()),
         calibration_tokens=tokens[:calibration],
         tokens=lambda rows: search[rows],
         size=len(search),

@@ -23,11 +23,14 @@ from regcache_deploy.demo import planted_vit
 from regcache_deploy.encoders import Encoder, RegCacheConfig
 from regcache_deploy.encoders.open_clip_vit import from_open_clip
 from regcache_deploy.errors import ConfigError, DataError
-from regcache_deploy.evaluation import FeatureError
+from regcache_deploy.evaluation import FeatureError, FeatureFidelity, Objective
 from regcache_deploy.image_sets import load_image_sets
 from regcache_deploy.options import ExportOptions
 from regcache_deploy.progress import Reporter
 from regcache_deploy.quantization import make_baseline
+from regcache_deploy.quantization.baselines.naive import Naive
+from regcache_deploy.quantization.baselines.repqvit import RepQViT
+from regcache_deploy.quantization.histogram import Observer
 from regcache_deploy.search import SearchSpace, cache, search
 from regcache_deploy.search.cache import PartCache
 from regcache_deploy.search.clipping import Clipped
@@ -35,7 +38,7 @@ from regcache_deploy.search.cost import Work
 from regcache_deploy.search.held_out import HeldOut
 from regcache_deploy.search.job import FoundChoice, find_choice
 from regcache_deploy.search.register import capture, rank_candidates
-from regcache_deploy.search.sensitivity import measure_proxy
+from regcache_deploy.search.sensitivity import measure_proxy, measure_sensitivity
 from regcache_deploy.search_settings import SearchSettings
 from regcache_engines.files import atomic_write_bytes
 from tests.search_helpers import encoder_and_images, problem_for
@@ -182,6 +185,10 @@ def test_a_part_does_not_outlive_what_it_depends_on(tmp_path: Path, monkeypatch:
     assert resumes()
     assert not resumes(name="repqvit")
     assert not resumes(objective=FeatureError(torch.ones(6, 16)))
+    assert not resumes(baseline=Naive(observer="percentile"))
+    per_tensor = RepQViT()
+    per_tensor.reparametrize = False
+    assert not resumes(baseline=per_tensor)
     problem = problem_for(encoder, images, folder=tmp_path)
     problem.registers = {1: {i: v + 1e-3 for i, v in problem.registers[1].items()}}
     problem.evaluate(CONFIG)
@@ -413,3 +420,40 @@ def test_held_out_features_keep_their_warnings(tmp_path: Path) -> None:
         files.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()])
     assert warned == [("the input of blocks.2.mlp.fc2 is zero on every calibration image",)] * 2
     assert files[0] == files[1]
+
+
+@torch.no_grad()
+def test_held_out_features_are_those_of_the_observer(tmp_path: Path) -> None:
+    model, quiet = planted_vit.load(planted_vit.small(), 0), Reporter(quiet=True)
+    options = ExportOptions(search_images=8, calibration_images=4, limit=2, batch_size=8)
+    sets = load_image_sets(options, model, quiet)
+
+    def features(observer: Observer, folder: Path | None) -> Tensor:
+        held_out = HeldOut(model.encoder, sets, PartCache(folder, {}, Work()), 8, quiet)
+        nothing = RegCacheConfig(0, 0, 0, 0)
+        return held_out.features("baseline", Naive(observer=observer), nothing, {})
+
+    ranges = features("minmax", tmp_path)
+    assert features("percentile", tmp_path).equal(features("percentile", None))
+    assert not features("percentile", tmp_path).equal(ranges)
+
+
+def test_sensitivity_is_that_of_the_objective(tmp_path: Path) -> None:
+    encoder, images = made()
+    with torch.no_grad():
+        tokens, reference = encoder.embed(images), encoder(images)
+
+    def curve(objective: Objective, folder: Path | None) -> list[float]:
+        found = measure_sensitivity(
+            encoder,
+            tokens[:4],
+            lambda rows: tokens[rows],
+            len(tokens),
+            objective,
+            cache=PartCache(folder, {}, Work()),
+        )
+        return [score.value for score in found.layers.values()]
+
+    cosine = curve(FeatureFidelity(reference), tmp_path)
+    assert curve(FeatureError(reference), tmp_path) == curve(FeatureError(reference), None)
+    assert curve(FeatureError(reference), tmp_path) != cosine

@@ -20,7 +20,6 @@ from ..progress import Reporter
 from ..quantization import Calibration, Quantization
 from ..quantization.baselines import Baseline
 from .cache import PartCache
-from .clipping import Clipped
 from .problem import register_hash
 from .statistics import bootstrap_means
 
@@ -57,12 +56,7 @@ class HeldOut:
     ) -> Tensor:
         """Embeddings `[n, E]` with the whole encoder calibrated for one choice."""
         key = {
-            "baseline": baseline.name,
-            "bits": str(baseline.bits),
-            "form": baseline.form,
-            "folds": list(baseline.folds),
-            "keep_float": sorted(baseline.keep_float),
-            "clipping": baseline.percentile if isinstance(baseline, Clipped) else None,
+            "quantizer": baseline.identity(),
             "config": config.to_json(),
             "register": register_hash(register if config.has_prefix else {}),
         }

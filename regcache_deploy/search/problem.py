@@ -92,14 +92,6 @@ class SearchProblem:
             *common,
         )
         self._search_states = HiddenStates(self.tokens, plain_blocks, *common)
-        self._quantizer = {
-            "baseline": self.baseline.name,
-            "bits": str(self.baseline.bits),
-            "form": self.baseline.form,
-            "folds": list(self.baseline.folds),
-            "keep_float": sorted(self.baseline.keep_float),
-            "observer": getattr(self.baseline, "observer", ""),
-        }
         self._walks = calibration_walks(self.baseline)
         # The baseline alone is calibrated in any case: search states come from it.
         self.work.add(self._walks * len(self.calibration_tokens) * self.encoder.spec.depth)
@@ -162,7 +154,7 @@ class SearchProblem:
             register=register_hash(self.registers[config.prefix_block])
             if config.has_prefix
             else "",
-            quantizer=self._quantizer,
+            quantizer=self.baseline.identity(),
             objective=self.objective.name,
             stop=stop.key() if stop else None,
         )

@@ -122,7 +122,9 @@ def measure_sensitivity(
             found = _measure(encoder, ranges(), names, tokens, rows, batch_size, cache.work)
             return _packed({n: objective.score(f, rows) for n, f in found.items()})
 
-        parts = cache.part("sensitivity", compute, names=names, rows=rows_key(rows))
+        parts = cache.part(
+            "sensitivity", compute, names=names, rows=rows_key(rows), objective=objective.name
+        )
         return {name: _unpacked(parts, name) for name in ["", *names]}
 
     cache.work.add(len(calibration_tokens) * depth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,6 +110,10 @@ class Baseline(ABC):
         self.folds, self.keep_float = other.folds, other.keep_float
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """JSON values of every setting, for the keys of what is kept of its calibrations."""
+        return {"name": self.name, **json.loads(json.dumps(vars(self), default=_as_json))}
+
     @torch.no_grad()
     def calibrate(
         self,
@@ -190,3 +195,13 @@ class Baseline(ABC):
                 a fold that changes LN1 must return it changed.
             context: what `prepare` returned.
         """
+
+
+def _as_json(setting: object) -> Any:
+    if isinstance(setting, Baseline):
+        return setting.identity()
+    if isinstance(setting, frozenset):
+        return sorted(setting)
+    if isinstance(setting, Bits):
+        return str(setting)
+    raise TypeError(f"{type(setting).__name__} is no setting of a baseline")
