@@ -11,7 +11,7 @@ from torch import Tensor
 from .data.images import Images
 from .data.sets import load_sets
 from .encoders.canonical import Encoder
-from .encoders.load import LoadedModel
+from .encoders.load import LoadedModel, TextHead
 from .errors import DataError
 from .evaluation import FeatureFidelity, Objective, ZeroShotTop1
 from .options import ExportOptions
@@ -99,15 +99,21 @@ def load_image_sets(
     if not torch.isfinite(reference).all():
         raise DataError("the float model gives NaN or infinite features on these images")
     objective: Objective = FeatureFidelity(reference)
-    if search.labels is not None and model.text_head is not None and not model.is_random:
-        text = model.text_head(search.class_names, reporter)
-        objective = ZeroShotTop1(text, search.labels, reference)
+    text = _top1_head(model, search)
+    if text is not None and search.labels is not None:
+        classes = text(search.class_names, reporter)
+        objective = ZeroShotTop1(classes, search.labels, reference)
     head = None
     if evaluation.labels is not None and model.text_head is not None:
         head = model.text_head(evaluation.class_names, reporter)
     first = torch.arange(min(options.calibration_images, len(search)))
     calibration = encoder.embed(search.normalized(search.pixels[first]))
     return ImageSets(search, evaluation, reference, calibration, objective, head, cache)
+
+
+def _top1_head(model: LoadedModel, search: Images) -> TextHead | None:
+    """What the search's top-1 takes its classes from; None where its objective is fidelity."""
+    return None if search.labels is None or model.is_random else model.text_head
 
 
 def _identity(options: ExportOptions, model: LoadedModel, search: Images) -> dict[str, object]:
@@ -117,8 +123,7 @@ def _identity(options: ExportOptions, model: LoadedModel, search: Images) -> dic
         "structure": repr(model.encoder.spec),
         "images": search.fingerprint(),
         "normalization": [list(search.mean), list(search.std)],
-        "classes": list(search.class_names),
-        "text": [model.name, model.pretrained, options.templates],
+        "text": text.key(search.class_names) if (text := _top1_head(model, search)) else None,
         "calibration_images": options.calibration_images,
         "batch_size": options.batch_size,
         "seed": options.seed,

@@ -21,6 +21,7 @@ import regcache_export
 from regcache_deploy.cli.main import main
 from regcache_deploy.demo import planted_vit
 from regcache_deploy.encoders import Encoder, RegCacheConfig
+from regcache_deploy.encoders.load import DemoHead, load_model
 from regcache_deploy.encoders.open_clip_vit import from_open_clip
 from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.evaluation import FeatureError, FeatureFidelity, Objective
@@ -457,3 +458,19 @@ def test_sensitivity_is_that_of_the_objective(tmp_path: Path) -> None:
     cosine = curve(FeatureFidelity(reference), tmp_path)
     assert curve(FeatureError(reference), tmp_path) == curve(FeatureError(reference), None)
     assert curve(FeatureError(reference), tmp_path) != cosine
+
+
+def test_parts_belong_to_the_text_tower(tmp_path: Path) -> None:
+    """Another text tower beside the same image tower gives another top-1."""
+    model, quiet = load_model("demo"), Reporter(quiet=True)
+    options = ExportOptions(search_images=8, calibration_images=4, limit=2, batch_size=8)
+
+    def identity() -> str:
+        return load_image_sets(options, model, quiet, tmp_path).cache.identity
+
+    assert isinstance(model.text_head, DemoHead)
+    before, weight = identity(), model.text_head.demo.clip.token_embedding.weight
+    assert identity() == before
+    with torch.no_grad():
+        weight[0] += 1
+    assert identity() != before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,7 +16,10 @@ from .load_timm import load_timm
 from .model import LoadedModel
 from .open_clip_vit import from_open_clip
 from .structure import TIMM
-from .zero_shot_head import DEFAULT_TEMPLATES, TextHead
+from .zero_shot_head import DEFAULT_TEMPLATES, TextHead, text_tower_key
+
+if TYPE_CHECKING:
+    from ..demo.model import DemoModel
 
 __all__ = ["DEMO", "LoadedModel", "TextHead", "load_model"]
 
@@ -51,6 +56,23 @@ def load_model(
     return model
 
 
+@dataclass(frozen=True)
+class DemoHead:
+    """The head of the demo; implements `TextHead`."""
+
+    demo: DemoModel
+
+    def __call__(self, names: Sequence[str], reporter: Reporter | None = None) -> Tensor:
+        from ..demo.digits import CLASS_NAMES
+
+        if list(names) != list(CLASS_NAMES):
+            raise ModelError("the demo's text encoder knows only its own hundred numbers")
+        return self.demo.text_features()
+
+    def key(self, names: Sequence[str]) -> str:
+        return text_tower_key(self.demo.clip, names, self.demo.config["vocabulary"])
+
+
 def _load_demo(
     pretrained: str | None, image_size: tuple[int, int] | None, templates: str
 ) -> LoadedModel:
@@ -59,22 +81,15 @@ def _load_demo(
     if image_size is not None or templates != DEFAULT_TEMPLATES:
         raise ConfigError("the demo has its own image size and prompt templates")
     import_open_clip()
-    from ..demo.digits import CLASS_NAMES
     from ..demo.model import load_demo
 
     demo = load_demo()
-
-    def text_head(names: Sequence[str], reporter: Reporter | None = None) -> Tensor:
-        if list(names) != list(CLASS_NAMES):
-            raise ModelError("the demo's text encoder knows only its own hundred numbers")
-        return demo.text_features()
-
     return LoadedModel(
         name=DEMO,
         pretrained=None,
         encoder=from_open_clip(demo.visual),
         preprocess=dict(demo.preprocess_cfg),
-        text_head=text_head,
+        text_head=DemoHead(demo),
         text_features=demo.encode_text,
         logit_scale=float(demo.logit_scale),
         caution="synthetic demo model with planted sinks; says nothing about natural models",

@@ -32,6 +32,10 @@ class TextHead(Protocol):
 
     def __call__(self, names: Sequence[str], reporter: Reporter | None = None) -> Tensor: ...
 
+    def key(self, names: Sequence[str]) -> str:
+        """Hash of what decides the head of these names."""
+        ...
+
 
 def read_templates(choice: str) -> tuple[str, ...]:
     """Prompt templates with `{}` where the class name goes.
@@ -61,6 +65,17 @@ def read_templates(choice: str) -> tuple[str, ...]:
     if not templates:
         raise ConfigError(f"{path} holds no templates; write one a line, e.g. a photo of a {{}}.")
     return templates
+
+
+def text_tower_key(model: torch.nn.Module, *words: Sequence[str]) -> str:
+    """Hash of a model's weights, those of its image tower left out, and of lists of words."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("visual."):
+            digest.update(name.encode())
+            digest.update(value.detach().float().contiguous().numpy().tobytes())
+    digest.update(json.dumps([list(each) for each in words]).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -98,13 +113,7 @@ class OpenClipHead:
 
     def key(self, names: Sequence[str]) -> str:
         """Hash of the text tower's weights, the names and the templates."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            if not name.startswith("visual."):
-                digest.update(name.encode())
-                digest.update(value.detach().float().contiguous().numpy().tobytes())
-        digest.update(json.dumps([list(names), list(self.templates)]).encode())
-        return digest.hexdigest()
+        return text_tower_key(self.model, names, self.templates)
 
     @torch.no_grad()
     def compute(self, names: Sequence[str], reporter: Reporter) -> Tensor:
