@@ -68,8 +68,12 @@ def read_templates(choice: str) -> tuple[str, ...]:
 
 
 def text_tower_key(model: torch.nn.Module, *words: Sequence[str]) -> str:
-    """Hash of a model's weights, those of its image tower left out, and of lists of words."""
+    """Hash of a model without its image tower, modules and weights, and of lists of words."""
     digest = hashlib.sha256()
+    for name, module in model.named_children():
+        if name != "visual":
+            # QuickGELU and GELU have the same weights.
+            digest.update(f"{name}: {module!r}".encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("visual."):
             digest.update(name.encode())
@@ -112,7 +116,7 @@ class OpenClipHead:
         return head
 
     def key(self, names: Sequence[str]) -> str:
-        """Hash of the text tower's weights, the names and the templates."""
+        """Hash of the text tower, the names and the templates."""
         return text_tower_key(self.model, names, self.templates)
 
     @torch.no_grad()
