@@ -14,12 +14,14 @@ from regcache_deploy.image_sets import load_image_sets
 from regcache_deploy.options import ExportOptions
 from regcache_deploy.progress import Reporter
 from regcache_deploy.quantization import Bits, make_baseline
-from regcache_deploy.search.ablation import VARIANTS, run_ablation, write_ablation
+from regcache_deploy.search.ablation import VARIANTS, random_sink, run_ablation, write_ablation
 from regcache_deploy.search.cache import PartCache
 from regcache_deploy.search.cost import Work
 from regcache_deploy.search.held_out import HeldOut
 from regcache_deploy.search.job import find_choice
+from regcache_deploy.search.register import capture, rank_candidates
 from regcache_deploy.search_settings import SearchSettings
+from tests.search_helpers import encoder_and_images
 
 
 @torch.no_grad()
@@ -71,3 +73,17 @@ def test_every_corner_has_a_figure_with_paired_statistics_or_a_reason(tmp_path: 
     baseline = next(r for r in table if r["row"] == "baseline")
     assert baseline["difference_to_baseline"] == ""
     assert float(baseline["difference_to_fp32"]) < 0
+
+
+def test_the_random_sink_is_read_like_the_register() -> None:
+    """One of the candidates, captured or sent through the blocks alone as the settings say."""
+    encoder, images = encoder_and_images()
+    ranking = rank_candidates(encoder, [images], [1], 1, size=5).by_input
+    found = capture(encoder, lambda rows: images[rows], ranking)[1]
+    for reading, of in (
+        ("in_context", found.register),
+        ("solo", lambda one: found.solo_register(encoder, one)),
+    ):
+        random = random_sink(found, encoder, SearchSettings(register=reading), 0)
+        singles = [of(slice(i, i + 1)) for i in range(5)]
+        assert sum(all(one[i].equal(random[i]) for i in random) for one in singles) == 1

@@ -24,6 +24,8 @@ from ..search_settings import SearchSettings
 from .clipping import CLIPPING_PERCENTILE, Clipped
 from .held_out import HeldOut, compare_scores
 from .job import FoundChoice, find_choice
+from .register import Captures
+from .registers import make_register
 
 ABLATION_BITS = ("W8A8", "W6A6", "W4A4")
 VARIANTS = ("fp32", "baseline", "clipping", "random_sink", "prefix_only", "delete_only", "both")
@@ -113,7 +115,7 @@ def run_ablation(
             baseline = make_baseline(name, Bits(chosen.weight_bits, chosen.activation_bits))
             own = sets.for_another_search(encoder.spec.depth)
             found = find_choice(chosen, baseline, encoder, own, settings, reporter)
-            rows.append(_row(chosen, found, held_out))
+            rows.append(_row(chosen, settings, found, held_out))
     return rows
 
 
@@ -155,7 +157,9 @@ def write_ablation(path: Path, rows: Iterable[AblationRow], setup: Mapping[str, 
     atomic_write_bytes(path, buffer.getvalue().encode())
 
 
-def _row(options: ExportOptions, found: FoundChoice, held_out: HeldOut) -> AblationRow:
+def _row(
+    options: ExportOptions, settings: SearchSettings, found: FoundChoice, held_out: HeldOut
+) -> AblationRow:
     config, judge = found.result.best, held_out.judge()
     bits = Bits(options.weight_bits, options.activation_bits)
     corners = corner_configs(config)
@@ -173,7 +177,7 @@ def _row(options: ExportOptions, found: FoundChoice, held_out: HeldOut) -> Ablat
             {"clipping": "baseline", "random_sink": "prefix_only"}.get(variant, variant)
         ]
         if variant == "random_sink":
-            register = random_sink(found, options.seed)
+            register = random_sink(found.captures, held_out.encoder, settings, options.seed)
         quantizer = Clipped(baseline) if variant == "clipping" else baseline
         features[variant] = held_out.features(
             f"{options.baseline} {options.bits}, {TITLES[variant]}", quantizer, corner, register
@@ -204,8 +208,9 @@ def _missing(variant: str, found: FoundChoice) -> str:
     return ""
 
 
-def random_sink(found: FoundChoice, seed: int) -> dict[int, Tensor]:
+def random_sink(
+    captures: Captures, encoder: Encoder, settings: SearchSettings, seed: int
+) -> dict[int, Tensor]:
     """Register of one sink candidate drawn at random, in place of their average."""
-    captures = found.captures
     index = int(np.random.default_rng(seed).integers(len(captures.states)))
-    return captures.register(slice(index, index + 1))
+    return make_register(encoder, captures, settings, slice(index, index + 1))
