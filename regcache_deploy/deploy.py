@@ -153,6 +153,8 @@ def verify_and_seal(
         shutil.rmtree(rejected, ignore_errors=True)
         draft.rename(rejected)
         raise VerificationError(f"{error}; the bundle is kept as {rejected}") from error
-    found = {"agreement": agreement.to_json()} | monitor_entry(options, draft, sets.search)
+    calibrated = sets.search.pixels[: options.calibration_images].numpy()
+    found = {"agreement": agreement.to_json()}
+    found |= monitor_entry(draft, calibrated, options.batch_size, options.threads)
     seal_bundle(draft, options.bundle_path, manifest | found)
     return agreement

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import Array
 from regcache_engines.monitor import probe_rates
+from regcache_export.trace import in_layout
 
-from .data.images import Images
-from .options import ExportOptions
+from .bench.subjects import graph_options
+
+BATCH = 32
 
 
-def monitor_entry(options: ExportOptions, draft: Path, images: Images) -> dict[str, Any]:
+def monitor_entry(
+    draft: Path,
+    pixels: npt.NDArray[np.uint8],
+    batch_size: int = BATCH,
+    threads: int | None = None,
+) -> dict[str, Any]:
     """The manifest's `monitor`, or nothing where the bundle has no probes.
 
     Args:
-        options: of the export.
         draft: the bundle.
-        images: those that the calibration took come first.
+        pixels: images `[n, H, W, 3]` of the calibration.
+        batch_size: images of a call, where the graph takes any number.
+        threads: of ONNX Runtime.
     """
+    bundle = Bundle.open(draft)
+    options = graph_options(bundle)
     if not options.probes:
         return {}
-    count = min(options.calibration_images, len(images))
-    size = options.batch or options.batch_size
-    if options.batch:
-        count = max(count // size, 1) * size
-    rates = probe_rates(
-        Bundle.open(draft),
-        _feed(images.subset(slice(0, count)), options.bake_preprocess, size),
-        options.threads,
+    size, count = options.batch or batch_size, len(pixels)
+    if options.batch:  # it is always full: the rest stays out, or too few images are repeated
+        pixels = np.resize(pixels, (max(count // size, 1) * size, *pixels.shape[1:]))
+    batches = (
+        in_layout(pixels[start : start + size], options.pixels, bundle.preprocess)
+        for start in range(0, len(pixels), size)
     )
-    return {"monitor": {"images": count, "calibrated_rates": rates}}
-
-
-def _feed(images: Images, layout: str | None, size: int) -> Iterator[Array]:
-    """Batches as the graph takes them."""
-    if layout is None:
-        for batch in images.batches(size):
-            yield batch.numpy()
-        return
-    pixels = images.pixels if layout == "nhwc" else images.pixels.permute(0, 3, 1, 2)
-    for part in pixels.split(size):
-        yield part.contiguous().numpy()
+    rates = probe_rates(bundle, batches, threads)
+    return {"monitor": {"images": min(count, len(pixels)), "calibrated_rates": rates}}

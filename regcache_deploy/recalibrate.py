@@ -28,6 +28,7 @@ from .data.preprocess import Preprocess
 from .data.sources import open_data
 from .data.stream import ImageStream
 from .errors import BundleError, ConfigError
+from .monitor import monitor_entry
 from .options import BASELINE_NAMES, ExportOptions, check_observer_of
 from .planning import calibration_of, make_plan
 from .progress import Reporter
@@ -230,7 +231,8 @@ def _write(
     draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
     try:
         certify_bundle(draft, plan, graph, calibration, pixels)
-        return seal_bundle(draft, options.output / "calibrated.regcache")
+        monitor = monitor_entry(draft, pixels.numpy())
+        return seal_bundle(draft, options.output / "calibrated.regcache", monitor)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

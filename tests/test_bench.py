@@ -211,7 +211,9 @@ def test_float_file_computes_the_float_encoder(run_folder, tmp_path):
 
 @pytest.mark.parametrize("pixels", [None, "nchw", "nhwc"])
 def test_graph_options_are_read_off_the_manifest(tmp_path, pixels):
-    options = GraphOptions(target="onnxruntime", pixels=pixels, batch=2)
+    options = GraphOptions(
+        target="onnxruntime", pixels=pixels, batch=2, without=("cls-only",), probes=2
+    )
     bundle = Bundle.open(write_bundle(tiny_plan(), tmp_path / "b.regcache", options=options))
     assert graph_options(bundle) == options
 

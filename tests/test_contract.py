@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from regcache_deploy.bench.subjects import float_plan
 from regcache_deploy.bench.timing import Interval
+from regcache_deploy.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.contract.candidates import Candidates
 from regcache_deploy.contract.data import JudgeData, measure_drop
@@ -23,17 +25,31 @@ from regcache_deploy.contract.decide import (
     decide,
     judge,
 )
+from regcache_deploy.contract.keep import write_kept
 from regcache_deploy.contract.measure import refuse_mixed
 from regcache_deploy.errors import ConfigError, DataError
+from regcache_deploy.evaluation.corners import simulate
 from regcache_deploy.evaluation.layer_error import alone_errors
+from regcache_deploy.planning import calibration_of, make_plan
+from regcache_deploy.progress import Reporter
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.quantizers import Uniform
 from regcache_deploy.search.keep_float import FloatChoice
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import load_engine
 from regcache_export.bundle import add_files, write_bundle
 from regcache_export.certificate import CERTIFICATE, IMAGES
+from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.tiny_plans import naive_calibration, tiny_encoder, tiny_images, tiny_plan, tiny_regcache
+from tests.tiny_plans import (
+    PREPROCESS,
+    naive_calibration,
+    tame_encoder,
+    tiny_encoder,
+    tiny_images,
+    tiny_plan,
+    tiny_regcache,
+)
 
 
 def measured(form, drop=(0.0, 0.0, 0.0), speed=(1.0, 1.0, 1.0)):
@@ -132,9 +148,34 @@ def test_images_that_choose_do_not_judge():
     assert data.judge_labels is not None
     assert data.select_labels.tolist() == data.select[:, 0, 0, 0].tolist()
     assert data.judge_labels.tolist() == data.judge[:, 0, 0, 0].tolist()
-    assert not set(data.select_labels.tolist()) & set(data.judge_labels.tolist())
+    assert sorted([*data.select_labels.tolist(), *data.judge_labels.tolist()]) == list(range(16))
+    assert len(data.judge) == 8
     with pytest.raises(DataError, match="too few"):
         JudgeData.split(pixels[:5], None, "five")
+
+
+def test_classes_that_take_turns_all_judge():
+    """As a folder lists them: every second image would be of every second class."""
+    labels = torch.arange(10).repeat(20)
+    data = JudgeData.split(np.zeros((200, 1, 1, 3), np.uint8), labels, "ten classes")
+    for half in (data.select_labels, data.judge_labels):
+        assert half is not None
+        assert len(half.unique()) == 10
+
+
+def test_few_images_and_few_rounds_prove_nothing():
+    same = torch.eye(3)
+    drop = measure_drop(same, same, torch.eye(3), torch.arange(3), 100.0, 0)
+    assert drop.value == 0
+    assert drop.high == pytest.approx(100 * (1 - 0.025 ** (1 / 3)))  # 0 of 3, exactly
+    assert drop.low == -drop.high
+    many = torch.eye(3).repeat(1000, 1)
+    changed = measure_drop(many, many, torch.eye(3), None, 100.0, 0)
+    assert changed.low == 0 < changed.high < 0.2
+    fast = replace(GOOD, speedup=Interval(5.0, 5.0, 5.0, 1))
+    assert judge(fast, Contract()).keep
+    assert not judge(fast, Contract(strict=True)).keep
+    assert "in 1 rounds only" in judge(fast, Contract()).reasons[1]
 
 
 def test_mixed_is_refused_where_it_would_be_another_candidate():
@@ -212,8 +253,6 @@ def test_too_slow_ends_with_the_float_file(run_folder, tmp_path, capsys):
     assert Bundle.open(place).manifest["quantized_linears"] == 0
     with load_engine(place) as engine:
         features = engine.infer(tiny_images(2).numpy())
-    from regcache_deploy.bench.subjects import float_plan
-    from regcache_deploy.planning import calibration_of
     from regcache_export.plan import Plan
 
     encoder = calibration_of(float_plan(Plan.load(run_folder))).encoder
@@ -250,12 +289,8 @@ def test_sensitive_linears_in_float(run_folder, tmp_path, capsys, monkeypatch):
 def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
     import shutil
 
-    from regcache_deploy.certify import certify_bundle
     from regcache_deploy.contract.keep import certify_again
-    from regcache_deploy.planning import calibration_of
-    from regcache_deploy.progress import Reporter
     from regcache_export.plan import Plan
-    from regcache_export.targets import GraphOptions
 
     shutil.copytree(run_folder / "t.regcache", tmp_path / "t.regcache")
     plan = Plan.load(run_folder)
@@ -281,6 +316,8 @@ def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
         (["--max-drop", "-1"], 2, "--max-drop -1.0 is out of range"),
         (["--min-speedup", "0"], 2, "--min-speedup 0.0"),
         (["--batch", "0"], 2, "--batch 0"),
+        (["--seconds", "0"], 2, "--seconds 0 is out of range"),
+        (["--seed=-1"], 2, "--seed -1 is out of range"),
         ([], 2, "pass --data DIR"),
         (["--plan", "/nowhere"], 5, "has no plan.json"),
         (["--data", "/nowhere"], 4, "/nowhere"),
@@ -291,3 +328,77 @@ def test_mistakes_end_in_one_line(run_folder, tmp_path, capsys, arguments, code,
     assert found == code
     assert message in printed.err
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.fixture(scope="module")
+def strict_folder(tmp_path_factory):
+    """A plan of quantizers as published (random weights), and its bundle."""
+    folder = tmp_path_factory.mktemp("strict")
+    encoder = tame_encoder()
+    baseline = make_baseline("repqvit", None, "paper")
+    calibration = baseline.calibrate(
+        encoder, encoder.embed(tiny_images(12, seed=3)), regcache=tiny_regcache(encoder)
+    )
+    plan = make_plan(
+        calibration,
+        regcache_config=calibration.regcache.config,
+        preprocess=PREPROCESS,
+        strict=True,
+    )
+    plan.save(folder)
+    write_bundle(plan, folder / "s.regcache")
+    return folder
+
+
+def test_the_float_file_of_a_strict_bundle_is_float(strict_folder, tmp_path):
+    candidates = Candidates.of(
+        Bundle.open(strict_folder / "s.regcache"), None, tmp_path, Reporter(quiet=True)
+    )
+    assert candidates.plan.published
+    with load_engine(candidates.float_file) as engine:
+        features = engine.infer(tiny_images(2).numpy())
+    encoder = calibration_of(float_plan(candidates.plan)).encoder
+    assert np.abs(features - encoder(tiny_images(2)).numpy()).max() < 1e-4
+
+
+def test_a_published_linear_goes_back_to_float(strict_folder, tmp_path):
+    candidates = Candidates.of(
+        Bundle.open(strict_folder / "s.regcache"), None, tmp_path, Reporter(quiet=True)
+    )
+    name = "blocks.1.mlp.fc2"
+    assert name in candidates.calibration.quantization.linears
+    mixed = candidates.mixed_plan(frozenset({name}))
+    assert name not in calibration_of(mixed).quantization.linears
+    with load_engine(candidates.mixed(frozenset({name}))) as engine:
+        features = torch.from_numpy(engine.infer(tiny_images(4).numpy()))
+    calibration = calibration_of(mixed)
+    simulated = simulate(calibration, [tiny_images(4)], lambda n: None)
+    assert torch.nn.functional.cosine_similarity(features, simulated).min() > 0.9999
+
+
+def test_a_bundle_for_tensorrt_is_not_judged_on_a_cpu(tmp_path, capsys):
+    plan = tiny_plan()
+    plan.save(tmp_path)
+    write_bundle(plan, tmp_path / "t.regcache", options=GraphOptions(target="tensorrt"))
+    found, printed = build(tmp_path, tmp_path, capsys)
+    assert found == 5
+    assert "export with --target onnx" in printed.err
+
+
+def test_a_kept_mixed_bundle_keeps_its_probes(tmp_path):
+    plan = tiny_plan()
+    plan.save(tmp_path)
+    place = write_bundle(plan, tmp_path / "t.regcache", options=GraphOptions(probes=3))
+    pixels = torch.randint(0, 256, (3, 32, 24, 3), dtype=torch.uint8)
+    certify_bundle(place, plan, GraphOptions(probes=3), calibration_of(plan), pixels)
+    candidates = Candidates.of(Bundle.open(place), tmp_path, tmp_path, Reporter(quiet=True))
+    watched = Bundle.open(place).manifest["graph"]["probes"][0]["name"].split()[0]
+    kept = replace(MIXED, float_layers=(watched,))
+    manifest = Bundle.open(write_kept(candidates, kept, tmp_path / "out")).manifest
+    outputs = [probe["output"] for probe in manifest["graph"]["probes"]]
+    assert outputs
+    assert not any(watched in output for output in outputs)
+    assert manifest["monitor"]["images"] == 3
+    assert list(manifest["monitor"]["calibrated_rates"]) == outputs
+    place = write_kept(candidates, FLOAT, tmp_path / "out")
+    assert "probes" not in Bundle.open(place).manifest["graph"]

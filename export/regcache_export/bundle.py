@@ -63,6 +63,8 @@ def write_bundle(
     model = build_model(plan, plan_sha256, options)
     contract = _manifest(plan, options)
     contract["graph"]["opset"] = model.opset_import[0].version
+    if options.without:
+        contract["graph"]["without"] = list(options.without)
     if options.probes:
         contract["graph"]["probes"] = add_probes(model, plan, options.probes)
     files = {

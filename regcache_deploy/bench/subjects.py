@@ -116,7 +116,13 @@ def graph_options(bundle: Bundle) -> GraphOptions:
         shape, dtype = graph["input"]["shape"], graph["input"]["dtype"]
         layout = ("nhwc" if shape[3] == 3 else "nchw") if dtype == "uint8" else None
         batch = shape[0] if isinstance(shape[0], int) else None
-        return GraphOptions(target=graph["target"], pixels=layout, batch=batch)  # type: ignore[arg-type]
+        return GraphOptions(
+            target=graph["target"],
+            pixels=layout,  # type: ignore[arg-type]
+            without=tuple(graph.get("without", ())),
+            batch=batch,
+            probes=len(graph.get("probes", ())),
+        )
     except (KeyError, IndexError, TypeError, ConfigError) as error:
         raise BundleError(
             f"the manifest of {bundle.path} describes no graph ({error}); export it again"
@@ -125,7 +131,7 @@ def graph_options(bundle: Bundle) -> GraphOptions:
 
 def float_plan(plan: Plan) -> Plan:
     """The encoder alone: no quantizers, no prefix, no deletion."""
-    return replace(plan, linears={}, matmuls={}, regcache=None, register={})
+    return replace(plan, linears={}, matmuls={}, published={}, regcache=None, register={})
 
 
 def bundle_images(bundle: Bundle, count: int) -> tuple[Array, str]:

@@ -217,6 +217,10 @@ def _run_contract(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option} {value} is out of range: take at least 1")
+    if not args.seconds > 0:
+        raise ConfigError(f"--seconds {args.seconds:g} is out of range: take more than 0")
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed} is out of range: take 0 or more")
     build = None
     if args.engine in CPU_ENGINES:
         if ignored := _given(args, TENSORRT_ONLY):

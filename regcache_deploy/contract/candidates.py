@@ -11,6 +11,7 @@ import torch
 from regcache_engines.bundle import Bundle
 from regcache_engines.files import atomic_write_bytes
 from regcache_export.graph import build_model, serialize
+from regcache_export.graph.probes import add_probes, probe_places
 from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
@@ -70,8 +71,15 @@ class Candidates:
 
     def mixed_plan(self, layers: frozenset[str]) -> Plan:
         """The plan with some linears in float."""
-        kept = {name: q for name, q in self.plan.linears.items() if name not in layers}
-        return replace(self.plan, linears=kept)
+        plan = self.plan
+        linears = {name: q for name, q in plan.linears.items() if name not in layers}
+        published = {name: q for name, q in plan.published.items() if name not in layers}
+        return replace(plan, linears=linears, published=published)
+
+    def options_for(self, plan: Plan) -> GraphOptions:
+        """The bundle's, with as many of its probes as the plan has codes for."""
+        probes = min(self.options.probes, len(probe_places(plan)))
+        return replace(self.options, probes=probes)
 
     def mixed(self, layers: frozenset[str]) -> Path:
         return self._write("mixed", self.mixed_plan(layers))
@@ -89,7 +97,7 @@ class Candidates:
     def ranking(self, data: JudgeData) -> list[str]:
         """Quantized linears, the one that costs most by itself first."""
         images = self._normalized(data, RANK_IMAGES)
-        total = len(self.plan.linears)
+        total = len(self.calibration.quantization.linears)
         with self.reporter.stage("what each linear costs by itself", total) as advance:
             errors = alone_errors(self.calibration, images, advance)
         return sorted(errors, key=lambda name: -errors[name])
@@ -122,5 +130,8 @@ class Candidates:
 
     def _write(self, name: str, plan: Plan) -> Path:
         path = self.scratch / f"{name}.onnx"
-        atomic_write_bytes(path, serialize(build_model(plan, options=self.options)))
+        options = self.options_for(plan)
+        model = build_model(plan, options=options)
+        add_probes(model, plan, options.probes)
+        atomic_write_bytes(path, serialize(model))
         return path

@@ -44,8 +44,10 @@ class JudgeData:
     source: str
 
     @classmethod
-    def split(cls, pixels: Array, labels: Tensor | None, source: str) -> JudgeData:
-        """Every second image chooses, the others judge.
+    def split(cls, pixels: Array, labels: Tensor | None, source: str, seed: int = 0) -> JudgeData:
+        """Half of the images, drawn at random, judge; the others choose.
+
+        Not every second one: classes take turns in the order of a folder's images.
 
         Raises:
             DataError: too few images.
@@ -55,8 +57,10 @@ class JudgeData:
                 f"{source}: {len(pixels)} images are too few to judge a file by; give at least "
                 f"{2 * MIN_IMAGES} with --data"
             )
-        first, second = (None, None) if labels is None else (labels[1::2], labels[::2])
-        return cls(pixels[1::2], pixels[::2], first, second, source)
+        order = np.random.default_rng(seed).permutation(len(pixels))
+        judge, select = order[::2], order[1::2]
+        first, second = (None, None) if labels is None else (labels[select], labels[judge])
+        return cls(pixels[select], pixels[judge], first, second, source)
 
 
 def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: int) -> JudgeData:
@@ -85,7 +89,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
                 f"{bundle.path} carries no images to judge by; pass --data DIR"
             ) from error
         source = f"the {len(pixels)} calibration images in the bundle, which have no labels"
-        return JudgeData.split(pixels, None, source)
+        return JudgeData.split(pixels, None, source, seed)
     from ..data.preprocess import Preprocess
     from ..data.sources import open_data
 
@@ -96,7 +100,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
     labels = None
     if stream.class_names == known and all(batch.labels is not None for batch in batches):
         labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
-    return JudgeData.split(pixels, labels, stream.source)
+    return JudgeData.split(pixels, labels, stream.source, seed)
 
 
 def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | None) -> Tensor:
@@ -134,7 +138,19 @@ def measure_drop(
     metric = "top1" if labels is not None else "changed"
     truth = labels if labels is not None else wanted
     pair = compare_paired((wanted == truth).int().numpy(), (found == truth).int().numpy(), seed)
-    return Drop(-pair.difference, -pair.high, -pair.low, n, metric)
+    # Images that were not seen may change where none did of those that were.
+    low, high = -pair.high, -pair.low
+    if labels is not None:
+        low = min(low, 100 * (pair.lost / n - share_bound(pair.won, n)))
+    high = max(high, 100 * (share_bound(pair.lost, n) - pair.won / n))
+    return Drop(-pair.difference, low, high, n, metric)
+
+
+def share_bound(count: int, n: int) -> float:
+    """Exact upper bound, 97.5 %, of a share seen `count` times in `n` (Clopper and Pearson)."""
+    from scipy.stats import beta
+
+    return float(beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0
 
 
 def head_of(bundle: Bundle) -> Tensor | None:

@@ -12,6 +12,10 @@ from ..bench.timing import Interval
 
 INT8, MIXED, FLOAT = "int8", "mixed", "float"
 
+MIN_ROUNDS = 8
+"""Paired rounds below which an interval of a speed-up proves nothing: all of 8 fall on one side by
+chance once in 128 times."""
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -42,7 +46,8 @@ class Drop:
     """What a file loses against the float file on the same images, in points; negative is a gain.
 
     Attributes:
-        value, low, high: estimate and its 95 % bootstrap interval over paired images.
+        value, low, high: estimate and its 95 % interval: the bootstrap's over paired images; for
+            classes at least as wide as the exact bounds of images lost and won.
         n: images.
         metric: `top1` (labels and a head), `changed` (images whose class changed: no labels, so an
             upper bound of the loss), or `cosine` (100 times one minus the mean cosine: no head).
@@ -143,7 +148,8 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
         return Verdict(candidate, True, ("the float file is the fallback: it loses nothing",), True)
     drop, speed = candidate.drop, candidate.speedup
     accurate, surely_accurate = drop.value <= contract.max_drop, drop.high <= contract.max_drop
-    fast, surely_fast = speed.value >= contract.min_speedup, speed.low >= contract.min_speedup
+    fast = speed.value >= contract.min_speedup
+    surely_fast = speed.low >= contract.min_speedup and speed.rounds >= MIN_ROUNDS
     reasons = (
         _sentence(
             f"loses {drop.value:.2f} points [{drop.low:.2f}, {drop.high:.2f}]",
@@ -153,7 +159,8 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
             contract.strict,
         ),
         _sentence(
-            f"{speed.value:.2f} times as fast [{speed.low:.2f}, {speed.high:.2f}]",
+            f"{speed.value:.2f} times as fast [{speed.low:.2f}, {speed.high:.2f}]"
+            + (f" in {speed.rounds} rounds only" if speed.rounds < MIN_ROUNDS else ""),
             f"of at least {contract.min_speedup:g}",
             fast,
             surely_fast,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from regcache_export.verify import read_certificate
 from ..bench.subjects import float_plan
 from ..certify import certify_bundle
 from ..errors import BundleError
+from ..monitor import monitor_entry
 from ..planning import calibration_of
 from .candidates import Candidates
 from .decide import INT8, MIXED, Measured
@@ -39,22 +41,29 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     folder = output / f"{name}-{kept.form}"
     place = folder / f"{folder.name}.regcache"
     with candidates.reporter.stage(f"writing {place}"):
-        draft = write_bundle(chosen, place.with_suffix(".unverified"), options=candidates.options)
+        options = candidates.options_for(chosen)
+        draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
+        monitor = {}
         try:
             if kept.form == MIXED:
-                certify_again(draft, chosen, candidates)
+                monitor = certify_again(draft, chosen, candidates)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         chosen.save(folder)
-        return seal_bundle(draft, place)
+        return seal_bundle(draft, place, monitor)
 
 
-def certify_again(place: Path, plan: Plan, candidates: Candidates) -> None:
-    """Give the mixed bundle a certificate of its own, on the images of the first one's."""
+def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:
+    """Give the mixed bundle a certificate of its own, on the images of the first one's.
+
+    Returns:
+        The manifest's `monitor` on these images, or nothing without probes or without images.
+    """
     try:
         pixels = read_certificate(candidates.bundle)[1]
     except BundleError:
-        return  # nothing to certify on; `regcache verify` says so
+        return {}  # nothing to certify on; `regcache verify` says so
     calibration, images = calibration_of(plan), torch.from_numpy(pixels)
-    certify_bundle(place, plan, candidates.options, calibration, images)
+    certify_bundle(place, plan, candidates.options_for(plan), calibration, images)
+    return monitor_entry(place, pixels)

@@ -53,8 +53,8 @@ class Measurement:
         limit = self.options.contract.max_drop
         choice = self.candidates.choose_layers(self.data, limit, self.options.seed)
         self.selected = min(len(self.data.select), SELECT_IMAGES)
-        plan = self.candidates.plan
-        reason = refuse_mixed(choice, len(plan.linears), bool(plan.matmuls))
+        quantization = self.candidates.calibration.quantization
+        reason = refuse_mixed(choice, len(quantization.linears), bool(quantization.matmuls))
         if reason:
             return Skipped(MIXED, reason)
         return self._measure(MIXED, self.candidates.mixed(choice.names), choice.names)

@@ -12,9 +12,11 @@ import torch
 from regcache_engines.bundle import Bundle
 from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.probe import probe
+from regcache_export.targets import find_target
 
 from ..bench.engines import engine_version
 from ..bench.environment import busy_warning, describe_machine, read_gpu
+from ..bench.subjects import graph_options
 from ..errors import BundleError
 from ..progress import Reporter
 from .candidates import Candidates
@@ -47,6 +49,11 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
     bundle = Bundle.open(path)
     if not bundle.manifest.get("quantized_linears"):
         raise BundleError(f"{path} has no quantized linear: there is nothing to decide")
+    if gpu is None and find_target(graph_options(bundle).target).form == "tensorrt":
+        raise BundleError(
+            f"{path} was exported for TensorRT, and its float file would be a float16 one; for "
+            f"{options.engine} export with --target onnx or onnxruntime"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     machine = describe_machine()
@@ -72,7 +79,8 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         "drop_measured_on": data.source,
         "drop_metric": METRICS[decision.kept.drop.metric],
         "images": {"judged_on": len(data.judge), "chosen_on": measurement.selected},
-        "interval": "95 % bootstrap over paired images, and over paired rounds for speed",
+        "interval": "95 % bootstrap over paired images, at least as wide as the exact bounds of "
+        "images lost and won, and over paired rounds for speed",
         "speed_measured_at": {
             "engine": f"{options.engine} {version_of(options.engine)}",
             "batch": candidates.options.batch or options.batch,

@@ -33,7 +33,7 @@ def add_probes(model: onnx.ModelProto, plan: Plan, count: int) -> list[dict[str,
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     made = {value for node in model.graph.node for value in node.output}
     entries = []
-    for name in _places(plan)[:count]:
+    for name in probe_places(plan)[:count]:
         output, stored = f"{name}/QuantizeLinear", types.get(f"{name}.input_zero_point")
         if output not in made or stored not in (TensorProto.INT8, TensorProto.UINT8):
             raise BundleError(
@@ -51,7 +51,7 @@ def add_probes(model: onnx.ModelProto, plan: Plan, count: int) -> list[dict[str,
     return entries
 
 
-def _places(plan: Plan) -> list[str]:
+def probe_places(plan: Plan) -> list[str]:
     """Layers whose inputs tell most about outliers, the best first.
 
     fc2 of the block before the prefix is where the sinks grow; the qkv behind it reads them; the
