@@ -116,7 +116,7 @@ def _measure(
     else:
         options = ExportOptions(
             **common,
-            pretrained=dict(args.weights).get(model.name, model.tag),
+            pretrained=pretrained_of(model, dict(args.weights)),
             data=args.data,
             eval_data=args.eval_data,
             limit=args.limit,
@@ -136,6 +136,14 @@ def _measure(
         f"deleted={config.delete_count}",
         "reason": result.caution or "",
     }
+
+
+def pretrained_of(model: PaperModel, given: dict[str, str]) -> str | None:
+    """The default tag, or what the user gave; a file holds the weights of the default tag."""
+    weights = given.get(model.name, model.tag)
+    if weights is None or not Path(weights).is_file() or model.architecture.startswith("timm/"):
+        return weights
+    return f"{model.tag}={weights}"
 
 
 def first_blocks(model: LoadedModel, depth: int) -> LoadedModel:

@@ -70,7 +70,8 @@ def test_a_half_downloaded_file(cache, whole, share, capsys):
 
 def test_a_half_downloaded_file_of_open_clip(cache, whole):
     put(cache, CLIP_REPOSITORY, "open_clip_model.safetensors", whole.read_bytes()[:5000])
-    with pytest.raises(ModelError, match=r"damaged, perhaps half downloaded .*--pretrained PATH"):
+    match = rf"damaged, perhaps half downloaded .*--pretrained {CLIP_TAG}=PATH"
+    with pytest.raises(ModelError, match=match):
         load_model(CLIP, CLIP_TAG)
 
 
@@ -87,7 +88,7 @@ def test_a_download_that_was_cut_off_and_no_network(cache, whole):
     ("model", "pretrained", "parts"),
     [
         (TINY, TAG, ("model.safetensors", f"vit_tiny_patch16_224.{TAG}", "--pretrained PATH")),
-        (CLIP, CLIP_TAG, ("open_clip_model.safetensors", CLIP_REPOSITORY, "--pretrained PATH")),
+        (CLIP, CLIP_TAG, ("open_clip_model.safetensors", CLIP_REPOSITORY, f"{CLIP_TAG}=PATH")),
         ("hf-hub:org/name", None, ("open_clip_model.safetensors", "org/name", "--model NAME")),
     ],
 )

@@ -293,6 +293,12 @@ class TestSets:
         options = ExportOptions(data=folder, limit=100, calibration_images=3)
         assert [len(images) for images in load_sets(options, CFG, QUIET)] == [3, 3]
 
+    @pytest.mark.parametrize(("limit", "sizes"), [(2, [8, 2]), (11, [8, 11]), (16, [8, 12])])
+    def test_limit_is_of_the_evaluation(self, tmp_path, limit, sizes):
+        folder = make_folder(tmp_path, {"cat": 10, "dog": 10})
+        options = ExportOptions(data=folder, limit=limit, search_images=8, calibration_images=4)
+        assert [len(images) for images in load_sets(options, CFG, QUIET)] == sizes
+
     def test_too_small_to_split(self, tmp_path):
         options = ExportOptions(data=make_folder(tmp_path, {"cat": 1, "dog": 1}))
         with pytest.raises(DataError, match="too few to calibrate on 64 and hold others out"):

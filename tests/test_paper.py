@@ -36,6 +36,17 @@ def test_cells_without_images_are_empty_and_say_so(tmp_path: Path) -> None:
     assert sum(bool(row["published_regcache"]) for row in rows) == len(paper.PUBLISHED)
 
 
+def test_a_file_holds_the_weights_of_the_default_tag(tmp_path: Path) -> None:
+    """SigLIP's mean and resizing are its tag's; timm takes them from the architecture."""
+    path = tmp_path / "weights.safetensors"
+    path.touch()
+    given = {model.name: str(path) for model in paper.MODELS}
+    found = {model.name: paper.pretrained_of(model, given) for model in paper.MODELS}
+    assert found["SigLIP-B/16"] == f"webli={path}"
+    assert found["DINOv2-B/14"] == str(path)
+    assert paper.pretrained_of(paper.MODELS[0], {}) == "openai"
+
+
 def test_an_encoder_cut_short_is_the_front_of_the_whole() -> None:
     import torch
 

@@ -21,8 +21,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     )
     model.add_argument(
         "--pretrained",
-        metavar="TAG|PATH|random[:SEED]",
-        help="open_clip's tag, a checkpoint, or random weights (for structure and speed)",
+        metavar="TAG|PATH|TAG=PATH|random[:SEED]",
+        help="open_clip's tag, a checkpoint (with TAG= of a tag's weights, for its activation and "
+        "preprocessing), or random weights (for structure and speed)",
     )
     model.add_argument(
         "--img-size",

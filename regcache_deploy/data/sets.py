@@ -89,8 +89,10 @@ def _hold_out(
 ) -> tuple[Images, Images]:
     wanted = None if options.limit is None else search_count + options.limit
     images = load_folder(path, preprocess_cfg, wanted, options.seed, reporter=reporter)
-    # Of a small folder at least half is for the evaluation: its figure is the one that counts.
-    front = min(search_count, len(images) // 2)
+    # Of a small folder half is for the evaluation, whose figure counts, or less where --limit says.
+    half = len(images) // 2
+    rest = half if options.limit is None else max(half, len(images) - options.limit)
+    front = min(search_count, rest)
     if front < options.calibration_images:
         raise DataError(
             f"{path} has {len(images)} readable images: too few to calibrate on "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -51,7 +52,8 @@ def explain_failure(what: str, error: Exception, instead: str) -> ModelError:
     text = first_line(error)
     kind = f"{type(error).__module__}.{type(error).__name__}"
     damaged = ("safetensors", "pickle", "zipfile", "EOFError", "PytorchStreamReader", "CRC")
-    if any(word in kind or word in str(error) for word in damaged):
+    told = re.sub(r"\S*(/|\.safetensors|\.bin)\S*", "", str(error))  # names of files say nothing
+    if any(word in kind or word in told for word in damaged):
         return ModelError(
             f"{what} are damaged, perhaps half downloaded ({text}); delete the file from "
             f"{_cache()} and try again, or pass {instead}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from .structure import build_tower, quiet_root_logger, read_tower
 from .zero_shot_head import DEFAULT_TEMPLATES, OpenClipHead, cache_folder, read_templates
 
 HUB = "hf-hub:"
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+log = logging.getLogger(__name__)
 
 
 def load_open_clip(
@@ -31,7 +36,8 @@ def load_open_clip(
 
     Args:
         name: an architecture of open_clip, or `hf-hub:ORG/NAME`.
-        pretrained: a tag, a checkpoint path, or `random[:SEED]`; a hub repository brings its own.
+        pretrained: a tag, a checkpoint path, `TAG=PATH` for a tag's weights in a file, or
+            `random[:SEED]`; a hub repository brings its own.
         image_size: another input size; open_clip resamples the position embedding.
         templates: as in `read_templates`.
 
@@ -39,16 +45,16 @@ def load_open_clip(
         ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
     """
     open_clip = import_open_clip()
-    seed, path, tag = _weights_choice(open_clip, name, pretrained)
+    weights = _weights_choice(open_clip, name, pretrained)
     if not name.startswith(HUB):
         read_tower(name, build_tower(name, depth=1))  # refuse before downloading gigabytes
     prompts = read_templates(templates)
-    model = _create(open_clip, name, tag, seed, path, image_size)
+    model = _create(open_clip, name, weights, image_size)
     config = open_clip.get_model_preprocess_cfg(model)
     scale = getattr(model, "logit_scale", None)
     head = features = None
     # a random text tower classifies at chance, at the price of 80 prompts per class
-    if seed is None and hasattr(model, "encode_text"):
+    if weights.seed is None and hasattr(model, "encode_text"):
         head = OpenClipHead(model, lambda: open_clip.get_tokenizer(name), prompts, cache_folder())
         features = _text_encoder(open_clip, model, name)
     return LoadedModel(
@@ -59,20 +65,32 @@ def load_open_clip(
         text_head=head,
         text_features=features,
         logit_scale=float(scale.detach().exp()) if scale is not None else 100.0,
-        caution=random_caution(seed),
+        caution=random_caution(weights.seed),
     )
 
 
-def _weights_choice(
-    open_clip: Any, name: str, pretrained: str | None
-) -> tuple[int | None, Path | None, str | None]:
-    """Seed, checkpoint, or tag; for a hub repository all None."""
+@dataclass(frozen=True)
+class _Weights:
+    """Where weights come from; for a hub repository nothing is set.
+
+    Attributes:
+        seed: of random ones.
+        tag: of open_clip's list, which says how they were trained.
+        path: of a checkpoint; with a tag, that one's.
+    """
+
+    seed: int | None = None
+    tag: str | None = None
+    path: Path | None = None
+
+
+def _weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weights:
     if name.startswith(HUB):
         if pretrained is not None:
             raise ConfigError(f"{name} brings its own weights; leave --pretrained out")
         if name.count("/") != 1:
             raise ModelError(f"'{name}' is no hub repository; write {HUB}ORG/NAME")
-        return None, None, None
+        return _Weights()
     known = open_clip.list_models()
     if name not in known:
         raise ModelError(f"unknown model '{name}'{suggest(name, ['demo', *known])}")
@@ -80,43 +98,92 @@ def _weights_choice(
     if pretrained is None:
         raise ConfigError(
             f"--model {name} needs --pretrained: a tag ({', '.join(tags) or 'none known'}), "
-            "a checkpoint path, or random[:SEED]"
+            "a checkpoint path, TAG=PATH, or random[:SEED]"
         )
     seed = random_seed(pretrained)
     if seed is not None:
-        return seed, None, None
-    if looks_like_path(pretrained):
-        if not Path(pretrained).is_file():
-            raise ModelError(f"no checkpoint file at {pretrained}")
-        return None, Path(pretrained), None
-    if pretrained not in tags:
-        raise ModelError(f"{name} has no pretrained tag '{pretrained}'{suggest(pretrained, tags)}")
-    return None, None, pretrained
+        return _Weights(seed)
+    tag, path = _tag_and_path(pretrained, tags)
+    if path is not None and not path.is_file():
+        raise ModelError(f"no checkpoint file at {path}")
+    if tag is not None and tag not in tags:
+        raise ModelError(f"{name} has no pretrained tag '{tag}'{suggest(tag, tags)}")
+    if tag is None:
+        _warn_of_unknown_training(open_clip, name, tags)
+    return _Weights(None, tag, path)
+
+
+def _tag_and_path(pretrained: str, tags: Sequence[str]) -> tuple[str | None, Path | None]:
+    tag, separator, path = pretrained.partition("=")
+    if separator and "/" not in tag:
+        return tag, Path(path)
+    return (None, Path(pretrained)) if looks_like_path(pretrained) else (pretrained, None)
+
+
+def _warn_of_unknown_training(open_clip: Any, name: str, tags: Sequence[str]) -> None:
+    """A bare file does not say which activation and which preprocessing it was trained with."""
+    own = quick_gelu_of(open_clip, name)
+    other = [
+        tag for tag in tags if _trained_otherwise(open_clip.get_pretrained_cfg(name, tag), own)
+    ]
+    if other:
+        log.warning(
+            "--pretrained PATH: the file does not say how it was trained; taken are %s and "
+            "open_clip's default preprocessing. Some weights of %s need others (%s): for those "
+            "write TAG=PATH",
+            "QuickGELU" if own else "GELU",
+            name,
+            ", ".join(other[:4]),
+        )
+
+
+def quick_gelu_of(open_clip: Any, name: str) -> bool:
+    """Whether an architecture has QuickGELU by itself."""
+    return bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+
+
+def _trained_otherwise(config: Mapping[str, Any], quick_gelu: bool) -> bool:
+    from open_clip.transform import PreprocessCfg
+
+    default = asdict(PreprocessCfg())
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    same = all(own.get(key, default[key]) == default[key] for key in PREPROCESSING)
+    return bool(config.get("quick_gelu")) != quick_gelu or not same
 
 
 def _create(
     open_clip: Any,
     name: str,
-    tag: str | None,
-    seed: int | None,
-    path: Path | None,
+    weights: _Weights,
     size: tuple[int, int] | None,
 ) -> Any:
-    what, instead = f"the weights '{tag}' of {name}", "--pretrained PATH"
+    tag, path = weights.tag, weights.path
+    what, instead = f"the weights '{tag}' of {name}", f"--pretrained {tag}=PATH"
+    trained: Mapping[str, Any] = {}
+    if tag is not None:
+        trained = open_clip.get_pretrained_cfg(name, tag)
+        if quick_gelu_of(open_clip, name) and not trained.get("quick_gelu"):
+            raise ConfigError(
+                f"{what} were trained with GELU, and this architecture has QuickGELU; take "
+                f"--model {name.removesuffix('-quickgelu')}"
+            )
     if name.startswith(HUB):
         what, instead = f"the files of {name}", "--model NAME --pretrained PATH"
         require_hub_files(what, name.removeprefix(HUB), WEIGHT_FILES, instead)
-    elif tag is not None:
-        repository = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").strip("/")
+    elif tag is not None and path is None:
+        repository = trained.get("hf_hub", "").strip("/")
         if repository.count("/") == 1:
             require_hub_files(what, repository, WEIGHT_FILES, instead)
     try:
         with torch.random.fork_rng(devices=[]), quiet_root_logger():
-            torch.manual_seed(seed or 0)
+            torch.manual_seed(weights.seed or 0)
             model = open_clip.create_model(
                 name,
-                pretrained=tag,
+                pretrained=tag if path is None else None,
                 precision="fp32",
+                # open_clip takes it from the architecture alone, and only warns
+                force_quick_gelu=bool(trained.get("quick_gelu")),
+                force_preprocess_cfg={k: trained[k] for k in PREPROCESSING if k in trained},
                 pretrained_text=False,
                 force_image_size=size,
             )
