@@ -76,6 +76,24 @@ def test_a_bare_file_is_told_what_it_is_taken_for(tags, caplog):
     assert "TAG=PATH" in caplog.text
 
 
+def test_texts_make_the_tokenizer_once_and_say_what_it_needs(tags, monkeypatch):
+    made = []
+
+    def tokenizer(name):
+        made.append(name)
+        if len(made) == 1:
+            raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+        return open_clip.SimpleTokenizer()
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", tokenizer)
+    encode = load_model(NAME, "plain").text_features
+    assert encode is not None
+    with pytest.raises(ConfigError, match=r"needs transformers.*regcache-deploy\[siglip\]"):
+        encode(["a cat"])
+    assert encode(["a cat"]).equal(encode(["a cat"]))
+    assert len(made) == 2
+
+
 def test_a_network_error_that_names_the_file_is_no_damage():
     error = ConnectionError("404 for https://host/org/open_clip_model.safetensors: not found")
     assert "could not be had" in str(explain_failure("the weights", error, "--pretrained PATH"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from .hub import WEIGHT_FILES, explain_failure, require_hub_files
 from .model import LoadedModel, random_caution, random_seed, suggest
 from .open_clip_timm import from_open_clip_tower
 from .structure import build_tower, quiet_root_logger, read_tower
-from .zero_shot_head import DEFAULT_TEMPLATES, OpenClipHead, cache_folder, read_templates
+from .zero_shot_head import (
+    DEFAULT_TEMPLATES,
+    OpenClipHead,
+    cache_folder,
+    load_tokenizer,
+    read_templates,
+)
 
 HUB = "hf-hub:"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -205,11 +212,13 @@ def _load_checkpoint(model: Any, path: Path) -> None:
 
 
 def _text_encoder(open_clip: Any, model: Any, name: str) -> Any:
-    """Texts -> features `[n, E]`, not normalized."""
+    """Texts -> features `[n, E]`, not normalized; raises as `load_tokenizer`."""
+    # when the first texts come: some need a library that images do not
+    tokenizer = cache(lambda: load_tokenizer(lambda: open_clip.get_tokenizer(name)))
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:
-        out: Tensor = model.encode_text(open_clip.get_tokenizer(name)(list(texts))).float()
+        out: Tensor = model.encode_text(tokenizer()(list(texts))).float()
         return out
 
     return encode

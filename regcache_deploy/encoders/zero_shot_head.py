@@ -67,6 +67,27 @@ def read_templates(choice: str) -> tuple[str, ...]:
     return templates
 
 
+def load_tokenizer(make: Callable[[], Any]) -> Any:
+    """What `make` makes.
+
+    Raises:
+        ConfigError: the tokenizer's library is not installed.
+        ModelError: its files cannot be had.
+    """
+    try:
+        return make()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the tokenizer of this text tower needs {error.name}, which is not installed; "
+            "run: pip install 'regcache-deploy[siglip]'"
+        ) from error
+    except Exception as error:  # a tokenizer of another library, from the network
+        raise ModelError(
+            f"the tokenizer of this text tower could not be had ({first_line(error)}); place "
+            "its files into the Hugging Face cache, or evaluate without class names"
+        ) from error
+
+
 def text_tower_key(model: torch.nn.Module, *words: Sequence[str]) -> str:
     """Hash of a model without its image tower, modules and weights, and of lists of words."""
     digest = hashlib.sha256()
@@ -124,18 +145,7 @@ class OpenClipHead:
         """Run the text tower over every class name in every template."""
         import open_clip
 
-        try:
-            tokenizer = self.tokenizer()
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"the tokenizer of this text tower needs {error.name}, which is not installed; "
-                "run: pip install 'regcache-deploy[siglip]'"
-            ) from error
-        except Exception as error:  # a tokenizer of another library, from the network
-            raise ModelError(
-                f"the tokenizer of this text tower could not be had ({first_line(error)}); place "
-                "its files into the Hugging Face cache, or evaluate without class names"
-            ) from error
+        tokenizer = load_tokenizer(self.tokenizer)
         parts = []
         templates = [template.format for template in self.templates]
         title = f"zero-shot head ({len(self.templates)} templates)"
