@@ -47,6 +47,21 @@ def test_requirements(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("version", "warnings"),
+    [
+        ("10.16.1", []),
+        ("11.2.0", []),
+        ("10.2.0", ["trt 10.2.0 is installed; needed: trt<11,>=10.14 or trt>=11,<12"]),
+    ],
+)
+def test_one_of_several_releases_is_enough(monkeypatch, version, warnings):
+    lines = ['trt>=11,<12; extra == "trt"', 'trt<11,>=10.14; extra == "trt10"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
+    monkeypatch.setattr(doctor, "_version", {"trt": version}.get)
+    assert doctor.diagnose()["warnings"] == warnings
+
+
+@pytest.mark.parametrize(
     ("versions", "found", "expected"),
     [
         (">=10.14,<11", "10.16.1", True),

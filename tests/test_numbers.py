@@ -1,15 +1,21 @@
-"""docs/numbers.md names every file of results, and the docs' links lead somewhere."""
+"""docs/numbers.md names every file of results; the docs' links, commands and figures hold."""
 
 from __future__ import annotations
 
+import ast
+import csv
 import re
+import shlex
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def test_every_result_is_explained():
@@ -25,3 +31,63 @@ def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def options_of(script: Path) -> dict[str, bool]:
+    """Option of a benchmark -> whether it is required, read from its source: no torch needed."""
+    found = {}
+    for call in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or getattr(call.func, "attr", "") != "add_argument":
+            continue
+        name = ast.literal_eval(call.args[0])
+        if name.startswith("--"):
+            required = [k.value for k in call.keywords if k.arg == "required"]
+            found[name] = bool(required and ast.literal_eval(required[0]))
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_commands_of_the_benchmarks_would_start(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^`\n]*)", text):
+        known = options_of(ROOT / script)
+        words = shlex.split(rest, comments=True)
+        given = {word for word in words if word.startswith("--")}
+        assert given <= known.keys(), (script, rest)
+        assert {name for name, required in known.items() if required} <= given, (script, rest)
+
+
+def peers(model: str) -> dict[str, dict[str, Any]]:
+    (path,) = RESULTS.glob(f"peers-{model}-amd-epyc-2cores-*.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["peer"]: row for row in csv.DictReader(file)}
+
+
+def figures(row: dict[str, Any], what: str, *batches: int) -> list[str]:
+    return [f"{float(row[f'b{batch}_{what}']):.1f}" for batch in batches]
+
+
+def test_the_paragraph_of_figures_is_that_of_the_csv() -> None:
+    text = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")
+    rows = peers("vit-b-16")
+    for words, name in (
+        ("our tuned file with RegCache is {}", "tuned_regcache"),
+        ("the portable one {} in ONNX Runtime", "portable_regcache"),
+        ("and {} in OpenVINO", "openvino_regcache"),
+        ("NNCF's file in OpenVINO {}", "nncf"),
+        ("`quantize_dynamic` {}", "dynamic"),
+        ("ModelOpt's {}", "modelopt_int8"),
+    ):
+        assert words.format(" / ".join(figures(rows[name], "speedup", 1, 8, 32))) in text
+
+
+def test_the_readme_says_for_which_model_it_is_faster() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for model, words in (
+        ("vit-b-16", "ViT-B/16 with random weights and two threads, the tuned file takes {} ms at "
+         "batch 1 and 8 where NNCF's takes {}:"),
+        ("demo", "On the demo with one thread it takes {} ms where NNCF's takes {},"),
+    ):  # fmt: skip
+        rows = peers(model)
+        found = (figures(rows[n], "infer_step_time", 1, 8) for n in ("tuned_regcache", "nncf"))
+        assert words.format(*(" and ".join(pair) for pair in found)) in text

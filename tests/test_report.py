@@ -16,6 +16,7 @@ from regcache_deploy.encoders import RegCache, RegCacheConfig
 from regcache_deploy.errors import DataError
 from regcache_deploy.report.html import write_page
 from regcache_deploy.report.plots import PICTURES, write_plots
+from regcache_deploy.report.search_sections import decision
 from regcache_deploy.result import write_json
 from regcache_deploy.search.ablation import TITLES, VARIANTS
 from regcache_deploy.search.pictures import kept_positions, token_norms
@@ -180,6 +181,28 @@ def test_no_gain_is_said(run_folder: Path, tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "No gain" in text
     assert "#ablation" not in text
+
+
+def test_no_gain_is_said_of_what_was_tried(tmp_path: Path) -> None:
+    document = a_document() | {"delete_count": 0, "prefix_count": 0, "prefix_add_blocks": []}
+    document["gain"] = {"found": False, "p_value": 1.0, "undecided": 0}
+    nothing = {"stage": "fixed", "prefix_count": 0, "delete_count": 0}
+    for trials, words in (
+        ([nothing], "No prefix and no deletion: neither was asked for."),
+        ([nothing, nothing | {"delete_count": 2}], "No gain: no deletion beat the baseline alone"),
+        (document["trials"], "No gain: no prefix and no deletion beat the baseline alone"),
+    ):
+        made = decision(tmp_path, document | {"trials": trials})
+        assert made is not None
+        assert made.text[0].startswith(words)
+
+
+def test_a_file_name_that_is_no_utf8_is_named(run_folder: Path, tmp_path: Path) -> None:
+    document = a_document() | {"warnings": ["caf\udce9.jpg could not be read"]}
+    document["plots"] = {name: f"plots/{name}.svg" for name in PICTURES}
+    write_page(run_folder, document, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "caf\\udce9.jpg could not be read" in text
 
 
 def test_same_search_gives_the_same_pictures(run_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from regcache_deploy.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, DataError
 from regcache_deploy.planning import calibration_of
-from regcache_deploy.report.answer import accuracy_card, file_card, pareto_points, speed_card
+from regcache_deploy.report.answer import (
+    accuracy_card,
+    file_card,
+    pareto_points,
+    speed,
+    speed_card,
+)
 from regcache_deploy.report.block_errors import measure_block_errors
 from regcache_deploy.report.bundle_plots import pareto, pareto_front
 from regcache_deploy.report.bundle_sections import python_snippet
@@ -140,10 +146,47 @@ def test_accuracy_answer_without_labels_or_figures():
 )
 def test_speed_answer(ratio, word, mood):
     names = ("speedup", "speedup_low", "speedup_high")
-    row = ROW | dict(zip(names, map(str, ratio), strict=True))
-    card = speed_card(Path("run"), {"bench": [ROW, row]})
+    row = ROW | FASTER | dict(zip(names, map(str, ratio), strict=True))
+    card = speed_card(Path("run"), result(bench=[ROW, row]))
     assert (card.answer, card.mood) == (word, mood)
     assert speed_card(Path("run"), {}).answer == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("others", "answer", "over"),
+    [
+        ([{"precision": "fp16", "speedup": "9"}], "yes, 2.50×", "the float file"),
+        ([{"precision": "fp32", "speedup": "9", "speedup_over": "int8"}], "yes, 2.50×", "float"),
+        ([{"bundle": "another", "speedup": "9"}], "yes, 2.50×", "the float file"),
+        ([{"speedup": "9", "speedup_over": "fp16"}], "yes, 2.50×", "the float file"),
+    ],
+)
+def test_speed_answer_is_int8_over_float_of_this_bundle(others, answer, over):
+    rows = [ROW | FASTER | {"speedup_high": "9.5"} | other for other in others]
+    card = speed_card(Path("run"), result(bench=[*rows, ROW | FASTER]))
+    assert card.answer == answer
+    assert over in card.detail
+    assert "the best of" not in card.detail
+    alone = speed_card(Path("run"), result(bench=rows))
+    half = others[0].get("speedup_over") == "fp16"
+    assert alone.answer == ("yes, 9.00×" if half else "not measured")
+    assert ("INT8 over the FP16 file" in alone.detail) is half
+
+
+def test_bundles_in_one_csv_stay_apart(tmp_path):
+    other = ROW | {"bundle": "another", "infer_step_time": "1.0"}
+    document = result(bench=[ROW, other, ROW | {"precision": "fp32"}])
+    assert [p["label"] for p in pareto_points(document)] == [
+        f"{name}, onnxruntime, threads 2" for name in ("int8", "fp32")
+    ]
+    made = speed(tmp_path, document)
+    assert made is not None
+    names = [row[0] for row in made.tables[-1].rows]
+    assert names == [
+        "t, int8, onnxruntime",
+        "another, int8, onnxruntime",
+        "t, fp32, onnxruntime",
+    ]
 
 
 def test_file_answer():

@@ -139,9 +139,14 @@ def _warnings(extras: dict[str, list[Requirement]]) -> list[str]:
                 f"{one} and {other} are both installed; they share their files and the last one "
                 f"wins: pip uninstall -y {one} {other}, then install the one that you want"
             )
-    for r in {r for rs in extras.values() for r in rs}:
-        if r.found is not None and not r.satisfied:
-            warnings.append(f"{r.name} {r.found} is installed; needed: {r}")
+    asked: dict[str, set[Requirement]] = {}
+    for r in (r for rs in extras.values() for r in rs):
+        asked.setdefault(r.name, set()).add(r)
+    for name, rs in asked.items():  # extras such as trt and trt10 ask for different releases of one
+        found = next(iter(rs)).found
+        if found is not None and not any(r.satisfied for r in rs):
+            needed = " or ".join(sorted(map(str, rs)))
+            warnings.append(f"{name} {found} is installed; needed: {needed}")
     if not extras:
         warnings.append(f"{DISTRIBUTION} is not installed; run: pip install '.[search,cpu]'")
     return sorted(warnings)

@@ -74,7 +74,7 @@ def speed_card(folder: Path, document: dict[str, Any]) -> Card:
         busy = ", on a busy machine, which may favour the smaller file" if found["warning"] else ""
         where = f"{at['engine']}, batch {at['batch']}, {place}{busy}"
         return _speed(question, tried["speedup"], where)
-    rows = [row for row in document.get("bench", []) if "speedup" in row and "engine" in row]
+    rows, over = _int8_over_float(document)
     if not rows:
         if not document.get("bundle"):
             return Card(question, "not measured", "A search leaves no file that could be timed.")
@@ -87,18 +87,38 @@ def speed_card(folder: Path, document: dict[str, Any]) -> Card:
     ratio = {end: float(best[f"speedup{tail}"]) for end, tail in _ENDS}
     where = f"{best['engine']}, batch {best['infer_batch_size']}, threads {best['threads']}"
     more = "" if len(rows) == 1 else f"; the best of {len(rows)} settings below"
-    return _speed(question, ratio, where + more)
+    return _speed(question, ratio, where + more, "FP16" if over == "fp16" else "float")
 
 
 _ENDS = (("value", ""), ("low", "_low"), ("high", "_high"))
 
 
-def _speed(question: str, ratio: dict[str, float], where: str) -> Card:
+def _own_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `regcache bench` about the run's own bundle: a CSV may hold several."""
+    if not document.get("bundle"):
+        return []
+    name = Path(document["bundle"]).resolve().name.removesuffix(".regcache")
+    rows = document.get("bench", [])
+    return [row for row in rows if "engine" in row and row.get("bundle") == name]
+
+
+def _int8_over_float(document: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """Rows whose ratio is INT8 over a float file, FP32 where there is one, and which it is."""
+    rows = [row for row in _own_rows(document) if row["precision"] == "int8" and "speedup" in row]
+    for over in ("fp32", "fp16"):
+        found = [row for row in rows if row.get("speedup_over") == over]
+        if found:
+            return found, over
+    return [], ""
+
+
+def _speed(question: str, ratio: dict[str, float], where: str, over: str = "float") -> Card:
     words, mood = "yes", "good"
     if ratio["low"] < 1:
         words, mood = ("maybe", "open") if ratio["high"] > 1 else ("no", "bad")
     factor = f"{ratio['value']:.2f}"
-    detail = f"INT8 over the float file [95 %]: {factor} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    interval = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    detail = f"INT8 over the {over} file [95 %]: {factor} {interval}"
     return Card(question, f"{words}, {factor}×", f"{detail}; {where}.", mood)
 
 
@@ -160,7 +180,7 @@ def pareto_points(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Points of latency and accuracy at the smallest batch size that was measured.
 
     From `benchmarks/peers.py` where there is such a file, because it measured both on the same
-    images; else from `regcache bench`, with the run's own accuracy.
+    images; else from `regcache bench` of the run's bundle, with the run's own accuracy.
     """
     rows = document.get("bench", [])
     peers = [row for row in rows if "peer" in row and not row.get("reason")]
@@ -182,7 +202,11 @@ def pareto_points(document: dict[str, Any]) -> list[dict[str, Any]]:
         ]
     corners = {"fp32": "fp32", "int8": "deployed"}
     scores = document["accuracy"]
-    timed = [row for row in rows if "infer_step_time" in row and row["precision"] in corners]
+    timed = [
+        row
+        for row in _own_rows(document)
+        if "infer_step_time" in row and row["precision"] in corners
+    ]
     if scores.get("deployed") is None or not timed:
         return []
     batch = min(int(row["infer_batch_size"]) for row in timed)
@@ -211,9 +235,10 @@ def _points_table(points: Sequence[dict[str, Any]], batch: int) -> Table:
 
 
 def _bench_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line a file, engine and batch size; threads get a column only where they differ."""
+    """One line a file, engine and batch size; bundle and threads are told where they differ."""
     threads = sorted({str(row["threads"]) for row in rows})
     several = len(threads) > 1
+    bundles = len({row["bundle"] for row in rows}) > 1
     lines = []
     for row in rows:
         faster = ""
@@ -222,7 +247,7 @@ def _bench_table(rows: Sequence[dict[str, Any]]) -> Table:
             faster = f"{float(row['speedup']):.2f} [{low:.2f}, {high:.2f}]"
         lines.append(
             [
-                f"{row['precision']}, {row['engine']}",
+                ", ".join([*([row["bundle"]] if bundles else []), row["precision"], row["engine"]]),
                 str(row["infer_batch_size"]),
                 *([str(row["threads"])] if several else []),
                 f"{float(row['infer_step_time']):.2f}",

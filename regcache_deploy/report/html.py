@@ -73,4 +73,5 @@ def write_page(folder: Path, document: dict[str, Any], output: Path) -> None:
         sections=sections,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(output, page.encode())
+    # a file name that is no UTF-8 reaches the page as lone surrogates
+    atomic_write_bytes(output, page.encode(errors="backslashreplace"))

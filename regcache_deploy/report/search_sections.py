@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ CORNER_TITLES = {
     "regcache": "RegCache",
     "deployed": "RegCache, deployed",
 }
+
+NONE_ASKED_FOR = "No prefix and no deletion: neither was asked for."
 
 
 def accuracy(folder: Path, document: dict[str, Any]) -> Section:
@@ -52,9 +55,11 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     if gain is None:
         text = ["The export keeps no pictures; `regcache search` draws them."]
     elif not gain["found"]:
+        tried = nothing_tried_helps(document["trials"])
         text.append(
-            "No gain: no prefix and no deletion beat the baseline alone on the search images, so "
-            "none is used."
+            f"No gain: {tried} beat the baseline alone on the search images, so none is used."
+            if tried
+            else NONE_ASKED_FOR
         )
     elif gain["p_value"] < 1:
         text.append(
@@ -79,6 +84,17 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         ],
     ]
     return Section("decision", "The RegCache", text, [Table(["", "chosen"], choice)])
+
+
+def nothing_tried_helps(trials: Sequence[Mapping[str, Any]]) -> str:
+    """`no prefix and no deletion`, naming what was evaluated; empty where neither was.
+
+    Args:
+        trials: of a search, or the rows of its CSV.
+    """
+    kinds = {"prefix": "prefix_count", "deletion": "delete_count"}
+    tried = [kind for kind, key in kinds.items() if any(int(trial[key]) for trial in trials)]
+    return " and ".join(f"no {kind}" for kind in tried)
 
 
 def cost(folder: Path, document: dict[str, Any]) -> Section | None:

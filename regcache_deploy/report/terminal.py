@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from typing import Any
 
 from ..result import CORNERS, ExportResult
+from .format import difference_text, p_text
+from .search_sections import NONE_ASKED_FOR, nothing_tried_helps
 
 CORNER_TITLES = {
     "fp32": "FP32",
@@ -26,13 +29,13 @@ def print_result(result: ExportResult, as_json: bool = False) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 100
-    console = Console(width=width, highlight=False)
+    console = Console(width=width, highlight=False, emoji=False)
     if result.caution:
-        console.print(f"[bold]Note:[/bold] {result.caution}.")
+        console.print(f"[bold]Note:[/bold] {_shown(result.caution)}.")
     console.print(_choice_table(result))
     console.print(_accuracy_table(result))
     for line in _footnotes(result):
-        console.print(line, soft_wrap=True)
+        console.print(_shown(line), soft_wrap=True)
 
 
 def print_search(result: ExportResult, as_json: bool = False) -> None:
@@ -42,15 +45,16 @@ def print_search(result: ExportResult, as_json: bool = False) -> None:
         return
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    width = None if sys.stdout.isatty() else 100
+    console = Console(width=width, highlight=False, emoji=False)
     if result.caution:
-        console.print(f"[bold]Note:[/bold] {result.caution}.")
+        console.print(f"[bold]Note:[/bold] {_shown(result.caution)}.")
     console.print(_choice_table(result))
     console.print(_accuracy_table(result))
     for row in result.details["ablation"]:
         console.print(_ablation_table(result.metric, row))
     for line in _search_footnotes(result):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(_shown(line), soft_wrap=True)
 
 
 def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untyped-def]
@@ -89,11 +93,7 @@ def _search_footnotes(result: ExportResult) -> list[str]:
         f"Recall of fc2-input candidates by block-input ranking: {recall}.",
     ]
     if result.config.is_empty:
-        p = details["gain"]["p_value"]
-        lines.append(
-            "No gain: no prefix and no deletion beat the baseline alone on these images "
-            f"(best candidate: p = {p:.2g})."
-        )
+        lines.append(_no_gain(result, f" (best candidate: p = {details['gain']['p_value']:.2g})"))
     return [*lines, *(f"warning: {text}" for text in result.warnings)]
 
 
@@ -101,7 +101,8 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
     config = result.config
-    table = Table(title=f"{result.model}, {result.baseline}, {result.bits}", show_header=False)
+    title = _shown(f"{result.model}, {result.baseline}, {result.bits}")
+    table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     blocks = config.prefix_blocks(result.depth)
@@ -122,7 +123,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "time": f"{result.seconds:.0f} s",
     }
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, _shown(text))
     return table
 
 
@@ -132,21 +133,21 @@ def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
     table = Table(title=f"{_metric(result.metric)} on {result.n_eval} held-out images")
     table.add_column("")
     table.add_column(_metric(result.metric), justify="right")
+    counted = result.metric == "top1"
     if result.paired:
-        table.add_column("against FP32, points [95 %]", justify="right")
-        table.add_column("lost / won", justify="right")
-        table.add_column("McNemar p", justify="right")
+        heads = ["against FP32, points [95 %]", "lost / won", "McNemar p"]
+        for head in heads if counted else ["difference [95 %]", "p"]:
+            table.add_column(head, justify="right")
     for corner in CORNERS:
         if corner not in result.accuracy:
             continue
         cells = [CORNER_TITLES[corner], _value(result.metric, result.accuracy[corner])]
         pair = result.paired.get(corner)
         if pair:
-            cells += [
-                f"{pair.difference:+.2f} [{pair.low:+.2f}, {pair.high:+.2f}]",
-                f"{pair.lost} / {pair.won}",
-                f"{pair.p_value:.2g}",
-            ]
+            found = pair.to_json()
+            cells.append(difference_text(result.metric, found))
+            cells += [f"{pair.lost} / {pair.won}"] if counted else []
+            cells.append(p_text(found))
         table.add_row(*cells)
     return table
 
@@ -169,8 +170,27 @@ def _footnotes(result: ExportResult) -> list[str]:
     if result.in_float:
         lines.append(f"Linears in float: {', '.join(result.in_float)}.")
     if result.config.is_empty:
-        lines.append("No gain: no prefix and no deletion beat the baseline alone on these images.")
+        lines.append(_no_gain(result))
     return [*lines, *(f"warning: {text}" for text in result.warnings)]
+
+
+def _no_gain(result: ExportResult, p: str = "") -> str:
+    """Why nothing was chosen. An export keeps what was evaluated in its CSV only."""
+    trials = result.details.get("trials", [])
+    if not trials and result.results_csv is not None:
+        with result.results_csv.open(newline="", encoding="utf-8") as file:
+            trials = list(csv.DictReader(file))
+    tried = nothing_tried_helps(trials)
+    if not tried:
+        return NONE_ASKED_FOR
+    return f"No gain: {tried} beat the baseline alone on these images{p}."
+
+
+def _shown(text: str) -> str:
+    """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
+    from rich.markup import escape
+
+    return escape(text.encode(errors="backslashreplace").decode())
 
 
 def _metric(name: str) -> str:

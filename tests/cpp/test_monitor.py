@@ -93,3 +93,5 @@ def test_the_monitor_warns_where_the_data_leaves_the_calibrated_range(
         assert "leave the calibrated range" in line
         assert warned is not None
         assert warned in line
+        # a share that nobody measured is not told
+        assert (" % on the calibration images" in line) is (rates is not None)

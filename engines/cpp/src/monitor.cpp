@@ -56,12 +56,15 @@ std::string Monitor::judge(const Probe &probe, const Count &recent) const {
         const double known = probe.calibrated[end];
         const double normal = std::isnan(known) ? kUnknown : known;
         if (factor_ <= 0 || seen <= kFloor || seen <= factor_ * normal) continue;
-        char text[320];
+        char text[320], calibrated[64] = "";
+        if (!std::isnan(known))
+            std::snprintf(calibrated, sizeof calibrated, ", %.3g %% on the calibration images",
+                          100 * known);
         std::snprintf(text, sizeof text,
-                      "%s has %.3g %% of its codes at the %s end, %.3g %% on the calibration "
-                      "images: these images leave the calibrated range; calibrate with such images",
+                      "%s has %.3g %% of its codes at the %s end%s: these images leave the "
+                      "calibrated range; calibrate with such images",
                       probe.name.substr(0, 100).c_str(), 100 * seen, end ? "upper" : "lower",
-                      100 * normal);
+                      calibrated);
         return text;
     }
     return "";
