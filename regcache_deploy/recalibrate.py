@@ -21,7 +21,7 @@ from torch import Tensor
 from regcache_export.bundle import seal_bundle, write_bundle
 from regcache_export.fold_names import REPARAMETRIZATION
 from regcache_export.plan import Plan
-from regcache_export.targets import GraphOptions
+from regcache_export.targets import GraphOptions, find_target
 
 from .certify import certify_bundle
 from .data.preprocess import Preprocess
@@ -96,6 +96,7 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
         limit=options.images,
         seed=options.seed,
         train=True,
+        labels=False,
     )
     stream.workers = options.workers
     kept: list[Tensor] = []
@@ -189,6 +190,12 @@ def _check(plan: Plan, options: RecalibrateOptions) -> None:
         raise ConfigError(
             f"the plan in {options.plan} has {what}, whose ranges a stream cannot set; "
             f"export with --baseline {'|'.join(BASELINE_NAMES)} and a CPU target"
+        )
+    if find_target(graph_options_of(plan).target).form == "tensorrt":
+        raise ConfigError(
+            f"the plan in {options.plan} is for TensorRT, whose scales and zero points an export "
+            "settles for float16, layer by layer, on whole images; export it again with "
+            "--target tensorrt on these images"
         )
     check_observer_of(baseline, options.observer)
     if options.output.resolve() == options.plan.resolve():

@@ -265,3 +265,40 @@ def test_memory_is_that_of_the_file(run_folder, tmp_path):
     assert 10 < peak.imports_mib <= peak.peak_mib < 2000
     with pytest.raises(EngineError, match="measuring memory"):
         peak_memory("onnxruntime", tmp_path / "none.onnx", 1, 1, tmp_path)
+
+
+def test_a_file_without_suffix_is_a_file_and_mistakes_come_before_the_timing(
+    run_folder, capsys, tmp_path, monkeypatch
+):
+    words = [str(run_folder / "t.regcache"), "--batch", "1", "--engine", "onnxruntime"]
+    (tmp_path / "table").write_text("old")
+    assert bench_json(capsys, *words, "--csv", tmp_path / "table")["rows"]
+    assert (tmp_path / "table").read_text().startswith("bundle,")
+    bench_json(capsys, *words, "--csv", tmp_path / "new" / "folder")
+    assert len(list((tmp_path / "new" / "folder").glob("bench-*.csv"))) == 1
+
+    monkeypatch.setattr("regcache_deploy.bench.measure.Bench.run", lambda self: pytest.fail("ran"))
+    for table in ("table/x.csv", "table/x"):
+        assert main(["bench", *words, "--csv", str(tmp_path / table), *FAST]) == 2
+        assert "table is no folder; choose another --csv" in capsys.readouterr().err
+    for compare in (",", ""):
+        assert main(["bench", *words, "--compare", compare, *FAST]) == 2
+        assert "write precisions by comma: fp32,int8" in capsys.readouterr().err
+
+
+def test_a_failed_memory_child_leaves_the_timings(run_folder, capsys, monkeypatch):
+    def fail(*arguments):
+        raise EngineError("killed\nby the system")
+
+    monkeypatch.setattr("regcache_deploy.bench.measure.peak_memory", fail)
+    words = [str(run_folder / "t.regcache"), "--batch", "1", "--engine", "onnxruntime"]
+    fast = ["--rounds", "2", "--warmup", "1", "--memory", "-q", "--json"]
+    assert main(["bench", *words, *fast]) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)["rows"]
+    assert [row["precision"] for row in rows] == ["fp32", "int8"]
+    for row in rows:
+        assert row["infer_step_time"] > 0
+        assert "peak_memory_mib" not in row
+        assert row["reason"] == ""
+    assert captured.err.count("no peak memory: killed by the system") == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,9 +87,37 @@ def test_never_without_data(plan: Path, images: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--data", str(empty)]) == 4
     assert main([*words, "--data", str(images), "--images", "0"]) == 2
     assert main([*words, "--data", str(images), "--observer", "median"]) == 2
+    assert main([*words, "--data", str(images), "--seed=-1"]) == 2
+    assert "take 0 to 4294967295" in capsys.readouterr().err
     assert main(["calibrate", str(plan), "--data", str(images), "--output", str(plan)]) == 2
     assert not output.exists()
     assert "own folder" in capsys.readouterr().err
+
+
+def test_images_without_classes(
+    plan: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one sub-folder; then in shards that have neither class names nor labels."""
+    photos = plan.parent / "photos"
+    shutil.copytree(images, photos / "holiday")
+    shards = plan.parent / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "0.tar", "w") as archive:
+        for file in sorted(images.iterdir()):
+            archive.add(file, file.name)
+    for data, observer in ((photos, "minmax"), (shards, "mse")):
+        words = ["calibrate", str(plan), "--data", str(data), "--observer", observer, "--json"]
+        assert main([*words, "--certificate-images", "2"]) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["images"] == 7
+
+
+def test_never_on_the_images_of_every_split(
+    plan: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(images, plan.parent / "whole" / split)
+    assert main(["calibrate", str(plan), "--data", str(plan.parent / "whole")]) == 4
+    assert "are splits, not classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["deploy", "paper"])
@@ -133,6 +163,12 @@ def test_a_plan_that_no_stream_can_set(
     replace(other, provenance={"baseline": "awq"}).save(plan)
     assert main(["calibrate", str(plan), "--data", str(images)]) == 2
     assert "--baseline naive" in capsys.readouterr().err
+    tensorrt = ExportOptions(baseline="naive", target="tensorrt").to_json()
+    kept = dict(other.provenance) | {"options": tensorrt}
+    replace(other, provenance=kept).save(plan)
+    assert main(["calibrate", str(plan), "--data", str(images)]) == 2
+    assert "is for TensorRT" in capsys.readouterr().err
+    assert not (plan.parent / "run-minmax").exists()
     tiny_plan(quantized=False).save(plan)
     assert main(["calibrate", str(plan), "--data", str(images)]) == 5
 

@@ -46,3 +46,19 @@ def test_wnid_outside_imagenet_1k():
 def test_names_in_other_scripts():
     assert head_for(["кошка", "собака"]) == ("кошка", "собака")
     assert class_indices(["Собака"], ("кошка", "собака")) == [1]
+
+
+@pytest.mark.parametrize("pair", [("1.5", "15"), ("C", "C++"), ("dog", "Dog"), ("a_b", "a b")])
+def test_folders_that_only_punctuation_parts_are_named(pair):
+    for folders in (pair, (*pair, "another")):
+        with pytest.raises(DataError, match="but for punctuation") as caught:
+            class_indices(folders, head_for(folders))
+        assert all(f"'{name}'" in str(caught.value) for name in pair)
+    # of two image sets, each may write a class in its own way
+    head = head_for(["dog", "Great_White_Shark", "great white shark"])
+    assert class_indices(["great white shark", "dog"], head) == [0, 1]
+
+
+def test_one_class_by_two_wnid_names():
+    folders = ["n01440764", "n01440764_tench"]
+    assert class_indices(folders, head_for(folders)) == [0, 0]

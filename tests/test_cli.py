@@ -136,6 +136,7 @@ class TestUsage:
             (["export", "--threads", "0"], "--threads 0"),
             (["export", "--seed=-1"], "--seed -1"),
             (["export", "--eval-data", "/tmp"], "--eval-data needs --data"),
+            (["report", "run", "--output", "."], "--output . is a folder"),
         ],
     )
     def test_mistakes_exit_2_with_one_line(self, capsys, arguments, expected):
@@ -186,6 +187,21 @@ class TestGuard:
 
         assert cli.guard(write) == 2
         assert "cannot use /data/out/plan.json: Device says no" in error_line(capsys)
+
+    @pytest.mark.parametrize("number", [errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
+    def test_a_path_that_does_not_fit(self, capsys, number):
+        def write() -> int:
+            raise OSError(number, "Says why", "/data/out")
+
+        assert cli.guard(write) == 2
+        assert error_line(capsys) == "cannot use /data/out: Says why; check the path"
+
+    def test_a_missing_file_without_a_name_is_a_bug(self):
+        def bug() -> int:
+            raise FileNotFoundError(errno.ENOENT, "Says why")
+
+        with pytest.raises(FileNotFoundError):
+            cli.guard(bug)
 
     def test_a_full_disk_for_real(self):
         if not Path("/dev/full").exists():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from regcache_deploy.evaluation.metrics import (
 )
 from regcache_deploy.evaluation.probes import knn_logits, linear_probe_logits
 from regcache_deploy.evaluation.runners import parse_runners
+from regcache_deploy.evaluation.session import Session
 from regcache_deploy.planning import calibration_of, make_plan
+from regcache_deploy.progress import Reporter
 from regcache_export.bundle import write_bundle
 from regcache_export.plan import Plan
 from tests.tiny_plans import naive_calibration, tiny_encoder, tiny_images, tiny_plan, tiny_regcache
@@ -91,6 +95,35 @@ def test_all_runners_on_the_same_images(run_folder, capsys, tmp_path):
     assert rows[0]["acc1"] == str(zero_shot[0]["metrics"]["acc1"])
 
 
+def test_a_table_goes_into_a_folder_that_is_not_there_yet(run_folder, capsys, tmp_path):
+    table = tmp_path / "new" / "folder" / "x.csv"
+    words = [run_folder / "t.regcache", "--data", run_folder / "data", "--csv", table]
+    found = run_json(capsys, *words)
+    assert len(list(csv.DictReader(table.open()))) == len(found["results"])
+
+
+def test_results_are_printed_though_the_table_fails(run_folder, capsys, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.csv")
+
+    monkeypatch.setattr("regcache_deploy.report.evaluation.write_csv", full)
+    words = [str(run_folder / "t.regcache"), "--data", str(run_folder / "data"), "--json", "-q"]
+    assert main(["eval", *words, "--csv", str(tmp_path / "x.csv")]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["results"]
+    assert "No space left on device" in captured.err
+
+
+def test_fidelity_needs_no_classes(run_folder, capsys, tmp_path):
+    shutil.copytree(run_folder / "data" / "cat", tmp_path / "data" / "misspelt")
+    shutil.copytree(run_folder / "data" / "dog", tmp_path / "data" / "dog")
+    words = [run_folder / "t.regcache", "--on", "fp32,onnxruntime", "--data", tmp_path / "data"]
+    found = run_json(capsys, *words, "--task", "fidelity")
+    assert [(r["task"], r["n"]) for r in found["results"]] == [("fidelity", 8)]
+    assert main(["eval", *map(str, words), "-q"]) == DataError.exit_code
+    assert "matches none of the 4 classes" in capsys.readouterr().err
+
+
 def test_single_images(run_folder, capsys):
     files = [run_folder / "data" / "cat" / "0.png", run_folder / "data" / "dog" / "1.png"]
     found = run_json(
@@ -135,6 +168,32 @@ def test_transfer_is_one_table(run_folder, capsys, tmp_path):
     assert [r["dataset"] for r in found["results"]] == [str(run_folder / "data"), str(other)]
 
 
+def test_retrieval_is_compared_by_image(run_folder, tmp_path):
+    """Two captions an image: three images are three, not six."""
+    files = sorted((run_folder / "data").glob("*/1.png"))
+    document = {
+        "images": [{"id": i, "file_name": str(f)} for i, f in enumerate(files)],
+        "annotations": [{"image_id": i % 3, "caption": f"text {i}"} for i in range(6)],
+    }
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps(document))
+    session = Session(
+        run_folder / "t.regcache", ("fp32", "onnxruntime"), Reporter(quiet=True), batch_size=2
+    )
+    with session:
+        width = session.bundle.text_features.shape[1]
+        session.__dict__["model"] = SimpleNamespace(
+            name="tiny", text_features=lambda texts: torch.randn(len(texts), width)
+        )
+        first, second, _ = session.retrieve(run_folder, captions)
+    assert first.paired is None
+    assert second.paired is not None
+    assert second.paired.n == second.n == 3
+    recall = [r.metrics["image_retrieval_recall@1"] for r in (first, second)]
+    assert second.paired.difference == pytest.approx(100 * (recall[1] - recall[0]))
+    assert "captions on balance" in str(second.resolution)
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
@@ -146,6 +205,11 @@ def test_transfer_is_one_table(run_folder, capsys, tmp_path):
         (["--data", "torchvision:cifar10:/nowhere"], 4, "is not under /nowhere"),
         (["--data", "torchvision:mnist:/x"], 2, "NAME one of"),
         (["--data", "demo", "--limit", "0"], 2, "--limit 0"),
+        (["--data", "demo", "--seed=-1"], 2, "--seed -1 is out of range: take 0 to 4294967295"),
+        (["--data", "demo", "--seed", "4294967296"], 2, "--seed 4294967296"),
+        (["--data", "demo", "--csv", "."], 2, "--csv . is a folder"),
+        (["--data", "demo", "--csv", "/dev/null/x.csv"], 2, "/dev/null is no folder"),
+        (["--images", "x.png", "--csv", "x.csv"], 2, "--csv goes with --data"),
     ],
 )
 def test_mistakes_end_in_one_line(run_folder, capsys, change, code, message):

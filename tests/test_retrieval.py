@@ -11,6 +11,7 @@ from PIL import Image
 
 from regcache_deploy.data.captions import read_captions
 from regcache_deploy.errors import DataError
+from regcache_deploy.evaluation.evaluate import compare_captions
 from regcache_deploy.evaluation.metrics import retrieval_metrics
 
 
@@ -35,6 +36,25 @@ def test_an_image_finds_any_of_its_texts_and_more_ks_never_hurt():
         values = [metrics[f"{side}@{k}"] for k in (1, 5, 100)]
         assert values == sorted(values)
         assert values[-1] == 1.0
+
+
+def test_runners_are_compared_image_by_image():
+    owner = torch.arange(100) // 5  # twenty images of five captions
+    reference = torch.zeros(100, dtype=torch.bool)
+    found = reference.clone()
+    found[:15] = True  # three images gain all five
+    reference[20], found[21] = True, True  # one loses a caption and gains another
+    pair, line = compare_captions(reference, found, owner, seed=0)
+    assert (pair.n, pair.lost, pair.won) == (20, 0, 3)
+    assert pair.p_value == pytest.approx(0.25)
+    assert pair.difference == pytest.approx(15.0)
+    assert pair.low == 0.0 or pair.low == 5.0
+    # mean square 3 / 20: 0.15 * (1.96 / 0.005)^2
+    assert line.startswith("3 of 20 images won or lost captions on balance")
+    assert line.endswith("takes 23049 images")
+    same, line = compare_captions(found, found, owner, seed=0)
+    assert (same.n, same.low, same.high, same.p_value) == (20, 0, 0, 1)
+    assert line.startswith("no image of 20 won or lost captions")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regcache_deploy.data import torchvision_sets
 from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.data.shards import expand, samples
 from regcache_deploy.data.sources import open_data
@@ -64,6 +65,76 @@ def test_labels_are_mapped_to_the_head_by_name(shards):
     stream = open_shards(shards, head=("four", "bird", "dog", "cat"))
     labels = next(iter(stream.batches(3))).labels
     assert labels.tolist() == [3, 2, 0]
+
+
+def test_names_that_the_head_lacks_are_classes_of_their_own(shards):
+    """Labels are numbers, so no name is misspelt; CIFAR-100 has an apple and ImageNet has none."""
+    stream = open_shards(shards, head=("cat", "dog", "bird"))
+    assert stream.class_names == CLASSES
+    assert next(iter(stream.batches(3))).labels.tolist() == [0, 1, 2]
+    (shards / "classnames.txt").write_text("C++\nC\nmaple_tree")
+    assert open_shards(shards, head=("c", "maple tree")).class_names == ("C++", "C", "maple tree")
+
+
+def test_two_classes_of_one_name_stay_two_as_imagenet_has_them(shards):
+    (shards / "classnames.txt").write_text("missile\nrocket\nmissile")
+    names = ("missile", "rocket", "missile")
+    for head in ((), names, ("missile", "rocket")):
+        stream = open_shards(shards, head=head)
+        assert stream.class_names == names
+        assert next(iter(stream.batches(3))).labels.tolist() == [0, 1, 2]
+
+
+def test_one_class_alone_is_an_error(shards):
+    (shards / "classnames.txt").write_text("cat")
+    with pytest.raises(DataError, match="one class alone"):
+        open_shards(shards)
+    (shards / "classnames.txt").write_text("")
+    with pytest.raises(DataError, match="one class alone"):
+        open_shards(shards, head=CLASSES)
+
+
+def test_images_alone_need_no_names_and_no_labels(shards):
+    (shards / "classnames.txt").unlink()
+    write_shard(shards / "test-000.tar", range(3), labels=False)
+    stream = open_data(str(shards), Preprocess(PREPROCESS), CLASSES, labels=False)
+    batches = list(stream.batches(10))
+    assert sum(len(batch.keys) for batch in batches) == 23
+    assert stream.class_names == ()
+    assert all(batch.labels is None for batch in batches)
+
+
+class FakeCifar:
+    """What torchvision's data sets have in common."""
+
+    classes = ("apple", "maple_tree", "tench")
+    targets = (2, 0, 1)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return Image.fromarray(np.full((8, 8, 3), index, np.uint8)), self.targets[index]
+
+
+def labels_of(stream):
+    return next(iter(stream.batches(3))).labels.tolist()
+
+
+def test_a_torchvision_set_against_a_head_that_has_some_of_its_classes(monkeypatch):
+    monkeypatch.setattr(torchvision_sets, "open_torchvision", lambda text, train: FakeCifar())
+    text, preprocess = "torchvision:cifar100:/x", Preprocess(PREPROCESS)
+    stream = open_data(text, preprocess, ("tench", "goldfish"))
+    assert stream.class_names == ("apple", "maple tree", "tench")
+    assert labels_of(stream) == [2, 0, 1]
+    head = ("tench", "apple", "goldfish", "maple tree")
+    stream = open_data(text, preprocess, head)
+    assert stream.class_names == head
+    assert labels_of(stream) == [0, 1, 3]
+    monkeypatch.delattr(FakeCifar, "classes")  # as of Stanford Cars without its devkit
+    stream = open_data(text, preprocess, limit=2, labels=False)
+    (batch,) = stream.batches(3)
+    assert (batch.labels, stream.class_names, stream.length) == (None, (), 2)
 
 
 def test_limit_reads_no_further_than_it_must(shards):

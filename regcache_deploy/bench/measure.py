@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from .environment import gpu_columns, read_gpu
 from .memory import peak_memory
 from .subjects import Subject
 from .timing import Interval, Run, Samples, interleave
+
+log = logging.getLogger(__name__)
 
 Opener = Callable[[str, Path, "int | None", Sequence[int], Path], Engine]
 
@@ -220,7 +223,11 @@ class Bench:
         row = Row(subject, engine, batch, threads, samples, key, speedup, over)
         if self.settings.memory and subject.path is not None:
             profile = self._profile(subject)
-            found = peak_memory(engine, subject.path, threads, batch, self.cache, profile)
+            try:
+                found = peak_memory(engine, subject.path, threads, batch, self.cache, profile)
+            except EngineError as error:  # one figure is missing; the timings are there
+                log.warning("no peak memory: %s", " ".join(str(error).split()))
+                found = None
             if found:
                 row = replace(row, peak_memory_mib=found.peak_mib, gpu_memory_mib=found.gpu_mib)
         return row

@@ -34,8 +34,11 @@ def bench_document(
 
 
 def results_file(path: Path, stem: str, machine: Mapping[str, Any]) -> Path:
-    """`path` itself, or a file in that folder named by the environment."""
-    if path.is_dir() or not path.suffix:
+    """`path` itself, or a file in that folder named by the environment.
+
+    What is not there yet is a folder where it has no suffix.
+    """
+    if path.is_dir() or not (path.suffix or path.exists()):
         return path / f"{stem}-{environment_name(machine)}.csv"
     return path
 

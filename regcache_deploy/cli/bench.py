@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from ..compat import require
 from ..errors import ConfigError
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments
+from .shared import check_output_file
 
 if TYPE_CHECKING:
     from ..bench.measure import Settings
@@ -103,6 +105,9 @@ def run(args: argparse.Namespace) -> int:
     if len(set(names)) < len(names):
         raise ConfigError("two bundles have the same name; rename one, the rows would look alike")
     machine = describe_machine()
+    table = None if args.csv is None else results_file(args.csv, "bench", machine)
+    if table is not None:
+        check_output_file("--csv", table)
     with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
         subjects, pixels, source = [], {}, ""
         for bundle in bundles:
@@ -132,13 +137,15 @@ def run(args: argparse.Namespace) -> int:
         "turn_ms": settings.turn_ms,
     }
     document = bench_document(rows, machine, describe_machine(), how)
-    if args.csv is not None:
-        path = results_file(args.csv, "bench", machine)
-        write_rows(path, rows, environment_of_rows(document))
-    if args.json:
-        print(json.dumps(document, indent=1))
-    else:
-        print_table(document)
+    try:
+        if args.json:
+            print(json.dumps(document, indent=1))
+        else:
+            print_table(document)
+        sys.stdout.flush()
+    finally:  # a closed pipe takes no file with it, and a full disk no text
+        if table is not None:
+            write_rows(table, rows, environment_of_rows(document))
     return 0
 
 
@@ -155,6 +162,8 @@ def _settings(args: argparse.Namespace) -> tuple[list[str], Settings]:
             raise ConfigError(f"--{option} {value} is out of range: take at least {least}")
     if not args.seconds > 0:
         raise ConfigError(f"--seconds {args.seconds} is out of range: take more than 0")
+    if args.compare is not None and not _words(args.compare):
+        raise ConfigError(f"--compare {args.compare}: write precisions by comma: {DEFAULT_COMPARE}")
     threads: tuple[Any, ...] = _numbers("--threads", args.threads) or (None,)
     settings = Settings(
         batches=_numbers("--batch", args.batch) or (1,),

@@ -13,7 +13,7 @@ from ..options import MAX_THREADS, check_observer_of
 from ..paths import require_writable
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
-from .shared import add_observer_argument
+from .shared import add_observer_argument, check_seed
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
 
@@ -130,3 +130,4 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--threads {args.threads} is out of range: take 1 to {MAX_THREADS}")
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers} is out of range: take 0 or more")
+    check_seed(args.seed)

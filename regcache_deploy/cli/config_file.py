@@ -2,13 +2,15 @@
 
 The file is turned into command-line words and parsed by the command's own parser, so that types,
 choices and messages are the same in both places. The words of the file come first: what the
-command line says after them wins.
+command line says after them wins. What a command requires may stand in either, also its positional
+argument, under its name (`bundle`, `plan`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,26 @@ def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Name
     Raises:
         ConfigError: a usage mistake, on the command line or in the file.
     """
-    values = parser.parse_args(arguments)
-    path = getattr(values, "config", None)
-    if path is None:
-        return values
-    words = read_config(path, parser)
-    try:
-        parser.parse_args(words)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return parser.parse_args([*words, *arguments])
+    with _nothing_required(parser):
+        values = parser.parse_args(arguments)
+        path = getattr(values, "config", None)
+        if path is not None:
+            words, positionals = read_config(path, parser)
+            try:
+                parser.parse_args([*words, *positionals.values()])
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
+            # a positional is not overridden by a second one, so the file's gives way
+            left = [word for name, word in positionals.items() if getattr(values, name) is None]
+            arguments = [*words, *left, *arguments]
+    return parser.parse_args(arguments)
 
 
-def read_config(path: Path, parser: Parser) -> list[str]:
+def read_config(path: Path, parser: Parser) -> tuple[list[str], dict[str, str]]:
     """The file's content as command-line words, for example `["--limit=100", "--json"]`.
+
+    Returns:
+        Words of options, and the positional arguments by name.
 
     Raises:
         ConfigError: unreadable, no mapping, an unknown key, or a value of the wrong kind.
@@ -49,15 +57,35 @@ def read_config(path: Path, parser: Parser) -> list[str]:
         # the negative of a switch is written `name: false`; --no-fold is an option of its own
         if option.startswith("--") and not (option.startswith("--no-") and action.nargs == 0)
     }
+    positional = {a.dest: a for a in parser._actions if not a.option_strings}
     words: list[str] = []
+    positionals: dict[str, str] = {}
     for key, value in _load_mapping(path).items():
         name = str(key).replace("_", "-")
+        if name in positional and name not in options:
+            if value is not None:
+                positionals[name] = _one(path, name, value)
+            continue
         if name not in options or name in _NOT_IN_A_FILE:
-            hint = did_you_mean(name, options.keys() - _NOT_IN_A_FILE)
+            known = (options.keys() | positional.keys()) - _NOT_IN_A_FILE
+            hint = did_you_mean(name, known)
             raise ConfigError(f"{path}: unknown key '{key}'{hint}")
         if value is not None:  # `limit:` with nothing behind it leaves the default
             words += _words(path, name, value, options[name])
-    return words
+    return words, positionals
+
+
+@contextlib.contextmanager
+def _nothing_required(parser: Parser) -> Iterator[None]:
+    """Let `parser` read a part of what a command needs."""
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    try:
+        yield
+    finally:
+        for action in required:
+            action.required = True
 
 
 def _words(path: Path, name: str, value: Any, action: argparse.Action) -> list[str]:
@@ -67,9 +95,13 @@ def _words(path: Path, name: str, value: Any, action: argparse.Action) -> list[s
         if value:
             return [f"--{name}"]
         return [f"--no-{name}"] if f"--no-{name}" in action.option_strings else []
+    return [f"--{name}={_one(path, name, value)}"]
+
+
+def _one(path: Path, name: str, value: Any) -> str:
     if isinstance(value, (bool, list, dict)):
         raise ConfigError(f"{path}: {name} takes one value, not {value!r}")
-    return [f"--{name}={value}"]
+    return str(value)
 
 
 def _load_mapping(path: Path) -> dict[Any, Any]:
@@ -86,6 +118,8 @@ def _load_mapping(path: Path) -> dict[Any, Any]:
         place = f"line {mark.line + 1}: " if mark is not None else ""
         problem = getattr(error, "problem", None) or "it does not parse"
         raise ConfigError(f"{path} is not valid YAML: {place}{problem}") from error
+    except ValueError as error:  # a scalar that looks like a date and is none
+        raise ConfigError(f"{path} is not valid YAML: {error}; quote the value") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -95,4 +129,6 @@ def _load_mapping(path: Path) -> dict[Any, Any]:
     for key in keys:
         if keys.count(key) > 1:  # YAML would silently take the last one
             raise ConfigError(f"{path}: '{key}' stands twice")
+    if True in document and "on" in keys:  # what YAML 1.1 makes of the key
+        document["on"] = document.pop(True)
     return document

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
+from .shared import check_output_file, check_seed
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
@@ -114,10 +115,12 @@ def run(args: argparse.Namespace) -> int:
             records = []
             for data in (args.data, *args.transfer):
                 records += session.evaluate(data, args.task, args.train_data)
-        if args.csv is not None:
-            write_csv(args.csv, session, records)
-        print_records(session, records, args.json)
-    sys.stdout.flush()
+        try:
+            print_records(session, records, args.json)
+            sys.stdout.flush()
+        finally:  # a closed pipe takes no file with it, and a full disk no text
+            if args.csv is not None:
+                write_csv(args.csv, session, records)
     return 0
 
 
@@ -126,6 +129,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("pass either --images FILE... or --data DATA")
     if args.images and args.transfer:
         raise ConfigError("--transfer goes with --data")
+    if args.images and args.csv:
+        raise ConfigError("--csv goes with --data; --images has no records to write")
     if args.task == "retrieval" and args.transfer:
         raise ConfigError("--transfer does not go with --task retrieval")
     for name in ("limit", "top", "batch_size", "threads"):
@@ -135,3 +140,6 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{option} {value} is out of range: take at least 1")
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers} is out of range: take 0 or more")
+    check_seed(args.seed)
+    if args.csv is not None:
+        check_output_file("--csv", args.csv)

@@ -43,6 +43,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPE_CLOSED = 141  # 128 + SIGPIPE
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
+_WRONG_PLACE = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +90,9 @@ def guard(action: Callable[[], int]) -> int:
         _drop_stdout()
         return _PIPE_CLOSED
     except OSError as error:
+        if error.errno in _WRONG_PLACE and error.filename:
+            reason = f"cannot use {error.filename}: {error.strerror}; check the path"
+            return _fail(reason, ConfigError.exit_code)
         if error.errno not in _FULL | _FORBIDDEN:
             raise
         if not error.filename:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from .common import add_common_arguments
+from .shared import check_output_file
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
 
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from ..report.html import write_page
 
     output = args.output or args.run_folder / "report.html"
+    if args.output is not None:
+        check_output_file("--output", args.output)
     document = load_document(args.run_folder, args.bench)
     bundle = args.bundle or find_bundle(args.run_folder)
     if bundle is not None:

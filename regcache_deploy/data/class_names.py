@@ -31,13 +31,12 @@ def head_for(folders: Sequence[str]) -> tuple[str, ...]:
     Raises:
         DataError: fewer than two classes, or the folders are splits.
     """
-    split = looks_like_splits(folders)
-    if split:
-        raise DataError(_splits(folders, split))
-    if any(_wnid(folder) for folder in folders):
+    refuse_splits(folders)
+    if any(is_wnid(folder) for folder in folders):
         return imagenet_names()
     names = {_plain(folder): folder.replace("_", " ").strip() for folder in sorted(folders)}
     if len(names) < 2:
+        _refuse_twins(folders)
         raise DataError(
             f"one class alone ({', '.join(names.values()) or 'none'}) measures nothing; pass a "
             "folder with one sub-folder per class"
@@ -48,8 +47,13 @@ def head_for(folders: Sequence[str]) -> tuple[str, ...]:
 def class_indices(folders: Sequence[str], head: Sequence[str]) -> list[int]:
     """Index into `head` of every folder.
 
+    Args:
+        folders: names of the class folders of one image set.
+        head: class names.
+
     Raises:
-        DataError: a folder matches no class, or several; the message names the nearest ones.
+        DataError: a folder matches no class, or several; the message names the nearest ones. Or
+            two folders differ in punctuation and case alone.
     """
     table = _lookup(tuple(head))
     wnids = {w: i for i, w in enumerate(imagenet_wnids())} if _is_imagenet(head) else {}
@@ -63,7 +67,20 @@ def class_indices(folders: Sequence[str], head: Sequence[str]) -> list[int]:
         if len(found) != 1:
             raise DataError(_mismatch(folder, found, folders, head, wnids))
         indices.append(found[0])
+    _refuse_twins(folders)
     return indices
+
+
+def refuse_splits(folders: Sequence[str]) -> None:
+    """Raise DataError where the folders are splits and no classes."""
+    split = looks_like_splits(folders)
+    if split:
+        raise DataError(_splits(folders, split))
+
+
+def is_wnid(folder: str) -> bool:
+    """Whether a folder is named by one of WordNet's numbers."""
+    return _wnid(folder) is not None
 
 
 @lru_cache(maxsize=1)
@@ -100,6 +117,18 @@ def _lookup(head: tuple[str, ...]) -> dict[str, list[int]]:
     for index, name in enumerate(head):
         table.setdefault(_plain(name), []).append(index)
     return table
+
+
+def _refuse_twins(folders: Sequence[str]) -> None:
+    """`1.5` and `15`, `C` and `C++`: names that are written freely cannot tell them apart."""
+    seen: dict[str, str] = {}
+    for folder in folders:
+        other = seen.setdefault(_plain(folder), folder)
+        if other != folder:
+            raise DataError(
+                f"class folders '{other}' and '{folder}' have the same name but for punctuation "
+                "and case; rename one of them, or put their images together"
+            )
 
 
 def _mismatch(

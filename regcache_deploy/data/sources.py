@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DataError
 from . import shards, torchvision_sets
-from .class_names import class_indices, head_for
+from .class_names import class_indices, head_for, is_wnid, refuse_splits
 from .demo_images import load_demo_images
 from .preprocess import Preprocess
 from .scan import scan_folder
@@ -26,12 +26,14 @@ def open_data(
     limit: int | None = None,
     seed: int = 0,
     train: bool = False,
+    labels: bool = True,
 ) -> ImageStream:
     """Open a data set for one or more passes.
 
     Classes that are all in `head` get its indices. Where not one of them is in it, the data set
-    has classes of its own, and the stream's `class_names` say which. Where only some are, a name
-    is misspelt or the wrong head was taken, and that is an error.
+    has classes of its own, and the stream's `class_names` say which. Where only some folders are,
+    one is misspelt or the wrong head was taken, and that is an error; torchvision's data sets and
+    shards have numbers for labels, and their names are taken as they are.
 
     Args:
         text: a folder, shards (`DIR`, `x.tar`, `x-{000..012}.tar`), `torchvision:NAME:ROOT`, or
@@ -41,32 +43,54 @@ def open_data(
         limit: largest number of images, balanced over the classes of a folder.
         seed: chooses the images.
         train: the training split, where the data set has one.
+        labels: False asks for images alone: no class is looked for, and every label is None.
 
     Raises:
-        DataError: missing, empty or damaged data, or classes that fit only in part.
+        DataError: missing, empty or damaged data, or folders that fit only in part.
         ConfigError: a form that is not known.
     """
     if text == DEMO:
-        return _demo(preprocess, limit, seed, train)
+        return _demo(preprocess, limit, seed, train, labels)
     if torchvision_sets.is_torchvision(text):
-        return _torchvision(text, preprocess, head, limit, seed, train)
+        return _torchvision(text, preprocess, head, limit, seed, train, labels)
     if shards.is_shards(text) or "{" in text:
-        return _shards(text, preprocess, head, limit)
-    return _folder(Path(text), preprocess, head, limit, seed)
+        return _shards(text, preprocess, head, limit, labels)
+    return _folder(Path(text), preprocess, head, limit, seed, labels)
 
 
-def match_classes(names: Sequence[str], head: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Index of every class, and the names they index.
+def match_folders(names: Sequence[str], head: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Index of every class folder, and the class names they index.
 
     Raises:
-        DataError: some of the names are in `head` and others are not.
+        DataError: some of the folders are in `head` and others are not.
     """
-    if head:
-        known = [name for name in names if _in_head(name, head)]
-        if known:
-            return class_indices(names, head), tuple(head)
+    if any(_in_head(name, head) for name in names):
+        return class_indices(names, head), tuple(head)
     own = head_for(names)
     return class_indices(names, own), own
+
+
+def match_numbered(names: Sequence[str], head: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Index of every class of a data set that numbers its labels, and the names they index.
+
+    `head` serves where every class is one of its own in it. Otherwise the names are the classes:
+    `apple` of CIFAR-100 is no mistake because ImageNet has no apple but a Granny Smith.
+
+    Raises:
+        DataError: fewer than two classes.
+    """
+    if len(names) > 1 and tuple(names) == tuple(head):  # some of ImageNet's share a name
+        return list(range(len(head))), tuple(head)
+    try:
+        found = [class_indices([name], head)[0] for name in names]
+    except DataError:
+        found = []
+    if names and len(set(found)) == len(names):
+        return found, tuple(head)
+    if len(names) < 2 or any(is_wnid(name) for name in names):
+        own = head_for(names)
+        return class_indices(names, own), own
+    return list(range(len(names))), tuple(name.replace("_", " ").strip() for name in names)
 
 
 def open_files(files: Sequence[Path], preprocess: Preprocess) -> ImageStream:
@@ -84,10 +108,20 @@ def _in_head(name: str, head: Sequence[str]) -> bool:
 
 
 def _folder(
-    path: Path, preprocess: Preprocess, head: Sequence[str], limit: int | None, seed: int
+    path: Path,
+    preprocess: Preprocess,
+    head: Sequence[str],
+    limit: int | None,
+    seed: int,
+    labels: bool,
 ) -> ImageStream:
     listing = scan_folder(path)
-    indices, names = match_classes(listing.folders, head) if listing.folders else ([], ())
+    indices: list[int] = []
+    names: tuple[str, ...] = ()
+    if labels and listing.folders:
+        indices, names = match_folders(listing.folders, head)
+    elif len(listing.folders) > 1:  # test images among the others are never meant
+        refuse_splits(listing.folders)
     items = [
         Item(str(file.relative_to(path)), file, indices[label] if indices else None)
         for file, label in listing.choose(limit, seed)
@@ -102,33 +136,38 @@ def _torchvision(
     limit: int | None,
     seed: int,
     train: bool,
+    labels: bool,
 ) -> ImageStream:
     dataset = torchvision_sets.open_torchvision(text, train)
-    names = torchvision_sets.class_names_of(dataset, text)
-    indices, resolved = match_classes(names, head)
     order = list(range(len(dataset)))
     if limit is not None and limit < len(order):
         random.Random(seed).shuffle(order)
         order = sorted(order[:limit])
+    if not labels:
+        items = [Item(str(i), lambda i=i: dataset[i][0]) for i in order]  # type: ignore[misc]
+        return ImageStream(lambda: items, preprocess, text, length=len(order))
+    indices, names = match_numbered(torchvision_sets.class_names_of(dataset, text), head)
     return ImageStream(
         lambda: torchvision_sets.items_of(dataset, indices, order),
         preprocess,
         text,
-        resolved,
+        names,
         len(order),
     )
 
 
 def _shards(
-    text: str, preprocess: Preprocess, head: Sequence[str], limit: int | None
+    text: str, preprocess: Preprocess, head: Sequence[str], limit: int | None, labels: bool
 ) -> ImageStream:
     files = shards.expand(text)
-    own = shards.read_classes(text)
+    indices: list[int] = []
+    names: tuple[str, ...] = ()
+    own = shards.read_classes(text) if labels else None
     if own is not None:
-        indices, names = match_classes(own, head)
-    elif head:
+        indices, names = match_numbered(own, head)
+    elif labels and head:
         indices, names = list(range(len(head))), tuple(head)
-    else:
+    elif labels:
         raise DataError(f"{text}: put the class names into classnames.txt beside the shards")
 
     def items() -> Iterator[Item]:
@@ -136,13 +175,15 @@ def _shards(
             image = sample.image
             if image is None:
                 raise DataError(f"{text}: sample {sample.key} holds no image")
-            label = indices[shards.label_of(sample, text, len(indices))]
+            label = indices[shards.label_of(sample, text, len(indices))] if labels else None
             yield Item(sample.key, image, label)
 
     return ImageStream(items, preprocess, text, names)
 
 
-def _demo(preprocess: Preprocess, limit: int | None, seed: int, train: bool) -> ImageStream:
+def _demo(
+    preprocess: Preprocess, limit: int | None, seed: int, train: bool, labels: bool
+) -> ImageStream:
     from dataclasses import asdict
 
     from PIL import Image
@@ -154,7 +195,12 @@ def _demo(preprocess: Preprocess, limit: int | None, seed: int, train: bool) -> 
     images = load_demo_images("train" if train else "heldout", count, seed, preprocess_cfg=config)
     assert images.labels is not None
     items = [
-        Item(str(i), lambda i=i: Image.fromarray(images.pixels[i].numpy()), int(label))  # type: ignore[misc]
+        Item(
+            str(i),
+            lambda i=i: Image.fromarray(images.pixels[i].numpy()),  # type: ignore[misc]
+            int(label) if labels else None,
+        )
         for i, label in enumerate(images.labels)
     ]
-    return ImageStream(lambda: items, preprocess, images.source, images.class_names, count)
+    names = images.class_names if labels else ()
+    return ImageStream(lambda: items, preprocess, images.source, names, count)

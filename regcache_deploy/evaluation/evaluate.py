@@ -19,7 +19,7 @@ from .metrics import (
     resolution_line,
     zero_shot_logits,
 )
-from .paired import PairedComparison, compare_paired
+from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
 from .runners import Runner
 
@@ -138,6 +138,33 @@ def classify(
 def compare(reference: Any, model: Any, seed: int) -> PairedComparison:
     """Paired comparison of two arrays of hits."""
     return compare_paired(np.asarray(reference, int), np.asarray(model, int), seed)
+
+
+def compare_captions(
+    reference: Tensor, found: Tensor, image_of_text: Tensor, seed: int
+) -> tuple[PairedComparison, str]:
+    """Paired comparison of image retrieval, and its resolution, both counted by image.
+
+    Captions of one image are found or lost together more often than those of two.
+
+    Args:
+        reference, found: whether each caption finds its image, bool `[m]`.
+        image_of_text: int64 `[m]`; every image has a caption.
+        seed: of the bootstrap.
+    """
+    captions = image_of_text.bincount()
+    change = torch.zeros_like(captions)
+    change.index_add_(0, image_of_text, found.long() - reference.long())
+    pair = compare_answers(change.numpy(), captions.numpy(), seed)
+    of_recall = change.double() / captions.double().mean()
+    line = resolution_line(
+        pair.n,
+        pair.lost,
+        pair.won,
+        float(of_recall.square().mean()),
+        "won or lost captions on balance",
+    )
+    return pair, line
 
 
 def zero_shot_records(

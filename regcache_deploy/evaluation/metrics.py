@@ -78,21 +78,33 @@ def retrieval_metrics(
     return metrics, hits
 
 
-def resolution_line(n: int, lost: int, won: int) -> str:
+def resolution_line(
+    n: int,
+    lost: int,
+    won: int,
+    mean_square: float | None = None,
+    changed: str = "changed sides",
+) -> str:
     """How fine this comparison sees, and what half a point would take.
 
-    The paired difference has a standard error of `sqrt(discordant share / n)` at most; the 95 %
-    interval is as narrow as half a point where `1.96 * that` is.
+    The paired difference has a standard error of `sqrt(mean square of a change / n)` at most; the
+    95 % interval is as narrow as half a point where `1.96 * that` is.
+
+    Args:
+        n: images.
+        lost, won: images that changed for the worse and for the better.
+        mean_square: of the change of an image; None where each is by one: the discordant share.
+        changed: what these images did.
     """
-    share = (lost + won) / n
-    if not share:
+    if not lost + won:
         return (
-            f"no image of {n} changed sides; with 95 % confidence fewer than "
+            f"no image of {n} {changed}; with 95 % confidence fewer than "
             f"{100 * (1 - 0.05 ** (1 / n)):.2g} % do"
         )
-    needed = math.ceil(share * (Z_95 / HALF_POINT) ** 2)
-    sees = 100 * Z_95 * math.sqrt(share / n)
+    square = (lost + won) / n if mean_square is None else mean_square
+    needed = math.ceil(square * (Z_95 / HALF_POINT) ** 2)
+    sees = 100 * Z_95 * math.sqrt(square / n)
     return (
-        f"{lost + won} of {n} images changed sides: a difference of {sees:.2f} points can be "
+        f"{lost + won} of {n} images {changed}: a difference of {sees:.2f} points can be "
         f"seen; to resolve 0.5 point at 95 % takes {needed} images"
     )

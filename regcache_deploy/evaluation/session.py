@@ -30,13 +30,13 @@ from .evaluate import (
     Embedded,
     Record,
     classify,
-    compare,
+    compare_captions,
     embed,
     fidelity_records,
     top_classes,
     zero_shot_records,
 )
-from .metrics import resolution_line, retrieval_metrics, zero_shot_logits
+from .metrics import retrieval_metrics, zero_shot_logits
 from .probes import knn_logits, linear_probe_logits
 from .runners import Runner, make_runners
 
@@ -148,7 +148,7 @@ class Session:
         Raises:
             DataError, ConfigError: as `open_data`; or no labels where the task needs them.
         """
-        stream = self._open(data)
+        stream = self._open(data, labels=task != "fidelity")
         embedded = self._embed(stream)
         records = fidelity_records(data, embedded)
         if task in (KNN, PROBE):
@@ -163,6 +163,8 @@ class Session:
 
     def retrieve(self, root: Path, captions: Path | None) -> list[Record]:
         """Image-text retrieval, R@1 and R@5 in both directions.
+
+        Runners are compared by image retrieval at 1, image by image.
 
         Raises:
             DataError: no or empty captions, or an image is missing.
@@ -188,18 +190,22 @@ class Session:
         for name, features in embedded.features.items():
             metrics, hits = retrieval_metrics(features, text_features, owner)
             found = hits["image_retrieval"]
-            paired = None if reference is None else compare(reference, found, self.seed)
-            reference = found if reference is None else reference
-            line = resolution_line(paired.n, paired.lost, paired.won) if paired else None
+            paired, line = None, None
+            if reference is None:
+                reference = found
+            else:
+                paired, line = compare_captions(reference, found, owner, self.seed)
             records.append(
                 Record(pairs.source, RETRIEVAL, name, metrics, len(features), paired, line)
             )
         return records + fidelity_records(pairs.source, embedded)
 
-    def _open(self, data: str, train: bool = False, classes: Sequence[str] = ()) -> ImageStream:
+    def _open(
+        self, data: str, train: bool = False, classes: Sequence[str] = (), labels: bool = True
+    ) -> ImageStream:
         limit = None if train else self.limit
         known = classes or self.labels
-        stream = open_data(data, self.preprocess, known, limit, self.seed, train)
+        stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
         stream.workers = self.workers
         return stream
 

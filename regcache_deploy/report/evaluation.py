@@ -89,7 +89,10 @@ def print_records(session: Session, records: Sequence[Record], as_json: bool) ->
 
 
 def write_csv(path: Path, session: Session, records: Sequence[Record]) -> None:
-    """Records as CSV: one column per metric, as `clip_benchmark build` writes them."""
+    """Records as CSV: one column per metric, as `clip_benchmark build` writes them.
+
+    Folders that are missing are made.
+    """
     rows = []
     for entry in records_json(session, records):
         paired = entry.pop("paired") or {}
@@ -102,6 +105,7 @@ def write_csv(path: Path, session: Session, records: Sequence[Record]) -> None:
     writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, buffer.getvalue().encode())
 
 
