@@ -22,6 +22,7 @@ from ..paths import require_writable
 from ..progress import Reporter
 from .check import model_path
 from .common import QUIET, add_common_arguments
+from .shared import check_seed
 
 if TYPE_CHECKING:
     from regcache_engines.tensorrt.builder import BuildOptions, BuildResult
@@ -219,8 +220,7 @@ def _run_contract(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{option} {value} is out of range: take at least 1")
     if not args.seconds > 0:
         raise ConfigError(f"--seconds {args.seconds:g} is out of range: take more than 0")
-    if args.seed < 0:
-        raise ConfigError(f"--seed {args.seed} is out of range: take 0 or more")
+    check_seed(args.seed)
     build = None
     if args.engine in CPU_ENGINES:
         if ignored := _given(args, TENSORRT_ONLY):
