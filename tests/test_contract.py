@@ -335,13 +335,14 @@ def strict_folder(tmp_path_factory):
     """A plan of quantizers as published (random weights), and its bundle."""
     folder = tmp_path_factory.mktemp("strict")
     encoder = tame_encoder()
-    baseline = make_baseline("repqvit", None, "paper")
-    calibration = baseline.calibrate(
-        encoder, encoder.embed(tiny_images(12, seed=3)), regcache=tiny_regcache(encoder)
+    regcache = tiny_regcache(encoder)
+    tokens = encoder.embed(tiny_images(12, seed=3))
+    calibration = make_baseline("repqvit", None, "paper").calibrate(
+        encoder, tokens, regcache=regcache
     )
     plan = make_plan(
         calibration,
-        regcache_config=calibration.regcache.config,
+        regcache_config=regcache.config,
         preprocess=PREPROCESS,
         strict=True,
     )

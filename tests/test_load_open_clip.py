@@ -18,7 +18,7 @@ pretrained = pytest.importorskip("open_clip.pretrained")
 
 NAME = "ViT-S-32"
 HALF = (0.5, 0.5, 0.5)
-TAGS = {
+TAGS: dict[str, dict[str, Any]] = {
     "quick": {"quick_gelu": True},
     "plain": {},
     "half": {"mean": HALF, "std": HALF, "interpolation": "bicubic", "resize_mode": "squash"},
@@ -34,7 +34,7 @@ def tags(tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = open_clip.create_model(NAME, pretrained=None).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, path)
-    known: dict[str, Any] = {tag: {"url": path.as_uri()} | says for tag, says in TAGS.items()}
+    known = {tag: {"url": path.as_uri()} | says for tag, says in TAGS.items()}
     monkeypatch.setitem(pretrained._PRETRAINED, NAME, known)
     monkeypatch.setitem(pretrained._PRETRAINED, NAME + "-quickgelu", known)
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *a, **k: str(path))
