@@ -23,6 +23,7 @@ from regcache_export.certificate import (
     Subject,
     collect,
     describe,
+    file_hashes,
     first_divergence,
     first_user,
     images_file,
@@ -113,10 +114,13 @@ class _ForcedEncoder(Encoder):
 
     forced: list[Tensor] = field(default_factory=list)
     found: list[Array] = field(default_factory=list)
+    norms: list[Array] = field(default_factory=list)
 
     def _choose(self, tokens: Tensor, count: int) -> Tensor:
         kept = super()._choose(tokens, count)
         self.found.append(kept.numpy())
+        patches = tokens[:, self.spec.num_prefix_tokens :]
+        self.norms.append(patches.abs().amax(dim=-1).numpy())
         return self.forced[0] if self.forced else kept
 
 
@@ -144,8 +148,8 @@ class TorchSimulator:
         output = encoder.block(
             index, torch.from_numpy(tokens), numerics, self.calibration.regcache, survivors
         ).numpy()
-        positions = encoder.found[0] if encoder.found else None
-        return Simulated(dict(numerics.steps), dict(numerics.codes), positions, output)
+        positions, norms = (found[0] if found else None for found in (encoder.found, encoder.norms))
+        return Simulated(dict(numerics.steps), dict(numerics.codes), positions, output, norms)
 
 
 def graph_offsets(plan: Plan, model: onnx.ModelProto) -> dict[str, int]:
@@ -230,7 +234,11 @@ def certify_bundle(
         "explained_by_rounding": len(optimized.explained),
         "half": optimized.half,
     }
-    extra = {"optimized": section, "parameters": parameter_hashes(shipped)}
+    extra = {
+        "optimized": section,
+        "parameters": parameter_hashes(shipped),
+        "files": file_hashes(bundle),
+    }
     document = make_document(subject, evidence, extra, f"torch {torch.__version__}")
     add_files(path, {CERTIFICATE: json_bytes(document), IMAGES: images_file(images)})
     return document

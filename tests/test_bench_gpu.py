@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from regcache_deploy.bench import measure
-from regcache_deploy.bench.engines import ENGINES, ON_GPU
+from regcache_deploy.bench.engines import ENGINES, ON_GPU, open_engine
 from regcache_deploy.bench.measure import Bench, Settings, row_columns
 from regcache_deploy.bench.memory import Peak
 from regcache_deploy.bench.results import write_rows
@@ -123,6 +123,32 @@ def test_a_bundle_for_tensorrt_is_compared_with_half_precision(
         ("int8", 2),
     ]
     assert all(row["speedup_over"] == "fp16" for row in rows[2:])
+
+
+def test_an_engine_of_bench_is_held_against_the_promise_of_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`regcache bench` promises nothing; the same engine must not pass `regcache build`."""
+    from tests.test_tensorrt_certificate import calibrated, plan_of
+
+    options = GraphOptions(target="tensorrt")
+    path = write_bundle(plan_of(calibrated()), tmp_path / "t.regcache", options=options)
+    engines = tmp_path / "engines"
+    with machine_with("tensorrt", monkeypatch) as machine:
+        machine.in_half = {"blocks.1.mlp.fc1"}
+        open_engine("tensorrt", path / "model.onnx", None, (1, 8, 32), engines).close()
+        words = ["build", str(path), "--engine", "tensorrt", "--output", str(engines), "-q"]
+        assert main(words) == 7
+        assert "first blocks.1.mlp.fc1/MatMul: found half_gemm" in capsys.readouterr().err
+        assert main([*words, "--layer-check", "warn", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["reused"], found["promise_kept"]) == (True, False)
+        assert machine.builds == 1
+        # a sidecar that does not say what became of the products
+        (sidecar,) = engines.glob("*.json")
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"products": {}}))
+        assert main(words) == 7
+        assert machine.builds == 2
 
 
 def test_every_engine_of_the_issue_has_a_name() -> None:

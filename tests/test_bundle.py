@@ -291,6 +291,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "drive": (list_as("C:model.onnx"), "could leave"),
     "null": (list_as("model\0.onnx"), "could leave"),
     "itself": (list_as("manifest.json"), "could leave"),
+    "too long for the disk": (list_as("a" * 300), "not readable"),
 }
 
 

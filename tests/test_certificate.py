@@ -13,20 +13,26 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.numpy import save
 
-from regcache_deploy.certify import certify_bundle, graph_offsets
+from regcache_deploy.certify import TorchSimulator, certify_bundle, graph_offsets
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, VerificationError
 from regcache_deploy.planning import make_plan
 from regcache_deploy.quantization import Bits, Calibration
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import PREPROCESS as PREPROCESS_FILE
+from regcache_engines.bundle import TEXT_FEATURES, Bundle
 from regcache_export import certificate
 from regcache_export.bundle import add_files, write_bundle
 from regcache_export.certificate import CERTIFICATE, IMAGES, Subject, collect, first_divergence
+from regcache_export.compare import Simulated, Simulator
+from regcache_export.graph import build_model
 from regcache_export.plan import Plan
+from regcache_export.reference import Reference, initializers
 from regcache_export.reference_activation import erf
 from regcache_export.targets import TARGETS, GraphOptions
 from regcache_export.verify import verify_bundle
+from tests.cpp.damages import edit_manifest
 from tests.graph_helpers import rewrite
 from tests.tiny_plans import (
     CHOICE,
@@ -244,8 +250,6 @@ def test_the_simulation_notices_by_itself(kind: str, tmp_path: Path) -> None:
 
 def test_the_numpy_reference_notices_a_wrong_wire() -> None:
     """Largest instead of smallest norms survive: the constants are right, the graph is not."""
-    from regcache_export.graph import build_model
-
     calibrated = calibration()
     plan = plan_of(calibrated)
     model = build_model(plan)
@@ -259,6 +263,52 @@ def test_the_numpy_reference_notices_a_wrong_wire() -> None:
     divergent = first_divergence(counts)
     assert divergent is not None
     assert divergent.node == "blocks.1.delete/TopK"
+
+
+class Swapping:
+    """A simulation whose first two survivors have nearly equal norms, the other way round."""
+
+    def __init__(self, simulator: Simulator, apart: float) -> None:
+        self.simulator, self.apart = simulator, apart
+
+    def block(self, *arguments: Any) -> Simulated:
+        found = self.simulator.block(*arguments)
+        if found.positions is None:
+            return found
+        assert found.norms is not None
+        order = np.argsort(found.norms, axis=1, kind="stable")
+        np.testing.assert_array_equal(found.positions, order[:, : found.positions.shape[1]])
+        positions, norms = found.positions.copy(), found.norms.copy()
+        positions[:, :2] = positions[:, 1::-1]
+        rows, second = np.arange(len(norms)), positions[:, 1]
+        norms[rows, second] = norms[rows, positions[:, 0]] * (1 + self.apart)
+        return replace(found, positions=positions, norms=norms)
+
+
+@pytest.mark.parametrize("apart", [1e-6, 1e-4])
+@pytest.mark.parametrize("side", ["torch", "numpy"])
+def test_nearly_equal_norms_may_change_places(side: str, apart: float) -> None:
+    """Float sums in another order decide which of them comes first: no fault of the graph."""
+    encoder = tiny_encoder()
+    calibrated = naive_calibration(
+        encoder, tiny_regcache(encoder, replace(CHOICE, delete_at="mlp_input"))
+    )
+    plan = plan_of(calibrated)
+    model = build_model(plan)
+    subject = Subject(
+        model, plan.encoder, plan.regcache, GraphOptions(), graph_offsets(plan, model), PREPROCESS
+    )
+    simulator: Simulator = TorchSimulator(calibrated)
+    if side == "numpy":
+        simulator = Reference(
+            initializers(model), subject.spec, subject.regcache, subject.options, subject.offsets
+        )
+    found = collect(subject, pixels().numpy(), Swapping(simulator, apart))
+    counts = found.comparison.counts
+    top = counts["blocks.1.delete/TopK"]
+    assert (top.different, top.off_tie) == (2 * COUNT, 0 if apart < 1e-5 else 2 * COUNT)
+    divergent = first_divergence(list(counts.values()))
+    assert divergent == (None if apart < 1e-5 else top)
 
 
 def test_a_perturbed_token_position_inside_a_block_is_seen(tmp_path: Path) -> None:
@@ -286,6 +336,82 @@ def test_a_perturbed_token_position_inside_a_block_is_seen(tmp_path: Path) -> No
     assert report.details["other_codes"][0] == "blocks.1.attn.qkv/QuantizeLinear"
 
 
+# ---- beside the model ---------------------------------------------------------------------------
+
+
+def other_preprocessing(path: Path) -> None:
+    known = Bundle.open(path).preprocess
+    add_files(path, {PREPROCESS_FILE: json.dumps(known | {"mean": [0.1, 0.2, 0.3]}).encode()})
+
+
+def other_head(path: Path) -> None:
+    bundle = Bundle.open(path)
+    tensor = {"text_features": np.ascontiguousarray(bundle.text_features[::-1])}
+    described = {"labels": json.dumps(bundle.labels), "logit_scale": str(bundle.logit_scale)}
+    add_files(path, {TEXT_FEATURES: save(tensor, metadata=described)})
+
+
+def no_head(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest["files"].pop(TEXT_FEATURES))
+    (path / TEXT_FEATURES).unlink()
+
+
+def other_regcache(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest["regcache"].update(delete_count=7))
+
+
+BESIDE = {
+    "preprocessing": (other_preprocessing, PREPROCESS_FILE),
+    "another head": (other_head, TEXT_FEATURES),
+    "no head": (no_head, TEXT_FEATURES),
+    "manifest": (other_regcache, "'regcache' in manifest.json"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_verify_names_what_was_changed_beside_the_model(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act, name = BESIDE[what]
+    path = certified(tmp_path, calibration(), GraphOptions())
+    act(path)
+    assert main(["verify", str(path)]) == 6
+    assert f"{name}: not what was certified" in capsys.readouterr().err
+
+
+def test_an_older_certificate_says_nothing_of_the_files_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    assert verify_bundle(Bundle.open(path)).unknown == ()
+    document = json.loads((path / CERTIFICATE).read_text())
+    del document["files"]
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    report = verify_bundle(Bundle.open(path))
+    assert (report.problem, report.unknown) == (None, (PREPROCESS_FILE, TEXT_FEATURES))
+    assert main(["verify", str(path)]) == 0
+    assert f"of an older version: {PREPROCESS_FILE}, {TEXT_FEATURES}" in capsys.readouterr().out
+
+
+def test_only_codes_that_were_compared_count_as_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fixed batch leaves two of six images out at export, too; fewer images have other hashes."""
+    path = certified(tmp_path, calibration(), GraphOptions(batch=4))
+    report = verify_bundle(Bundle.open(path))
+    assert (report.images, report.hashed, report.same_codes) == (4, 12, 1)
+    document = json.loads((path / CERTIFICATE).read_text())
+    document["code_sha256"] = dict.fromkeys(document["code_sha256"], "0" * 64)
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    assert verify_bundle(Bundle.open(path)).same_codes == 0
+    free = certified(tmp_path, calibration(), GraphOptions())
+    report = verify_bundle(Bundle.open(free), 2)
+    assert (report.hashed, report.to_json()["same_codes"]) == (0, None)
+    for words, said in (([], True), (["--images", "2"], False)):
+        assert main(["verify", str(free), *words]) == 0
+        assert ("very codes" in capsys.readouterr().out) is said
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
@@ -302,6 +428,8 @@ def test_a_bundle_without_certificate(tmp_path: Path, capsys: Any) -> None:
         (CERTIFICATE, b"[]"),
         (CERTIFICATE, b'{"schema": 99}'),
         (CERTIFICATE, b'{"schema": 1}'),
+        (CERTIFICATE, b'{"a": ' * 100_000),
+        ("model.onnx", b"no model"),
         (IMAGES, b"nothing"),
         (IMAGES, certificate.images_file(np.zeros((0, 4, 4, 3), np.uint8))),
     ],
@@ -310,6 +438,24 @@ def test_a_damaged_certificate(name: str, data: bytes, tmp_path: Path) -> None:
     path = certified(tmp_path, calibration(), GraphOptions())
     add_files(path, {name: data})
     with pytest.raises(BundleError):
+        verify_bundle(Bundle.open(path))
+
+
+@pytest.mark.parametrize("section", ["parameters", "code_sha256", "files"])
+def test_a_certificate_with_a_list_for_an_object(section: str, tmp_path: Path) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    document = json.loads((path / CERTIFICATE).read_text()) | {section: []}
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    with pytest.raises(BundleError, match=f"no readable '{section}'"):
+        verify_bundle(Bundle.open(path))
+
+
+def test_a_head_of_another_encoder(tmp_path: Path) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    described = {"labels": "[]", "logit_scale": "1"}
+    head = save({"text_features": np.ones((4, 7), np.float32)}, metadata=described)
+    add_files(path, {TEXT_FEATURES: head})
+    with pytest.raises(BundleError, match="have 7 numbers and the embeddings 20"):
         verify_bundle(Bundle.open(path))
 
 

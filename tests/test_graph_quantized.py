@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,8 +24,10 @@ from regcache_deploy.quantization import (
     Uniform,
 )
 from regcache_export.graph import build_model, serialize
+from regcache_export.graph import linear as linear_module
 from regcache_export.graph.linear import weight_codes
 from regcache_export.inspect import integer_gemms, optimized_op_counts
+from regcache_export.tensor_quant import TensorQuant
 from tests.graph_helpers import cosine, plan_of, quantize_nodes, run
 from tests.tiny_plans import (
     float_calibration,
@@ -173,6 +177,33 @@ def test_weight_codes_are_those_of_the_simulation(
     codes = weight_codes(weight.numpy(), quantizer.to_plan())
     assert codes.dtype == (np.int8 if signed else np.uint8)
     np.testing.assert_array_equal(codes, quantizer.codes(weight).numpy())
+
+
+class OldFloat32(np.float32):
+    """A scalar by the rule of numpy 1, which is supported: beside an int it becomes float64."""
+
+    def __rmul__(self, other: Any) -> Any:
+        return np.float64(other) * np.float64(self)
+
+
+def test_bounds_of_narrow_codes_are_float32_in_old_numpy_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = SimpleNamespace(**{**vars(np), "float32": OldFloat32})
+    assert old.asarray(3 * old.float32(0.5)).dtype == np.float64
+    monkeypatch.setattr(linear_module, "np", old)
+    quant = TensorQuant(np.array([0.1], np.float32), np.array([3], np.int32), bits=4)
+    bounds: dict[str, np.ndarray] = {}
+    builder: Any = SimpleNamespace(
+        constant=lambda name, value: bounds.setdefault(name, value) is None or name,
+        node=lambda name, inputs: name,
+    )
+    assert linear_module._clip(builder, "fc1", "x", quant) == "fc1/Clip"
+    assert {name: value.dtype for name, value in bounds.items()} == {
+        "fc1.input_min": np.float32,
+        "fc1.input_max": np.float32,
+    }
+    assert bounds["fc1.input_min"] == np.float32(-8 - 3) * np.float32(0.1)
 
 
 def test_unsigned_per_tensor_weights_work_too() -> None:

@@ -10,7 +10,11 @@ import pytest
 
 from regcache_engines import providers
 from regcache_engines.errors import EngineError
+from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
+from regcache_export.bundle import write_bundle
+from regcache_export.targets import GraphOptions
 from tests.tensorrt_fakes import H100, SHAPE
+from tests.tiny_plans import tiny_plan
 
 
 def test_providers_need_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -35,6 +39,7 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     session = SimpleNamespace(
         get_providers=lambda: running,
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
         get_inputs=lambda: [tensor("image", ["b", *SHAPE])],
         get_outputs=lambda: [tensor("features", ["b", 2])],
     )
@@ -55,6 +60,34 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     engine = providers.load_provider_engine(model, "tensorrt_rtx")
     assert engine.image_size == (4, 4)
     assert registered == [name]
+
+
+class OnTheCpu(OnnxRuntimeEngine):
+    """Any provider, as ONNX Runtime without kernels for it: the CPU runs the graph."""
+
+    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
+        return super()._create_session(onnxruntime, path, options, "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("provider", "better"),
+    [
+        ("CUDAExecutionProvider", "onnx"),
+        ("TensorrtExecutionProvider", "tensorrt"),
+        ("NvTensorRTRTXExecutionProvider", "tensorrt"),
+    ],
+)
+def test_a_graph_for_the_cpu_is_refused(provider: str, better: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def write(target: str, quantized: bool) -> Path:
+        path, options = tmp_path / f"{target}-{quantized}.regcache", GraphOptions(target=target)
+        return write_bundle(tiny_plan(quantized), path, options=options) / "model.onnx"
+
+    for model in (write("onnx", True), write("onnxruntime", False)):
+        assert OnTheCpu(model, provider=provider).output_dim == 20
+    with pytest.raises(EngineError, match=f"leaves .* to the CPU; export .* --target {better}$"):
+        OnTheCpu(write("onnxruntime", True), provider=provider)
 
 
 def test_a_missing_plugin_names_its_package() -> None:

@@ -147,6 +147,18 @@ def test_openvino_runs_a_bundle(target: str, tmp_path: Path) -> None:
         two.infer(images)
 
 
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_openvino_leaves_the_probes_alone(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    options = GraphOptions(target=target, probes=3)
+    path = write_bundle(tiny_plan(), tmp_path / "tiny.regcache", options=options)
+    with load_engine(path, threads=1) as one, load_engine(path, runtime="openvino") as two:
+        first, second = (
+            torch.tensor(engine.infer(tiny_images(3).numpy())) for engine in (one, two)
+        )
+    assert torch.cosine_similarity(first, second).min() > 0.999
+
+
 def test_openvino_refuses_what_it_cannot_run(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     broken = tmp_path / "broken.onnx"

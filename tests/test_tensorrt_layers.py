@@ -13,6 +13,7 @@ from regcache_engines.tensorrt.layers import (
     layers_from_inspector,
     layers_from_log,
     missing_promises,
+    product_kinds,
 )
 
 TENSOR = "{{ Name: {name}, Dimensions: [-1,768], Strides: [768,1], Datatype: {type}, Format: x }}"
@@ -124,20 +125,22 @@ def test_log() -> None:
 
 
 def test_promises() -> None:
-    layers = layers_from_log([LOG])
+    products = product_kinds(layers_from_log([LOG]))
+    assert products["blocks.0.attn.q/MatMul"] == ["int8_gemm", "other"]
+    assert "patch_embed/Conv" not in products
     kept = {"blocks.0.attn.q/MatMul": "int8_gemm", "blocks.0.attn/pv/MatMul": "int8_mha"}
-    assert not missing_promises(layers, kept)
+    assert not missing_promises(products, kept)
     broken = {
         "blocks.0.attn.qkv/MatMul": "int8_gemm",
         "blocks.1.attn/qk/MatMul": "int8_mha",
         "blocks.2.attn/qk/MatMul": "int8_mha",
         "blocks.9.mlp.fc1/MatMul": "int8_gemm",
     }
-    assert missing_promises(layers, kept | broken) == {
+    assert missing_promises(products, kept | broken) == {
         "blocks.0.attn.qkv/MatMul": "half_gemm",
         "blocks.1.attn/qk/MatMul": "half_mha",
         "blocks.2.attn/qk/MatMul": "int8_bmm",
-        "blocks.9.mlp.fc1/MatMul": "no layer names it",
+        "blocks.9.mlp.fc1/MatMul": "no matrix product",
     }
 
 

@@ -54,6 +54,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Path], Any] |
         None,
         r"this is 10\.9\.0",
     ),
+    "no weights": ({"options": {"strip_weights": True}}, {}, None, "--strip-weights"),
     "no sidecar": ({}, {}, lambda path: path.with_suffix(".json").unlink(), "description"),
     "sidecar cut": ({}, {}, lambda path: path.with_suffix(".json").write_text("{"), "description"),
     "newer schema": ({}, {}, lambda path: edit(path.with_suffix(".json"), schema=2), "schema 2"),

@@ -117,6 +117,7 @@ def test_an_engine_is_served_as_its_sidecar_says(tmp_path, profile, batch):
         ({"onnx_sha256": "1" * 64}, EngineError, "another file"),
         ({"engine_sha256": "1" * 64}, EngineError, "not the file that was built"),
         ({"engine": "tensorrt_rtx"}, EngineError, "does not serve"),
+        ({"options": {"strip_weights": True}}, EngineError, "no weights"),
         ({"profile": Profile(2, 4, 8)}, ConfigError, "--min-batch 1"),
     ],
 )

@@ -48,20 +48,11 @@ class Bundle:
                 a link, or named so that it would leave the folder.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
-        files = manifest["files"]
-        for name in REQUIRED:
-            if name not in files:
-                raise BundleError(f"{folder}/{MANIFEST} does not list {name}; {AGAIN}")
-        for name, entry in files.items():
-            _check_file(folder, name, entry)
-        present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-        unlisted = sorted(present - files.keys() - {MANIFEST})
-        if unlisted:
-            raise BundleError(
-                f"{folder} holds {', '.join(unlisted)}, which its manifest does not list; "
-                "move it out of the bundle"
-            )
+        try:
+            manifest = _read_manifest(folder)
+            _check_files(folder, manifest["files"])
+        except OSError as error:  # a name too long for the disk, a folder that may not be read
+            raise BundleError(f"{folder} is not readable ({error}); {AGAIN}") from error
         return cls(folder, manifest)
 
     @property
@@ -146,6 +137,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("files"), dict):
         raise BundleError(f"{folder}/{MANIFEST} lists no files; {AGAIN}")
     return manifest
+
+
+def _check_files(folder: Path, files: dict[str, Any]) -> None:
+    for name in REQUIRED:
+        if name not in files:
+            raise BundleError(f"{folder}/{MANIFEST} does not list {name}; {AGAIN}")
+    for name, entry in files.items():
+        _check_file(folder, name, entry)
+    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    unlisted = sorted(present - files.keys() - {MANIFEST})
+    if unlisted:
+        raise BundleError(
+            f"{folder} holds {', '.join(unlisted)}, which its manifest does not list; "
+            "move it out of the bundle"
+        )
 
 
 def _check_file(folder: Path, name: str, entry: Any) -> None:

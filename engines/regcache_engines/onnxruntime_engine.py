@@ -18,6 +18,14 @@ from .pieces import PiecewiseRun, Run, physical_cores, piece_size
 TOKENS = "regcache.tokens"
 """Where an exported graph says how many tokens an image has."""
 
+TARGET, QUANTIZED = "regcache.target", "regcache.quantized_linears"
+"""Where it says which target it was exported for, and how many linears are integer products."""
+
+CPU_TARGET = "onnxruntime"
+"""The target whose integer products no GPU has kernels for."""
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same `onnxruntime` module over one another."""
 
@@ -36,7 +44,7 @@ class OnnxRuntimeEngine(LoadedEngine):
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
-            load or has other inputs and outputs.
+            load, is for the CPU alone, or has other inputs and outputs.
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class OnnxRuntimeEngine(LoadedEngine):
         model_path: Path | str,
         threads: int | None = None,
         optimize: bool = True,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU_PROVIDER,
     ) -> None:
         check_threads(threads)
         path = Path(model_path)
@@ -57,9 +65,11 @@ class OnnxRuntimeEngine(LoadedEngine):
             options.graph_optimization_level = levels.ORT_DISABLE_ALL
         self._path = path
         self._session: Any = self._create_session(onnxruntime, path, options, provider)
+        if provider != CPU_PROVIDER:
+            self._refuse_cpu_graph(provider)
         self._contract = self._read_contract()
         self._pieces: PiecewiseRun | None = None
-        if optimize and provider == "CPUExecutionProvider" and self._fixed_batch is None:
+        if optimize and provider == CPU_PROVIDER and self._fixed_batch is None:
             self._pieces = self._open_pieces(onnxruntime, threads)
 
     def infer(self, images: Array) -> FloatArray:
@@ -73,17 +83,31 @@ class OnnxRuntimeEngine(LoadedEngine):
         return check_features(features, len(images), self.output_dim)
 
     def _open_pieces(self, onnxruntime: Any, threads: int | None) -> PiecewiseRun | None:
-        tokens = self._session.get_modelmeta().custom_metadata_map.get(TOKENS, "")
+        tokens = self._metadata(TOKENS)
         if not _is_count(tokens):
             return None
 
         def open_single() -> Run:
             alone = _session_options(onnxruntime, 1)
-            session = self._create_session(onnxruntime, self._path, alone, "CPUExecutionProvider")
+            session = self._create_session(onnxruntime, self._path, alone, CPU_PROVIDER)
             return lambda images: self._run_in(session, images)
 
         return PiecewiseRun(
             piece_size(int(tokens)), threads or physical_cores(), self._run, open_single
+        )
+
+    def _metadata(self, key: str) -> str:
+        known: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return known.get(key, "")
+
+    def _refuse_cpu_graph(self, provider: str) -> None:
+        """ONNX Runtime would run such a graph's integer products on the CPU without a word."""
+        if self._metadata(TARGET) != CPU_TARGET or self._metadata(QUANTIZED) == "0":
+            return
+        better = "onnx" if provider == "CUDAExecutionProvider" else "tensorrt"
+        raise EngineError(
+            f"{self._path} was exported with --target {CPU_TARGET}, and {provider} leaves its "
+            f"integer products to the CPU; export it with --target {better}"
         )
 
     def _run(self, images: Array) -> FloatArray:

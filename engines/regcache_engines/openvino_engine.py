@@ -53,6 +53,7 @@ class OpenVINOEngine(LoadedEngine):
             raise EngineError(f"{path} is no image encoder with one input and one output")
         self._path = path
         self._contract = contract
+        (self._output,) = _features(compiled)
         self._request: Any = compiled.create_infer_request()
         batch = compiled.inputs[0].partial_shape[0]
         self._fixed_batch = batch.get_length() if batch.is_static else None
@@ -67,7 +68,7 @@ class OpenVINOEngine(LoadedEngine):
     def _run(self, images: Array) -> FloatArray:
         try:
             self._request.infer([np.ascontiguousarray(images)])
-            return np.array(self._request.get_output_tensor(0).data)
+            return np.array(self._request.get_output_tensor(self._output).data)
         except Exception as error:  # as above
             raise EngineError(f"OpenVINO failed on {self._path}: {error}") from error
 
@@ -93,12 +94,20 @@ def import_openvino() -> Any:
     return module
 
 
+def _features(model: Any) -> list[int]:
+    """Indices of the outputs, without the integer codes of the outlier monitor's probes."""
+    codes = ("u8", "i8")
+    types = [output.get_element_type().get_type_name() for output in model.outputs]
+    return [index for index, name in enumerate(types) if name not in codes]
+
+
 def _contract(model: Any) -> tuple[tuple[int, int], int, str | None] | None:
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    features = _features(model)
+    if len(model.inputs) != 1 or len(features) != 1:
         return None
     shapes = [
         [size.get_length() if size.is_static else None for size in value.get_partial_shape()]
-        for value in (model.inputs[0], model.outputs[0])
+        for value in (model.inputs[0], model.outputs[features[0]])
     ]
     name = model.inputs[0].get_element_type().get_type_name()
     return read_contract({"f32": "float32", "u8": "uint8"}.get(name, ""), *shapes)

@@ -4,7 +4,8 @@
 
 1. codes: ONNX Runtime without optimizations computes the integer codes of the simulation, block by
    block (see `compare`), and the hash of every node's codes is stored;
-2. parameters: a hash of every constant and of every node, so that a later change has a name;
+2. parameters: a hash of every constant and of every node, so that a later change has a name; and
+   of the files beside the model that decide what it answers: preprocessing, zero-shot head;
 3. runtime: with optimizations the features and classes are the same;
 4. equality is judged by bounds that stand in the file.
 
@@ -25,7 +26,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .compare import Comparison, NodeCount, Simulator, compare_floats, compare_trace, levels
+from regcache_engines.bundle import PREPROCESS, TEXT_FEATURES, Bundle
+
+from .compare import (
+    CHOICE,
+    Comparison,
+    NodeCount,
+    Simulator,
+    compare_floats,
+    compare_trace,
+    levels,
+)
 from .errors import BundleError
 from .graph import OUTPUT_NAME
 from .published import LEVELS
@@ -46,6 +57,9 @@ MAX_DIFFERENT = 1e-4
 
 MAX_FLOAT_ERROR = 1e-4
 """Largest difference of a block's output, relative to its largest value."""
+
+BESIDE = (PREPROCESS, TEXT_FEATURES)
+"""Files that decide the answer as much as the model does."""
 
 NO_CODES = "multiples of the step in float: the zero point is none of the codes"
 
@@ -175,6 +189,12 @@ def parameter_hashes(model: onnx.ModelProto) -> dict[str, str]:
     return found
 
 
+def file_hashes(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 of the files `BESIDE` the model; opening the bundle has held the files against it."""
+    listed = bundle.manifest["files"]
+    return {name: listed[name]["sha256"] for name in BESIDE if name in listed}
+
+
 def first_user(model: onnx.ModelProto, entry: str) -> str:
     """The node that an entry of `parameter_hashes` speaks of."""
     kind, name = entry.split(" ", 1)
@@ -220,8 +240,10 @@ def first_divergence(counts: Sequence[NodeCount]) -> NodeCount | None:
     """The first node beyond the bounds, in the graph's order."""
     for count in counts:
         share = count.different / max(count.elements, 1)
-        # on a small tensor one tie is more than the share; a tie is a tie all the same
-        too_many = share > MAX_DIFFERENT and count.different > 1
+        # on a small tensor one tie is more than the share; a tie is a tie all the same. Of equal
+        # norms there may be any number, and which of two comes first changes nothing behind it
+        few = share <= MAX_DIFFERENT or count.different <= 1
+        too_many = not few and not count.node.endswith(CHOICE)
         if count.off_tie or too_many or not count.error <= MAX_FLOAT_ERROR:
             return count
     return None

@@ -10,6 +10,7 @@ import numpy as np
 
 from regcache_engines.engine import load_engine
 
+from .errors import BundleError
 from .trace import Array, fixed_batch, graph_input
 
 if TYPE_CHECKING:
@@ -127,8 +128,14 @@ def compare_optimized(
         head: zero-shot head `[C, E]`, or None.
 
     Raises:
+        BundleError: the head is of another encoder.
         EngineError: ONNX Runtime is missing or fails.
     """
+    if head is not None and head.shape[1] != written.shape[1]:
+        raise BundleError(
+            f"the text features have {head.shape[1]} numbers and the embeddings "
+            f"{written.shape[1]}; they come from different models"
+        )
     size = fixed_batch(subject.model) or 8
     features = []
     with load_engine(model_path) as engine:

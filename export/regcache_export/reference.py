@@ -89,7 +89,7 @@ class Reference:
         hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x))
         hidden = activation(self.spec.activation, hidden, self.gate)
         output = x + self._layer_scale(f"{name}.ls2", run.linear(f"{name}.mlp.fc2", hidden))
-        return Simulated(run.steps, run.codes, run.positions, output)
+        return Simulated(run.steps, run.codes, run.positions, output, run.norms)
 
     def constant(self, name: str) -> Float64:
         if name not in self.constants:
@@ -174,6 +174,7 @@ class _Run:
         self.steps: dict[str, Array] = {}
         self.codes: dict[str, Array] = {}
         self.positions: Array | None = None
+        self.norms: Array | None = None
 
     def linear(self, name: str, x: Float64) -> Float64:
         known = self.reference.constants
@@ -214,7 +215,8 @@ class _Run:
         if choice.delete_at != place:
             return tokens
         patches = tokens[:, special:]
-        order = np.argsort(np.abs(patches).max(axis=-1), axis=1, kind="stable")
+        self.norms = np.abs(patches).max(axis=-1)
+        order = np.argsort(self.norms, axis=1, kind="stable")
         self.positions = order[:, : patches.shape[1] - choice.delete_count]
         kept = self.positions
         if self.forced is not None and self.forced.positions is not None:

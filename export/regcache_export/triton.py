@@ -121,7 +121,7 @@ def write_model_repository(
     Raises:
         BundleError: as `triton_config`; or NAME is there already and is no model of Triton.
         ConfigError: as `triton_config` and `engine_config`.
-        EngineError: the engine is not whole, or was built from another file.
+        EngineError: the engine is not whole, has no weights, or was built from another file.
     """
     name = model_name(bundle)
     if engine is None:
@@ -152,6 +152,7 @@ def _sidecar_of(engine: Path, bundle: Bundle) -> Sidecar:
     sidecar = Sidecar.read(engine.with_suffix(".json"))
     if sidecar.engine != "tensorrt":
         raise EngineError(f"{engine} is for {sidecar.engine}, which Triton does not serve")
+    sidecar.require_weights(engine)
     if not engine.is_file() or sha256_file(engine) != sidecar.engine_sha256:
         raise EngineError(f"{engine} is not the file that was built; run: regcache build")
     if sha256_file(bundle.model_path) != sidecar.onnx_sha256:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MANIFEST, Bundle
 
 from .certificate import (
+    BESIDE,
     CERTIFICATE,
     IMAGES,
     IMAGES_KEY,
@@ -21,6 +22,7 @@ from .certificate import (
     Subject,
     collect,
     describe,
+    file_hashes,
     first_divergence,
     first_user,
     parameter_hashes,
@@ -43,9 +45,11 @@ class Report:
         codes: compared integer codes.
         ties: codes that differ by a rounding tie.
         levels: compared values of quantizers that have no integer codes (`--strict-paper`).
-        same_codes: share of nodes whose codes have the stored hash; below 1 on another machine or
-            runtime, where float sums are ordered otherwise.
+        same_codes: share of the `hashed` nodes whose codes have the stored hash; below 1 on another
+            machine or runtime, where float sums are ordered otherwise.
         optimized: with optimizations on against off.
+        hashed: nodes whose codes were held against the stored hash; 0 where fewer images were run.
+        unknown: files that the certificate, of an older version, says nothing of.
         problem: what is wrong, with the first divergent node, or None.
     """
 
@@ -56,11 +60,14 @@ class Report:
     same_codes: float
     optimized: OptimizedRun
     levels: int = 0
+    hashed: int = 0
+    unknown: tuple[str, ...] = ()
     problem: str | None = None
     details: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"verified": self.problem is None}
+        same = self.same_codes if self.hashed else None
+        return asdict(self) | {"same_codes": same, "verified": self.problem is None}
 
     def check(self) -> None:
         """Raise VerificationError where something is wrong."""
@@ -85,13 +92,16 @@ def read_certificate(bundle: Bundle) -> tuple[dict[str, Any], Array]:
     try:
         document = json.loads((bundle.path / CERTIFICATE).read_text(encoding="utf-8"))
         pixels: Array = load((bundle.path / IMAGES).read_bytes())[IMAGES_KEY]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise BundleError(f"the certificate of {bundle.path} is not readable: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise BundleError(
             f"{bundle.path}/{CERTIFICATE} has schema {schema}, and this version reads {SCHEMA}"
         )
+    for section in ("parameters", "code_sha256", "files"):
+        if not isinstance(document.get(section, {}), dict):
+            raise BundleError(f"{bundle.path}/{CERTIFICATE} has no readable '{section}'")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
         raise BundleError(f"{bundle.path}/{IMAGES} must hold uint8 images [n, H, W, 3]")
     return document, pixels
@@ -102,7 +112,8 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
 
     Args:
         bundle: an open bundle; opening it has checked its files' hashes.
-        limit: run on the first images only. Code hashes are then not compared.
+        limit: run on the first images only. Code hashes, which are of all images, are then not
+            compared.
 
     Raises:
         BundleError: no certificate, or no model of ours.
@@ -110,7 +121,7 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
     """
     document, pixels = read_certificate(bundle)
     pixels = pixels[:limit]
-    model = onnx.load(str(bundle.model_path), load_external_data=False)
+    model = _load_model(bundle)
     # codes are compared in float32, whatever the body is rounded to
     subject = subject_of(document, in_float32(model), bundle.preprocess)
     changed = _changed_parameters(model, document)
@@ -123,9 +134,9 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
     written = evidence.features
     optimized = controlled(optimized, subject, pixels[: len(written)], written, head)
     stored = document.get("code_sha256", {})
-    other = [n for n, digest in evidence.code_hashes.items() if stored.get(n) != digest]
-    if len(pixels) != document.get("images"):
-        other = []
+    # a graph of fixed batch leaves the images out that fill no batch, at export as well
+    hashes = evidence.code_hashes if len(written) == document.get("images") else {}
+    other = [n for n, digest in hashes.items() if stored.get(n) != digest]
     integer = evidence.code_hashes.keys() - evidence.without_codes.keys()
     return Report(
         images=len(evidence.features),
@@ -133,9 +144,13 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
         codes=sum(count.elements for count in counts if count.node in integer),
         levels=sum(count.elements for count in counts if count.node in evidence.without_codes),
         ties=sum(count.different for count in counts),
-        same_codes=1 - len(other) / max(len(evidence.code_hashes), 1),
+        same_codes=1 - len(other) / max(len(hashes), 1),
+        hashed=len(hashes),
+        unknown=() if "files" in document else tuple(file_hashes(bundle)),
         optimized=optimized,
-        problem=_problem(model, changed, other, evidence, optimized),
+        problem=_problem(
+            model, changed, _changed_beside(bundle, document), other, evidence, optimized
+        ),
         details={"changed": changed[:20], "other_codes": other[:20]},
     )
 
@@ -153,9 +168,27 @@ def _changed_parameters(model: onnx.ModelProto, document: Mapping[str, Any]) -> 
     return changed + [entry for entry in stored if entry not in found]
 
 
+def _changed_beside(bundle: Bundle, document: Mapping[str, Any]) -> list[str]:
+    """What else than the model is not the certified one, in words."""
+    found = file_hashes(bundle)
+    stored = document.get("files", found)
+    names = [name for name in BESIDE if found.get(name) != stored.get(name)]
+    if bundle.manifest.get("regcache") != document["regcache"]:
+        names.append(f"'regcache' in {MANIFEST}")
+    return names
+
+
+def _load_model(bundle: Bundle) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(bundle.model_path), load_external_data=False)
+    except Exception as error:  # protobuf raises classes of its own
+        raise BundleError(f"{bundle.model_path} is no readable ONNX file: {error}") from error
+
+
 def _problem(
     model: onnx.ModelProto,
     changed: list[str],
+    beside: list[str],
     other: list[str],
     evidence: Evidence,
     optimized: OptimizedRun,
@@ -168,6 +201,8 @@ def _problem(
             f"first divergent node: {node} ({changed[0]} is not the certified one, "
             f"{len(changed)} differ in all){behind}"
         )
+    if beside:
+        return f"{' and '.join(beside)}: not what was certified"
     if divergent is not None:
         return f"first divergent node: {describe(divergent)}"
     return optimized.problem

@@ -47,11 +47,16 @@ def run(args: argparse.Namespace) -> int:
         what = "optimized against written graph"
         if optimized.half is not None:
             what = "float16 body against the same graph in float32"
+        codes = older = ""
+        if report.hashed:
+            codes = f"  {report.same_codes:.1%} of the nodes have the very codes of the export\n"
+        if report.unknown:
+            older = f"  not in its certificate, of an older version: {', '.join(report.unknown)}\n"
         sys.stdout.write(
             f"{args.bundle}: verified on {report.images} images\n"
             f"  {report.nodes} nodes against the numpy reference, block by block: "
             f"{report.codes} codes{levels}, {report.ties} of them other by a rounding tie\n"
-            f"  {report.same_codes:.1%} of the nodes have the very codes of the export\n"
+            f"{codes}{older}"
             f"  {what}: mean cosine {optimized.mean_cosine:.6f}{top1}\n"
         )
     report.check()

@@ -120,6 +120,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "empty name": ("BUNDLE_UNSAFE_NAME", lists("")),
     "zero byte": ("BUNDLE_UNSAFE_NAME", lists("model.onnx\0")),
     "itself": ("BUNDLE_UNSAFE_NAME", lists("manifest.json")),
+    "long name": ("BUNDLE_DAMAGED", lists("a" * 300)),
     "no ONNX": ("RUNTIME_FAILED", lambda b: replace_file(b, "model.onnx", b"not a model")),
     "empty model": ("RUNTIME_FAILED", lambda b: replace_file(b, "model.onnx", b"")),
     "other size": (

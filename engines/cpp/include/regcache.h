@@ -58,7 +58,7 @@ typedef enum regcache_status {
     REGCACHE_BUNDLE_NO_HEAD = 25,      /* no text features: it embeds but does not classify */
     REGCACHE_RUNTIME_MISSING = 30,     /* ONNX Runtime does not load, or is too old */
     REGCACHE_PROVIDER_MISSING = 31,    /* this ONNX Runtime cannot run CUDA or TensorRT here */
-    REGCACHE_RUNTIME_FAILED = 32       /* ONNX Runtime refused the model or the run */
+    REGCACHE_RUNTIME_FAILED = 32       /* the model or the run was refused, see the message */
 } regcache_status;
 
 typedef enum regcache_provider {

@@ -30,6 +30,7 @@ struct Manifest {
     std::string caution;  // what must be said beside its results; "" where there is nothing
     std::map<std::string, File> files;
     bool takes_bytes = false;  // uint8 pixels instead of normalized float32
+    bool for_cpu = false;      // no GPU has kernels for its integer products
     std::string input, output;
     std::vector<Probe> probes;
 

@@ -102,6 +102,8 @@ Manifest Manifest::parse(const std::string &json) {
     manifest.model = text(at(document, "model"), "unknown");
     manifest.caution = text(at(at(document, "provenance"), "caution"), "");
     read_files(at(document, "files"), manifest);
+    manifest.for_cpu = text(at(at(document, "graph"), "target"), "") == "onnxruntime" &&
+                       at(document, "quantized_linears") != 0;
     read_graph(at(document, "graph"), at(at(document, "monitor"), "calibrated_rates"), manifest);
     return manifest;
 }

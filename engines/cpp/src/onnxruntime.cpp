@@ -23,6 +23,8 @@ GetApiBase find(const std::string &library) {
     return &OrtGetApiBase;
 }
 
+void require_same(const std::string &library, GetApiBase) { find(library); }
+
 #else
 
 GetApiBase symbol(void *handle) {
@@ -60,17 +62,38 @@ GetApiBase find(const std::string &library) {
     return found;
 }
 
+// By what is loaded, not by the path: the first call may have found it anywhere, and a file has
+// several names.
+void require_same(const std::string &library, GetApiBase loaded) {
+    if (void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD)) {
+        const bool same = symbol(handle) == loaded;
+        dlclose(handle);
+        if (same) return;
+    }
+    Dl_info info{};
+    const bool known = dladdr(reinterpret_cast<void *>(loaded), &info) && info.dli_fname;
+    throw Error(REGCACHE_INVALID_ARGUMENT,
+                "onnxruntime_library is " + library + ", and this process runs " +
+                    (known ? info.dli_fname : "another ONNX Runtime") +
+                    ": it loads one, with the first model");
+}
+
 #endif
 
 std::mutex mutex;
 const char *version = nullptr;
+GetApiBase loaded_base = nullptr;
 
 }  // namespace
 
 const char *load_onnxruntime(const std::string &library) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (version) return version;
-    const OrtApiBase *base = find(library)();
+    if (version) {
+        if (!library.empty()) require_same(library, loaded_base);
+        return version;
+    }
+    const GetApiBase get_base = find(library);
+    const OrtApiBase *base = get_base();
     const OrtApi *api = base->GetApi(ORT_API_VERSION);
     if (!api)
         throw Error(REGCACHE_RUNTIME_MISSING,
@@ -78,6 +101,7 @@ const char *load_onnxruntime(const std::string &library) {
                         " is too old; this library was compiled for 1." +
                         std::to_string(ORT_API_VERSION) + " or newer");
     Ort::InitApi(api);
+    loaded_base = get_base;
     return version = base->GetVersionString();
 }
 

@@ -14,7 +14,7 @@ namespace regcache {
 
 // Load `library`, or where it is empty: what the environment variable REGCACHE_ONNXRUNTIME names,
 // what the process holds already, the system's libonnxruntime. Only the first call loads. Returns its version.
-// Throws Error: not found, or older than the headers this was compiled with.
+// Throws Error: not found, older than the headers this was compiled with, or another one is loaded.
 const char *load_onnxruntime(const std::string &library);
 
 // The process's only ORT environment; it is never destroyed, so that no model outlives it.

@@ -45,7 +45,8 @@ void add_cuda(Ort::SessionOptions &options, const regcache_model_params &params)
     options.AppendExecutionProvider_CUDA_V2(*cuda);
 }
 
-void add_tensorrt(Ort::SessionOptions &options, const regcache_model_params &params) {
+void add_tensorrt(Ort::SessionOptions &options, const regcache_model_params &params,
+                  const Manifest &manifest) {
     const auto &api = Ort::GetApi();
     OrtTensorRTProviderOptionsV2 *raw = nullptr;
     Ort::ThrowOnError(api.CreateTensorRTProviderOptions(&raw));
@@ -57,6 +58,9 @@ void add_tensorrt(Ort::SessionOptions &options, const regcache_model_params &par
     if (params.engine_cache && *params.engine_cache) {
         wanted.emplace_back("trt_engine_cache_enable", "1");
         wanted.emplace_back("trt_engine_cache_path", params.engine_cache);
+        // ONNX Runtime names an engine by names of file and graph, which all bundles share
+        wanted.emplace_back("trt_engine_cache_prefix",
+                            manifest.files.at("model.onnx").sha256.substr(0, 16));
         wanted.emplace_back("trt_timing_cache_enable", "1");
         wanted.emplace_back("trt_timing_cache_path", params.engine_cache);
     }
@@ -68,13 +72,20 @@ void add_tensorrt(Ort::SessionOptions &options, const regcache_model_params &par
 
 }  // namespace
 
-void add_provider(Ort::SessionOptions &options, const regcache_model_params &params) {
+void add_provider(Ort::SessionOptions &options, const regcache_model_params &params,
+                  const Manifest &manifest) {
     if (params.provider == REGCACHE_PROVIDER_CPU) return;
     const bool tensorrt = params.provider == REGCACHE_PROVIDER_TENSORRT;
+    if (manifest.for_cpu)
+        throw Error(REGCACHE_RUNTIME_FAILED,
+                    std::string("the bundle was exported with --target onnxruntime, whose integer "
+                                "products ONNX Runtime would leave to the CPU; export it with "
+                                "--target ") +
+                        (tensorrt ? "tensorrt" : "onnx"));
     if (tensorrt) require("TensorrtExecutionProvider");
     require("CUDAExecutionProvider");
     try {
-        if (tensorrt) add_tensorrt(options, params);
+        if (tensorrt) add_tensorrt(options, params, manifest);
         add_cuda(options, params);
     } catch (const Ort::Exception &error) {
         // listed, but its CUDA or TensorRT libraries do not load, or there is no device

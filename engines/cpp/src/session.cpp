@@ -26,7 +26,7 @@ Session::Session(const Bundle &bundle, const regcache_model_params &params)
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
     if (params.threads > 0) options.SetIntraOpNumThreads(params.threads);
-    add_provider(options, params);
+    add_provider(options, params, bundle.manifest);
     try {
         session_ = Ort::Session(environment(), model_path_.c_str(), options);
     } catch (const Ort::Exception &error) {

@@ -149,6 +149,23 @@ void work(const char *bundle, const char *png) {
     regcache_context_free(context);
 }
 
+// The process has its ONNX Runtime by now: another one is refused, and the same one is not.
+void library(const char *bundle) {
+    auto params = regcache_model_default_params();
+    regcache_model *model = nullptr;
+    for (const char *other : {"/no/such/libonnxruntime.so", "libc.so.6"}) {
+        params.onnxruntime_library = other;
+        EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
+        EXPECT(std::strstr(regcache_last_error(), other) && model == nullptr);
+    }
+    for (const char *same : {"libonnxruntime.so.1", ""}) {
+        params.onnxruntime_library = same;
+        EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_OK);
+        regcache_model_free(model);
+        model = nullptr;
+    }
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -156,5 +173,6 @@ int main(int argc, char **argv) {
     arguments(argv[1]);
     providers(argv[1]);
     work(argv[1], argv[2]);
+    library(argv[1]);
     return failures ? 1 : 0;
 }

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import EngineError
 from ..files import atomic_write_bytes, sha256_bytes
-from .layers import Layer, count_kinds, layers_from_log, missing_promises
+from .layers import Layer, count_kinds, layers_from_log, missing_promises, product_kinds
 from .lock import build_lock
 from .probe import EngineName, Probe, import_runtime, probe
 from .sidecar import Profile, Sidecar, cache_key
@@ -111,7 +111,8 @@ class EngineBuilder:
             model: an ONNX file.
             folder: where engine and sidecar go.
             options: see there.
-            promise: ONNX node -> layer kind, from the static check.
+            promise: ONNX node -> layer kind, from the static check; held against an engine that is
+                found, too, whatever was promised when it was built.
             strict: a layer that is not of the promised kind fails the build, and nothing is
                 written; else the sidecar lists it.
             on_progress: told of the builder's phases.
@@ -136,13 +137,14 @@ class EngineBuilder:
         key = cache_key(parts)
         path, description = folder / f"{key}.engine", folder / f"{key}.json"
         with build_lock(folder / f".{key}.lock"):
-            if (known := _reusable(path, description)) is not None:
+            if (known := _reusable(path, description, promise or {})) is not None:
                 if strict and known.broken_promises:
                     raise EngineError(_promise_message(known.broken_promises, known.layers))
                 return BuildResult(path, known, reused=True)
             began = time.monotonic()
             data, layers, contract = self._compile(model, options, on_progress)
-            broken = missing_promises(layers, promise or {})
+            products = product_kinds(layers)
+            broken = missing_promises(products, promise or {})
             if strict and broken:
                 raise EngineError(_promise_message(broken, count_kinds(layers)))
             sidecar = Sidecar(
@@ -158,6 +160,7 @@ class EngineBuilder:
                 version_compatible=options.version_compatible,
                 options=options.to_json(),
                 layers=count_kinds(layers),
+                products=products,
                 broken_promises=broken,
                 gpu=self.probe.gpu.name if self.probe.gpu else None,
                 build_seconds=round(time.monotonic() - began, 2),
@@ -215,15 +218,21 @@ class EngineBuilder:
         return data, layers, contract
 
 
-def _reusable(path: Path, description: Path) -> Sidecar | None:
-    """The sidecar, if engine and sidecar belong together."""
+def _reusable(path: Path, description: Path, promise: Mapping[str, str]) -> Sidecar | None:
+    """The sidecar with this promise held against it, if engine and sidecar belong together."""
     if not path.is_file() or not description.is_file():
         return None
     try:
         known = Sidecar.read(description)
     except EngineError:
         return None
-    return known if sha256_bytes(path.read_bytes()) == known.engine_sha256 else None
+    if sha256_bytes(path.read_bytes()) != known.engine_sha256:
+        return None
+    if not promise:
+        return known
+    if not known.products:  # of an older version: it does not say what became of them
+        return None
+    return replace(known, broken_promises=missing_promises(known.products, promise))
 
 
 def _promise_message(broken: dict[str, str], layers: dict[str, int]) -> str:

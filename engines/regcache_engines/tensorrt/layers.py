@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ _TYPES = {
 _CONTROL = frozenset({"signal", "wait", "shape_call", "NoOp", "Signal", "Wait"})
 _GEMM_TYPES = frozenset({"gemm", "MatrixMultiply", "fc", "FullyConnected"})
 _CONV_TYPES = frozenset({"correlation", "Convolution", "CaskConvolution", "conv"})
+_PRODUCTS = ("_gemm", "_bmm", "_mha")
 _FACTORS = ("float", "float")
 """Of a GEMM's result and of what is added to it: the last two constants of every GEMM."""
 _FUSED_GEMM = re.compile(r"(?:Fc|Gemm|Matm|MatMul)")
@@ -160,22 +161,36 @@ def count_kinds(layers: Iterable[Layer]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def missing_promises(layers: Iterable[Layer], promise: Mapping[str, str]) -> dict[str, str]:
-    """Promised kinds that no layer keeps: ONNX node -> what holds it instead.
+def product_kinds(layers: Iterable[Layer]) -> dict[str, list[str]]:
+    """ONNX node of a matrix product -> kinds of all layers that name it, sorted.
 
-    A node may be named by several layers, for the scale of a GEMM is fused into what follows; one
-    layer of the promised kind is enough.
+    They are several where the scale of a GEMM is fused into what follows.
     """
     kinds: dict[str, set[str]] = {}
     for layer in layers:
         for node in layer.onnx:
             kinds.setdefault(node, set()).add(layer.kind)
-    missing = {}
-    for node, kind in promise.items():
-        found = kinds.get(node, set())
-        if kind not in found:
-            missing[node] = ", ".join(sorted(found)) or "no layer names it"
-    return missing
+    return {
+        node: sorted(found)
+        for node, found in sorted(kinds.items())
+        if any(kind.endswith(_PRODUCTS) for kind in found)
+    }
+
+
+def missing_promises(
+    products: Mapping[str, Sequence[str]], promise: Mapping[str, str]
+) -> dict[str, str]:
+    """Promised kinds that no layer keeps: ONNX node -> what holds it instead.
+
+    Args:
+        products: from `product_kinds`; one layer of the promised kind is enough.
+        promise: ONNX node -> kind.
+    """
+    return {
+        node: ", ".join(products.get(node, ())) or "no matrix product"
+        for node, kind in promise.items()
+        if kind not in products.get(node, ())
+    }
 
 
 def _types(names: Iterable[str]) -> tuple[str, ...]:

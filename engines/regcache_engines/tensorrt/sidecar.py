@@ -54,7 +54,10 @@ class Sidecar:
         profile: batch sizes.
         options: everything else the builder was told.
         layers: kinds of layers and their counts.
-        broken_promises: ONNX node -> layer kinds that hold it instead of the promised one.
+        products: ONNX node of a matrix product -> kinds of the layers that hold it; a promise that
+            is made after the build is held against them.
+        broken_promises: ONNX node -> layer kinds that hold it instead of the one that was promised
+            for the build.
         gpu: name of the GPU that built it, if one did.
     """
 
@@ -75,6 +78,7 @@ class Sidecar:
     version_compatible: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
+    products: dict[str, list[str]] = field(default_factory=dict)
     broken_promises: dict[str, str] = field(default_factory=dict)
     gpu: str | None = None
     build_seconds: float = 0.0
@@ -110,6 +114,7 @@ class Sidecar:
         """
         if self.engine != probe.engine:
             raise EngineError(f"{engine_path} was built by {self.engine}, not {probe.engine}")
+        self.require_weights(engine_path)
         probe.require_run()
         assert probe.version is not None
         assert probe.gpu is not None
@@ -128,6 +133,14 @@ class Sidecar:
             raise EngineError(f"no engine at {engine_path}; {AGAIN}")
         if sha256_file(engine_path) != self.engine_sha256:
             raise EngineError(f"{engine_path} is not the file that was built (SHA-256); {AGAIN}")
+
+    def require_weights(self, engine_path: Path) -> None:
+        """Raise EngineError for an engine that computes nothing useful before a refit."""
+        if self.options.get("strip_weights"):
+            raise EngineError(
+                f"{engine_path} has no weights (--strip-weights), and nothing here refits it; "
+                "build it without"
+            )
 
     def _same_version(self, version: str) -> bool:
         if not self.version_compatible:

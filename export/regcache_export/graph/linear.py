@@ -196,7 +196,8 @@ def _clip(builder: GraphBuilder, name: str, x: str, quant: TensorQuant) -> str:
     scale, zero_point = np.float32(quant.scale.reshape(())), int(quant.zero_point.reshape(()))
     low, high = code_range(quant)
     bounds = [
-        builder.constant(f"{name}.input_{end}", np.asarray((code - zero_point) * scale))
+        # numpy 1 makes float64 of an int times a float32 scalar
+        builder.constant(f"{name}.input_{end}", np.asarray(np.float32(code - zero_point) * scale))
         for end, code in (("min", low), ("max", high))
     ]
     return builder.node(f"{name}/Clip", [x, *bounds])
