@@ -177,7 +177,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def show(row: dict[str, Any]) -> str:
     """One line for the terminal."""
-    figures = [f"{corner} {row[corner]:.2f}" for corner in CORNERS if corner in row]
+    digits = 2 if row.get("metric") == "top1" else 4
+    figures = [f"{corner} {row[corner]:.{digits}f}" for corner in CORNERS if corner in row]
     known = {k.removeprefix("published_"): v for k, v in row.items() if k.startswith("published_")}
     published = f" | published {known}" if known else ""
     text = ", ".join(figures) or "empty"

@@ -27,6 +27,13 @@ def test_dry_run_fills_a_cell_and_says_what_it_is_worth(tmp_path: Path, model: s
     assert row["published_regcache"] == ("59.71" if model == "CLIP-B/16" else "")
 
 
+def test_a_cosine_is_shown_with_digits_that_tell_apart() -> None:
+    row = {"model": "M", "quantizer": "naive", "bits": "W8A8", "metric": "cosine", "fp32": 1.0}
+    row |= {"baseline": 0.9996}
+    assert "fp32 1.0000, baseline 0.9996" in paper.show(row)
+    assert "fp32 71.25" in paper.show(row | {"metric": "top1", "fp32": 71.25})
+
+
 def test_cells_without_images_are_empty_and_say_so(tmp_path: Path) -> None:
     rows = table(tmp_path, "--bits", "W8A8")
     assert len(rows) == len(paper.MODELS) * 3
