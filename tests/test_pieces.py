@@ -41,12 +41,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self.threads: set[str] = set()
+        self.threads: set[threading.Thread] = set()
         self.both = threading.Barrier(2)
 
     def __call__(self, images: Array) -> FloatArray:
         self.sizes.append(len(images))
-        self.threads.add(threading.current_thread().name)
+        self.threads.add(threading.current_thread())
         return images.reshape(len(images), -1)[:, :1]
 
     def together(self, images: Array) -> FloatArray:
@@ -63,7 +63,7 @@ def test_one_thread_takes_piece_after_piece() -> None:
     run = PiecewiseRun(2, 1, whole, lambda: pytest.fail("a second session"))
     assert np.array_equal(run(numbered(5)), numbered(5))
     assert whole.sizes == [2, 2, 1]
-    assert whole.threads == {threading.current_thread().name}
+    assert whole.threads == {threading.current_thread()}
 
 
 def test_every_thread_takes_pieces_of_its_own_and_the_order_stays() -> None:
@@ -80,9 +80,9 @@ def test_every_thread_takes_pieces_of_its_own_and_the_order_stays() -> None:
         assert np.array_equal(run(numbered(8)), numbered(8))
     assert single.sizes == [2] * 8
     assert opened["single"] == 1
-    assert threading.current_thread().name not in single.threads
+    assert threading.current_thread() not in single.threads
     run.close()
-    assert not [t for t in threading.enumerate() if t.name in single.threads]
+    assert not any(thread.is_alive() for thread in single.threads)
 
 
 def test_an_error_in_a_piece_reaches_the_caller() -> None:
