@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -302,3 +303,12 @@ def test_a_failed_memory_child_leaves_the_timings(run_folder, capsys, monkeypatc
         assert "peak_memory_mib" not in row
         assert row["reason"] == ""
     assert captured.err.count("no peak memory: killed by the system") == 2
+
+
+def test_a_bundle_is_shown_by_its_name_whatever_is_in_it(run_folder, tmp_path, capsys):
+    place = tmp_path / "t[bold]:100:.regcache"
+    shutil.copytree(run_folder / "t.regcache", place)
+    words = [str(place), "--compare", "int8", "--engine", "onnxruntime", *FAST]
+    assert main(["bench", *words]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert "t[bold]:100:" in shown.replace("│", "")

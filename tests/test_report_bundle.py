@@ -189,6 +189,17 @@ def test_bundles_in_one_csv_stay_apart(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("overs", "head"),
+    [(["fp32", "fp32"], "faster than fp32 [95 %]"), (["fp32", "fp16"], "faster [95 %]")],
+)
+def test_the_column_of_ratios_names_what_they_are_over(tmp_path, overs, head):
+    rows = [ROW | FASTER | {"speedup_over": over} for over in overs]
+    made = speed(tmp_path, result(bench=rows))
+    assert made is not None
+    assert made.tables[-1].columns[-1] == head
+
+
 def test_file_answer():
     assert file_card(result()).answer == "not decided"
     assert "regcache build t.regcache" in file_card(result()).detail

@@ -12,6 +12,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
+from ..report.format import for_rich, speedup_head
 from .environment import busy_warning, environment_columns, environment_name
 
 Columns = dict[str, Any]
@@ -76,7 +77,8 @@ def print_table(document: Mapping[str, Any]) -> None:
     table = Table(title=f"{where}, {machine['cores']} cores, load {machine['load']}")
     for name in ("bundle", "precision", "engine", "threads"):
         table.add_column(name, overflow="fold")
-    for name in ("batch", "p50 ms", "p90", "p99", "images/s", "faster [95 %]", "MiB", "peak MiB"):
+    faster_head = speedup_head(document["rows"])
+    for name in ("batch", "p50 ms", "p90", "p99", "images/s", faster_head, "MiB", "peak MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for row in document["rows"]:
@@ -89,7 +91,7 @@ def print_table(document: Mapping[str, Any]) -> None:
             low, high = row["speedup_low"], row["speedup_high"]
             faster = rf"{row['speedup']:.2f} \[{low:.2f}, {high:.2f}]"
         table.add_row(
-            row["bundle"],
+            for_rich(row["bundle"]),
             row["precision"],
             row["engine"],
             str(row["threads"]),
@@ -100,7 +102,7 @@ def print_table(document: Mapping[str, Any]) -> None:
             f"{row['file_mib']:.1f}",
             f"{row['peak_memory_mib']:.0f}" if "peak_memory_mib" in row else "",
         )
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
     console.print(table)
     busy = busy_warning(machine["load"], machine["cores"])
     if busy:

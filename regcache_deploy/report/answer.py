@@ -10,7 +10,7 @@ from ..bench.environment import busy_warning
 from .bundle_plots import PARETO_CAPTION, pareto
 from .contract import form_title
 from .drawing import draw_svg
-from .format import difference_text, metric_title, value_text
+from .format import difference_text, metric_title, speedup_head, value_text
 from .parts import Card, Section, Table, svg_picture
 
 MAX_DROP = 0.5
@@ -259,7 +259,7 @@ def _bench_table(rows: Sequence[dict[str, Any]]) -> Table:
     caption = "`regcache bench`, in turns; ratios are of pairs within a round"
     if not several:
         caption += f"; threads: {threads[0]}"
-    return Table([*columns, "faster [95 %]"], lines, caption)
+    return Table([*columns, speedup_head(rows)], lines, caption)
 
 
 def _budget(document: dict[str, Any]) -> float:

@@ -14,6 +14,7 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..evaluation.evaluate import Record
 from ..evaluation.session import Session
+from .format import for_rich
 
 MAIN_METRIC = {
     "zeroshot_classification": "acc1",
@@ -63,7 +64,7 @@ def print_records(session: Session, records: Sequence[Record], as_json: bool) ->
     from rich.table import Table
 
     _caution(session)
-    table = Table(title=str(session.path))
+    table = Table(title=for_rich(str(session.path)))
     for title in ("data set", "task", "on", "metric", "n", "against the first, points [95 %]", "p"):
         table.add_column(title, overflow="fold")
     for record in records:
@@ -72,7 +73,7 @@ def print_records(session: Session, records: Sequence[Record], as_json: bool) ->
         shown = f"{value:.6f}" if record.task == "fidelity" else f"{100 * value:.2f} %"
         pair = record.paired
         table.add_row(
-            record.dataset,
+            for_rich(record.dataset),
             record.task,
             record.on,
             f"{name} {shown}",
@@ -80,7 +81,7 @@ def print_records(session: Session, records: Sequence[Record], as_json: bool) ->
             f"{pair.difference:+.2f} [{pair.low:+.2f}, {pair.high:+.2f}]" if pair else "",
             f"{pair.p_value:.2g}" if pair else "",
         )
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False).print(table)
     for record in records:
         if record.resolution:
             print(f"{record.dataset}, {record.on}: {record.resolution}.")

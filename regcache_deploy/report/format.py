@@ -1,7 +1,8 @@
-"""Figures as text, the same way everywhere on the page."""
+"""Figures and names as text, the same way on the page and on the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -28,3 +29,16 @@ def p_text(pair: dict[str, Any] | None) -> str:
 
 def count_text(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
+
+
+def for_rich(text: str) -> str:
+    """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
+    from rich.markup import escape
+
+    return escape(text.encode(errors="backslashreplace").decode())
+
+
+def speedup_head(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Head of the column of ratios, with the file that they are over where it is one."""
+    over = {row["speedup_over"] for row in rows if "speedup" in row}
+    return f"faster than {over.pop()} [95 %]" if len(over) == 1 else "faster [95 %]"

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ..result import CORNERS, ExportResult
-from .format import difference_text, p_text
+from .format import difference_text, for_rich, p_text
 from .search_sections import NONE_ASKED_FOR, nothing_tried_helps
 
 CORNER_TITLES = {
@@ -31,11 +31,11 @@ def print_result(result: ExportResult, as_json: bool = False) -> None:
     width = None if sys.stdout.isatty() else 100
     console = Console(width=width, highlight=False, emoji=False)
     if result.caution:
-        console.print(f"[bold]Note:[/bold] {_shown(result.caution)}.")
+        console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
     console.print(_choice_table(result))
     console.print(_accuracy_table(result))
     for line in _footnotes(result):
-        console.print(_shown(line), soft_wrap=True)
+        console.print(for_rich(line), soft_wrap=True)
 
 
 def print_search(result: ExportResult, as_json: bool = False) -> None:
@@ -48,13 +48,13 @@ def print_search(result: ExportResult, as_json: bool = False) -> None:
     width = None if sys.stdout.isatty() else 100
     console = Console(width=width, highlight=False, emoji=False)
     if result.caution:
-        console.print(f"[bold]Note:[/bold] {_shown(result.caution)}.")
+        console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
     console.print(_choice_table(result))
     console.print(_accuracy_table(result))
     for row in result.details["ablation"]:
         console.print(_ablation_table(result.metric, row))
     for line in _search_footnotes(result):
-        console.print(_shown(line), soft_wrap=True)
+        console.print(for_rich(line), soft_wrap=True)
 
 
 def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untyped-def]
@@ -101,7 +101,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
     config = result.config
-    title = _shown(f"{result.model}, {result.baseline}, {result.bits}")
+    title = for_rich(f"{result.model}, {result.baseline}, {result.bits}")
     table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -123,7 +123,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "time": f"{result.seconds:.0f} s",
     }
     for name, text in rows.items():
-        table.add_row(name, _shown(text))
+        table.add_row(name, for_rich(text))
     return table
 
 
@@ -184,13 +184,6 @@ def _no_gain(result: ExportResult, p: str = "") -> str:
     if not tried:
         return NONE_ASKED_FOR
     return f"No gain: {tried} beat the baseline alone on these images{p}."
-
-
-def _shown(text: str) -> str:
-    """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
-    from rich.markup import escape
-
-    return escape(text.encode(errors="backslashreplace").decode())
 
 
 def _metric(name: str) -> str:
