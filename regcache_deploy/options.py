@@ -117,7 +117,7 @@ class ExportOptions:
         _in_range("--search-images", self.search_images, 1)
         _in_range("--batch-size", self.batch_size, 1)
         _in_range("--threads", self.threads, 1, MAX_THREADS)
-        _in_range("--seed", self.seed, 0, 2**32 - 1)
+        check_seed(self.seed)
         _in_range("--certificate-images", self.certificate_images, 1)
         if not 0 <= self.budget < 1:
             raise ConfigError(f"--budget {self.budget} is out of range: take 0 to 1")
@@ -256,6 +256,11 @@ def _bit_widths(bits: str) -> tuple[int, int]:
             f"--bits {bits}: write W<weights>A<activations> with 2 to 8 bits each, for example W8A8"
         )
     return int(match[1]), int(match[2])
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError where numpy's generators would refuse `seed`."""
+    _in_range("--seed", seed, 0, 2**32 - 1)
 
 
 def _in_range(option: str, value: int | None, low: int, high: int | None = None) -> None:

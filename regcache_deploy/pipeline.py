@@ -115,6 +115,7 @@ def run_export(options: ExportOptions, reporter: Reporter) -> ExportResult:
         bundle=options.bundle_path,
         seconds=time.monotonic() - began,
         search_cost=search.cost.to_json(),
+        trials=found.trials,
     )
     write_json(options.output_dir / "result.json", result.to_json())
     return result

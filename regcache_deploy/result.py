@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ class ExportResult:
         in_float: linears that `--keep-float` left in floating point.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
+        trials: every evaluation of the search, which are the rows of the CSV.
     """
 
     model: str
@@ -77,6 +78,7 @@ class ExportResult:
     seconds: float = 0.0
     search_cost: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    trials: Sequence[Trial] = ()
 
     @property
     def sensitive_block(self) -> int:

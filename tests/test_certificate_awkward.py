@@ -16,7 +16,7 @@ from regcache_engines.bundle import Bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.test_certificate import certified
+from tests.certificate_helpers import certified
 from tests.tiny_plans import naive_calibration, tame_encoder, tiny_images, tiny_regcache
 
 pytest.importorskip("onnxruntime")

@@ -18,7 +18,7 @@ from regcache_export.optimized import OptimizedRun, cosine
 from regcache_export.reference import Reference, initializers
 from regcache_export.targets import GraphOptions
 from regcache_export.trace import graph_input
-from tests.test_certificate import pixels, plan_of
+from tests.certificate_helpers import pixels, plan_of
 from tests.tiny_plans import PREPROCESS, naive_calibration, tiny_encoder, tiny_regcache
 
 LAYER = "blocks.0.attn.qkv"

@@ -32,8 +32,8 @@ from regcache_export.reference import initializers
 from regcache_export.reference_quantizers import quantized
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
+from tests.certificate_helpers import change_constant, one_scale, pixels
 from tests.graph_helpers import rewrite
-from tests.test_certificate import change_constant, one_scale, pixels
 from tests.test_strict_paper import LEFTS, plan_of, strict, values_for
 from tests.tiny_plans import PREPROCESS, SPEC
 

@@ -13,12 +13,19 @@ import pytest
 from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import PairedComparison
 from regcache_deploy.report.terminal import print_result, print_search
-from regcache_deploy.result import ExportResult, write_trials
+from regcache_deploy.result import ExportResult
 from regcache_deploy.search.held_out import Difference
 from regcache_deploy.search.result import Trial
 
 NOTHING = RegCacheConfig(1, 0, 1, 0)
-TRIAL = {"prefix_count": 0, "delete_count": 0}
+SCORE: Any = type("Score", (), {"value": 0.5, "fidelity": 0.5})
+
+
+def trials(*counts: tuple[int, int]) -> list[Trial]:
+    """Evaluations of these prefix and delete counts."""
+    return [
+        Trial("race", RegCacheConfig(1, prefix, 1, delete), SCORE, 12) for prefix, delete in counts
+    ]
 
 
 def a_result(**changes: Any) -> ExportResult:
@@ -46,8 +53,8 @@ def a_result(**changes: Any) -> ExportResult:
             "ranking_recall": {"1": 1.0},
             "ablation": [],
             "gain": {"p_value": 0.25},
-            "trials": [TRIAL, TRIAL | {"prefix_count": 2}, TRIAL | {"delete_count": 3}],
         },
+        trials=trials((0, 0), (2, 0), (0, 3)),
     )
     return replace(found, **changes)
 
@@ -78,36 +85,24 @@ def test_without_labels_there_are_no_points_and_no_images_won(
 
 
 @pytest.mark.parametrize(
-    ("trials", "words"),
+    ("counts", "words"),
     [
-        ([TRIAL], "No prefix and no deletion: neither was asked for."),
-        ([TRIAL, TRIAL | {"prefix_count": 4}], "No gain: no prefix beat the baseline alone"),
-        (a_result().details["trials"], "No gain: no prefix and no deletion beat the baseline"),
+        ([(0, 0)], "No prefix and no deletion: neither was asked for."),
+        ([(0, 0), (4, 0)], "No gain: no prefix beat the baseline alone"),
+        ([(0, 0), (2, 0), (0, 3)], "No gain: no prefix and no deletion beat the baseline"),
     ],
 )
-def test_no_gain_is_said_of_what_a_search_tried(
-    trials: list[dict[str, Any]], words: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("show", [print_search, print_result])
+def test_no_gain_is_said_of_what_was_tried(
+    show: Any,
+    counts: list[tuple[int, int]],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    details = a_result().details | {"trials": trials}
-    print_search(a_result(config=NOTHING, details=details))
+    show(a_result(config=NOTHING, trials=trials(*counts)))
     text = capsys.readouterr().out
     assert words in text
-    assert ("p = 0.25" in text) is (len(trials) > 1)
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_no_gain_is_said_of_what_an_export_tried(
-    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    score: Any = type("Score", (), {"value": 0.5, "fidelity": 0.5})
-    tried = [
-        Trial("race", config, score, 12) for config in (NOTHING, RegCacheConfig(1, count, 1, 0))
-    ]
-    write_trials(tmp_path / "results.csv", tried, "top1")
-    print_result(a_result(config=NOTHING, details={}, results_csv=tmp_path / "results.csv"))
-    text = capsys.readouterr().out
-    assert ("No gain: no prefix beat the baseline alone" in text) is (count > 0)
-    assert ("neither was asked for" in text) is (count == 0)
+    assert ("p = 0.25" in text) is (show is print_search and len(counts) > 1)
 
 
 @pytest.mark.parametrize("show", [print_search, print_result])

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import require
 from ..errors import ConfigError
+from ..paths import require_writable_file
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments
-from .shared import check_output_file
 
 if TYPE_CHECKING:
     from ..bench.measure import Settings
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     machine = describe_machine()
     table = None if args.csv is None else results_file(args.csv, "bench", machine)
     if table is not None:
-        check_output_file("--csv", table)
+        require_writable_file(table, "--csv")
     with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
         subjects, pixels, source = [], {}, ""
         for bundle in bundles:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
+from ..options import check_seed
 from ..paths import require_writable
 from ..progress import Reporter
 from .check import model_path
 from .common import QUIET, add_common_arguments
-from .shared import check_seed
 
 if TYPE_CHECKING:
     from regcache_engines.tensorrt.builder import BuildOptions, BuildResult

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
-from ..options import MAX_THREADS, check_observer_of
+from ..options import MAX_THREADS, check_observer_of, check_seed
 from ..paths import require_writable
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
-from .shared import add_observer_argument, check_seed
+from .shared import add_observer_argument
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..options import check_seed
+from ..paths import require_writable_file
 from ..progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
-from .shared import check_output_file, check_seed
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
@@ -142,4 +143,4 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--workers {args.workers} is out of range: take 0 or more")
     check_seed(args.seed)
     if args.csv is not None:
-        check_output_file("--csv", args.csv)
+        require_writable_file(args.csv, "--csv")

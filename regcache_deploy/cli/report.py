@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, ConfigError
+from ..paths import require_writable_file
 from .common import add_common_arguments
-from .shared import check_output_file
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = args.output or args.run_folder / "report.html"
     if args.output is not None:
-        check_output_file("--output", args.output)
+        require_writable_file(args.output, "--output")
     document = load_document(args.run_folder, args.bench)
     bundle = args.bundle or find_bundle(args.run_folder)
     if bundle is not None:

@@ -1,16 +1,11 @@
-"""Options that several commands share, and checks of values before any work is done."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from ..errors import ConfigError
 from ..options import BASELINE_NAMES, OBSERVER_NAMES, ExportOptions
-
-MAX_SEED = 2**32 - 1
-"""What numpy's generators take; the export's options have the same limit."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -100,22 +95,3 @@ def add_count(
     """Add a whole number, its default in the help where it has one."""
     shown = "" if default is None else " (default %(default)s)"
     group.add_argument(option, type=int, default=default, metavar="N", help=help_text + shown)
-
-
-def check_seed(seed: int) -> None:
-    """Raise ConfigError where a random generator would refuse `seed`."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ConfigError(f"--seed {seed} is out of range: take 0 to {MAX_SEED}")
-
-
-def check_output_file(option: str, path: Path) -> None:
-    """Raise ConfigError where the file `path` could not be written, its folder made first."""
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; name a file in it")
-    place = path.absolute().parent
-    while not os.path.lexists(place):
-        place = place.parent
-    if not os.path.isdir(place):
-        raise ConfigError(f"{place} is no folder; choose another {option}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"no permission to write in {place}; choose another {option}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     if gain is None:
         text = ["The export keeps no pictures; `regcache search` draws them."]
     elif not gain["found"]:
-        tried = nothing_tried_helps(document["trials"])
+        tried = nothing_tried_helps(
+            (trial["prefix_count"], trial["delete_count"]) for trial in document["trials"]
+        )
         text.append(
             f"No gain: {tried} beat the baseline alone on the search images, so none is used."
             if tried
@@ -86,15 +88,17 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     return Section("decision", "The RegCache", text, [Table(["", "chosen"], choice)])
 
 
-def nothing_tried_helps(trials: Sequence[Mapping[str, Any]]) -> str:
+def nothing_tried_helps(trials: Iterable[tuple[int, int]]) -> str:
     """`no prefix and no deletion`, naming what was evaluated; empty where neither was.
 
     Args:
-        trials: of a search, or the rows of its CSV.
+        trials: prefix and delete counts of every evaluation.
     """
-    kinds = {"prefix": "prefix_count", "deletion": "delete_count"}
-    tried = [kind for kind, key in kinds.items() if any(int(trial[key]) for trial in trials)]
-    return " and ".join(f"no {kind}" for kind in tried)
+    most = (0, 0)
+    for prefix, delete in trials:
+        most = max(most[0], prefix), max(most[1], delete)
+    kinds = zip(("prefix", "deletion"), most, strict=True)
+    return " and ".join(f"no {kind}" for kind, count in kinds if count)
 
 
 def cost(folder: Path, document: dict[str, Any]) -> Section | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from typing import Any
@@ -175,12 +174,9 @@ def _footnotes(result: ExportResult) -> list[str]:
 
 
 def _no_gain(result: ExportResult, p: str = "") -> str:
-    """Why nothing was chosen. An export keeps what was evaluated in its CSV only."""
-    trials = result.details.get("trials", [])
-    if not trials and result.results_csv is not None:
-        with result.results_csv.open(newline="", encoding="utf-8") as file:
-            trials = list(csv.DictReader(file))
-    tried = nothing_tried_helps(trials)
+    """Why nothing was chosen."""
+    configs = [trial.config for trial in result.trials]
+    tried = nothing_tried_helps((c.prefix_count, c.delete_count) for c in configs)
     if not tried:
         return NONE_ASKED_FOR
     return f"No gain: {tried} beat the baseline alone on these images{p}."

@@ -126,6 +126,7 @@ def run_search(
         seconds=time.monotonic() - began,
         search_cost=found.cost.to_json(),
         details=details,
+        trials=found.result.trials,
     )
     with reporter.stage("pictures"):
         plots = write_plots(folder / "plots", result.to_json(), picture_data(encoder, sets, found))
