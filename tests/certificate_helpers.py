@@ -1,11 +1,15 @@
-"""Tiny certified bundles for the tests of the certificate."""
+"""Tiny certified bundles for the tests of the certificate, and changes of their graphs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 
 from regcache_deploy.certify import certify_bundle
 from regcache_deploy.planning import make_plan
@@ -46,3 +50,17 @@ def certified(folder: Path, calibrated: Calibration, options: GraphOptions) -> P
     path = write_bundle(plan, folder / "tiny.regcache", options=options)
     certify_bundle(path, plan, options, calibrated, pixels())
     return path
+
+
+def change_constant(name: str, change: Callable[[np.ndarray], None]) -> Callable[..., None]:
+    def apply(model: onnx.ModelProto) -> None:
+        (tensor,) = (t for t in model.graph.initializer if t.name == name)
+        value = numpy_helper.to_array(tensor).copy()
+        change(value)
+        tensor.CopyFrom(numpy_helper.from_array(value, name))
+
+    return apply
+
+
+def one_scale(value: np.ndarray) -> None:
+    value *= 1.01

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,15 @@ from regcache_export.reference import Reference, initializers
 from regcache_export.reference_activation import erf
 from regcache_export.targets import TARGETS, GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.certificate_helpers import COUNT, calibration, certified, pixels, plan_of
+from tests.certificate_helpers import (
+    COUNT,
+    calibration,
+    certified,
+    change_constant,
+    one_scale,
+    pixels,
+    plan_of,
+)
 from tests.graph_helpers import rewrite
 from tests.tiny_plans import (
     CHOICE,
@@ -135,20 +142,6 @@ def test_erf_is_exact() -> None:
 
 
 # ---- perturbed ----------------------------------------------------------------------------------
-
-
-def change_constant(name: str, change: Callable[[np.ndarray], None]) -> Callable[..., None]:
-    def apply(model: onnx.ModelProto) -> None:
-        (tensor,) = (t for t in model.graph.initializer if t.name == name)
-        value = numpy_helper.to_array(tensor).copy()
-        change(value)
-        tensor.CopyFrom(numpy_helper.from_array(value, name))
-
-    return apply
-
-
-def one_scale(value: np.ndarray) -> None:
-    value *= 1.01
 
 
 def one_weight(value: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import torch
 from regcache_deploy.compat import import_open_clip
 from regcache_deploy.encoders.hub import explain_failure
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.errors import ConfigError
+from regcache_deploy.errors import ConfigError, ModelError
 
 open_clip = import_open_clip()
 pretrained = pytest.importorskip("open_clip.pretrained")
@@ -92,6 +92,13 @@ def test_texts_make_the_tokenizer_once_and_say_what_it_needs(tags, monkeypatch):
         encode(["a cat"])
     assert encode(["a cat"]).equal(encode(["a cat"]))
     assert len(made) == 2
+
+
+def test_an_equals_sign_may_stand_in_a_path(tags):
+    path = tags.rename(tags.with_name("epoch=3.safetensors"))
+    assert load_model(NAME, str(path)).encoder.spec.depth > 0
+    with pytest.raises(ModelError, match="no checkpoint file at quik="):
+        load_model(NAME, f"quik={path}")
 
 
 def test_a_network_error_that_names_the_file_is_no_damage():

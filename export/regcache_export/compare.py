@@ -26,10 +26,9 @@ SAME_LEVEL = 1e-3
 
 
 SAME_NORM = 1e-5
-"""Relative difference below which two norms tie. Behind attention they are float32 sums: on random
-encoders of 64 to 768 channels they were within 3e-7 of float64, and with hundreds of patches two
-norms often lie nearer than that. Norms of unrelated patches differ by per cents: a graph that picks
-others has hardly a pair this close."""
+"""Relative difference below which two norms tie: some hundred roundings of float32. Behind attention
+the norms are float32 sums, whose order alone decides between two that lie nearer than that; a graph
+that chooses by something else is off by far more."""
 
 CHOICE = "/TopK"
 """Ends the name of the node that chooses the surviving patches."""

@@ -122,7 +122,7 @@ def _weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weigh
 
 def _tag_and_path(pretrained: str, tags: Sequence[str]) -> tuple[str | None, Path | None]:
     tag, separator, path = pretrained.partition("=")
-    if separator and "/" not in tag:
+    if separator and tag in tags:
         return tag, Path(path)
     return (None, Path(pretrained)) if looks_like_path(pretrained) else (pretrained, None)
 
@@ -165,7 +165,8 @@ def _create(
     size: tuple[int, int] | None,
 ) -> Any:
     tag, path = weights.tag, weights.path
-    what, instead = f"the weights '{tag}' of {name}", f"--pretrained {tag}=PATH"
+    what = f"the weights '{tag or path or 'random'}' of {name}"
+    instead = f"--pretrained {tag}=PATH" if tag else "--pretrained PATH"
     trained: Mapping[str, Any] = {}
     if tag is not None:
         trained = open_clip.get_pretrained_cfg(name, tag)
