@@ -26,9 +26,9 @@ SAME_LEVEL = 1e-3
 
 
 SAME_NORM = 1e-5
-"""Relative difference below which two norms tie: some hundred roundings of float32. Behind attention
-the norms are float32 sums, whose order alone decides between two that lie nearer than that; a graph
-that chooses by something else is off by far more."""
+"""Relative difference below which two norms tie: some hundred roundings of float32. Behind
+attention the norms are float32 sums, whose order alone decides between two that lie nearer than
+that; a graph that chooses by something else is off by far more."""
 
 CHOICE = "/TopK"
 """Ends the name of the node that chooses the surviving patches."""
