@@ -59,7 +59,7 @@ pytest: $(VENV)/.stamp-dev
 
 # One process: the towers are large, and the score is printed from all of them.
 test-encoders: $(VENV)/.stamp-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q -m "survey or not survey" tests/test_encoders_all.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q -m "survey or not survey" tests/encoders/test_encoders_all.py
 
 # Needs no GPU. A product that is not of the kind that the static check promises ends it.
 test-tensorrt: $(VENV)/.stamp-dev

@@ -73,8 +73,8 @@ def _plans(model: str) -> tuple[np.ndarray, dict[str, Any]]:
 
     from regcache_deploy.encoders import RegCache, RegCacheConfig
     from regcache_deploy.encoders.load import load_model
-    from regcache_deploy.planning import make_plan
     from regcache_deploy.quantization import make_baseline
+    from regcache_deploy.quantization.plan import make_plan
 
     loaded = load_model(model, "random:0")
     encoder = loaded.encoder

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from regcache_deploy.encoders.survey import (
+from regcache_deploy.run.survey import (
     MAX_ERROR,
     SURVEY_DEPTH,
     Outcome,

@@ -92,7 +92,7 @@ def parts(spec: EncoderSpec, batch: int, device: torch.device) -> dict[str, Part
     import torch
     import torch.nn.functional as F
 
-    from regcache_deploy.planning import calibration_of
+    from regcache_deploy.quantization.plan import calibration_of
 
     half = torch.float16
 

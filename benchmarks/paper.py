@@ -20,9 +20,12 @@ from typing import Any
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import LoadedModel, load_model
 from regcache_deploy.errors import RegCacheError
-from regcache_deploy.options import BASELINE_NAMES, ExportOptions
-from regcache_deploy.progress import Reporter
-from regcache_deploy.search_settings import SearchSettings
+from regcache_deploy.run.options import (
+    BASELINE_NAMES,
+    ExportOptions,
+)
+from regcache_deploy.search.settings import SearchSettings
+from regcache_deploy.work.progress import Reporter
 
 BITS = ("W8A8", "W6A6", "W4A4")
 
@@ -94,7 +97,7 @@ def _measure(
 ) -> dict[str, Any]:
     if args.data is None and not args.dry_run:
         return {"reason": "no images: pass --data and --eval-data"}
-    from regcache_deploy.search.run import run_search
+    from regcache_deploy.run.search import run_search
 
     place = args.output / model.name.replace("/", "-")
     common: dict[str, Any] = {

@@ -18,8 +18,8 @@ from cpu_models import quantize_static, write_nncf
 from cpu_runs import session
 from peer_work import Work
 
-from regcache_deploy.bench.engines import open_engine
 from regcache_deploy.bench.timing import Run
+from regcache_deploy.evaluation.engines import open_engine
 from regcache_engines.engine import load_engine
 from regcache_engines.tensorrt.probe import find_gpu
 from regcache_export.graph import build_model, serialize

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_card import register_at
 from torch import Tensor
 
 from regcache_deploy.bench.subjects import float_plan
@@ -16,19 +17,18 @@ from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.demo_images import load_demo_images
 from regcache_deploy.data.folder import load_folder
 from regcache_deploy.data.images import Images
-from regcache_deploy.demo.measure import register_at
 from regcache_deploy.encoders import RegCacheConfig
 from regcache_deploy.encoders.load import DEMO, LoadedModel, load_model
 from regcache_deploy.encoders.model import random_seed
 from regcache_deploy.evaluation.corners import calibrate_corner
-from regcache_deploy.image_sets import load_image_sets
-from regcache_deploy.options import ExportOptions
-from regcache_deploy.planning import make_plan
-from regcache_deploy.progress import Reporter
+from regcache_deploy.evaluation.image_sets import load_image_sets
 from regcache_deploy.quantization import Bits, Calibration, Quantization, make_baseline
+from regcache_deploy.quantization.plan import make_plan
 from regcache_deploy.quantization.tensorrt import for_tensorrt
-from regcache_deploy.search.job import find_choice
-from regcache_deploy.search_settings import SearchSettings
+from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.search.find import find_choice
+from regcache_deploy.search.settings import SearchSettings
+from regcache_deploy.work.progress import Reporter
 from regcache_export.graph import build_model, serialize
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions

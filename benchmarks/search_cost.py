@@ -22,17 +22,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import planted_vit
 import torch
 
-from regcache_deploy.baseline_choice import chosen_baseline
-from regcache_deploy.demo import planted_vit
 from regcache_deploy.encoders.load import LoadedModel, load_model
-from regcache_deploy.image_sets import load_image_sets
-from regcache_deploy.options import ExportOptions
-from regcache_deploy.progress import Reporter
-from regcache_deploy.search.job import FoundChoice, find_choice
+from regcache_deploy.evaluation.image_sets import load_image_sets
+from regcache_deploy.quantization.choice import chosen_baseline
+from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.search.find import (
+    FoundChoice,
+    find_choice,
+)
 from regcache_deploy.search.result import preference
-from regcache_deploy.search_settings import CHOICES, SearchSettings
+from regcache_deploy.search.settings import (
+    CHOICES,
+    SearchSettings,
+)
+from regcache_deploy.work.progress import Reporter
 
 MODELS = ("demo", "planted-small", "planted-vit-b-16")
 

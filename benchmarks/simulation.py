@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import planted_vit
 import torch
 from torch import Tensor
 
 from regcache_deploy.bench.timing import interleave
-from regcache_deploy.demo import planted_vit
 from regcache_deploy.encoders.canonical import FLOAT, Encoder, Numerics
 from regcache_deploy.quantization import make_baseline
 from regcache_deploy.quantization.integer_gemm import has_exact_int8

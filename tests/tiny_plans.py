@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
-from regcache_deploy.planning import make_plan
 from regcache_deploy.quantization import Bits, Calibration, Quantization, make_baseline
+from regcache_deploy.quantization.plan import make_plan
 from regcache_export.plan import Plan
 from regcache_export.spec import EncoderSpec
 

@@ -78,7 +78,7 @@ TARGETS: dict[str, Target] = {
             attention="standard",
             evidence={
                 "bias [1, 1, C]": "a bias [C] behind a Q/DQ MatMul ends in a float Gemm in ONNX "
-                "Runtime 1.31, without a word; tests/test_graph_quantized.py counts the products",
+                "Runtime 1.31, without a word; tests/export/test_graph_quantized.py counts them",
                 "attention in float": "12 heads, 197 tokens, d 64, ONNX Runtime 1.31, one thread "
                 "of a VNNI Xeon: 1.33 ms in INT8, 1.07 ms in float32",
                 "LayerNormalization and Add apart": "ONNX Runtime's SkipLayerNormalization on CPU "

@@ -23,7 +23,10 @@ from pathlib import Path
 
 from regcache_engines.errors import EngineError
 
-from .engines import ON_GPU, open_engine
+from ..evaluation.engines import (
+    ON_GPU,
+    open_engine,
+)
 from .environment import gpu_used_mib
 
 MODULE = "regcache_deploy.bench.memory"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import require
 from ..errors import ConfigError
-from ..paths import require_writable_file
-from ..progress import Reporter
+from ..work.paths import require_writable_file
+from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> tuple[list[str], Settings]:
-    from ..bench.engines import ENGINES
     from ..bench.measure import Settings
+    from ..evaluation.engines import ENGINES
 
     named = args.engine or []
     for name in named:

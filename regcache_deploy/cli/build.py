@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
-from ..options import check_seed
-from ..paths import require_writable
-from ..progress import Reporter
+from ..run.options import check_seed
+from ..work.paths import require_writable
+from ..work.progress import Reporter
 from .check import model_path
 from .common import QUIET, add_common_arguments
 

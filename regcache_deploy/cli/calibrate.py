@@ -9,9 +9,13 @@ from pathlib import Path
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
-from ..options import MAX_THREADS, check_observer_of, check_seed
-from ..paths import require_writable
-from ..progress import Reporter
+from ..run.options import (
+    MAX_THREADS,
+    check_observer_of,
+    check_seed,
+)
+from ..work.paths import require_writable
+from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
 from .shared import add_observer_argument
 
@@ -75,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     require("onnxruntime", "cpu")
     import torch
 
-    from ..recalibrate import RecalibrateOptions, recalibrate
+    from ..run.calibrate import (
+        RecalibrateOptions,
+        recalibrate,
+    )
 
     if args.threads:
         torch.set_num_threads(args.threads)

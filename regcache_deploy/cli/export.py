@@ -12,8 +12,8 @@ from regcache_export.fold_names import SWITCHABLE
 from regcache_export.targets import TARGETS
 
 from ..compat import import_open_clip, require
-from ..options import ExportOptions
-from ..progress import Reporter
+from ..run.options import ExportOptions
+from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
 from .shared import add_choice_arguments, add_count, add_data_arguments, add_model_arguments
 
@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
         print_configuration(options, as_json=args.json)
         return 0
     _require_extras()
-    from ..pipeline import run_export
     from ..report.terminal import print_result
+    from ..run.export import run_export
 
     result = run_export(options, Reporter(quiet=args.verbosity == QUIET))
     print_result(result, as_json=args.json)

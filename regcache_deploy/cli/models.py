@@ -8,7 +8,7 @@ import json
 import sys
 
 from ..errors import ConfigError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments
 
 HELP = "list supported encoders: tokens, head size, GFLOPs"
@@ -38,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
     import_open_clip()
     from ..encoders.catalogue import describe
-    from ..encoders.survey import open_clip_architectures, timm_architectures
+    from ..run.survey import (
+        open_clip_architectures,
+        timm_architectures,
+    )
 
     names = open_clip_architectures() + timm_architectures()
     chosen = [n for n in names if fnmatch.fnmatchcase(n.lower(), args.pattern.lower())]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, ConfigError
-from ..paths import require_writable_file
+from ..work.paths import require_writable_file
 from .common import add_common_arguments
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from ..compat import import_open_clip
 from ..errors import ConfigError
-from ..options import ExportOptions
-from ..progress import Reporter
-from ..search_settings import CHOICES, SearchSettings
+from ..run.options import ExportOptions
+from ..search.settings import (
+    CHOICES,
+    SearchSettings,
+)
+from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, add_run_arguments
 from .shared import add_choice_arguments, add_count, add_data_arguments, add_model_arguments
 
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     import_open_clip()
     from ..report.terminal import print_search
-    from ..search.run import run_search
+    from ..run.search import run_search
 
     reporter = Reporter(quiet=args.verbosity == QUIET)
     result = run_search(options, settings, reporter, ablation=args.ablation)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..options import BASELINE_NAMES, OBSERVER_NAMES, ExportOptions
+from ..run.options import (
+    BASELINE_NAMES,
+    OBSERVER_NAMES,
+    ExportOptions,
+)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

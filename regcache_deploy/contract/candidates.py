@@ -20,10 +20,13 @@ from regcache_export.trace import in_layout
 from ..bench.subjects import float_plan, graph_options
 from ..evaluation.corners import simulate
 from ..evaluation.layer_error import alone_errors
-from ..planning import calibration_of
-from ..progress import Reporter
 from ..quantization import Calibration
-from ..search.keep_float import FloatChoice, choose_float_layers
+from ..quantization.keep_float import (
+    FloatChoice,
+    choose_float_layers,
+)
+from ..quantization.plan import calibration_of
+from ..work.progress import Reporter
 from .data import BATCH, JudgeData, head_of, measure_drop
 from .decide import INT8, MIXED, Measured
 

@@ -13,9 +13,9 @@ from regcache_engines.engine import Engine
 from regcache_engines.errors import EngineError
 from regcache_export.trace import in_layout
 
-from ..bench.engines import open_engine
 from ..bench.timing import Interval, Samples, interleave
-from ..search.keep_float import FloatChoice
+from ..evaluation.engines import open_engine
+from ..quantization.keep_float import FloatChoice
 from .candidates import SELECT_IMAGES, Candidates
 from .data import JudgeData, engine_features, head_of, measure_drop
 from .decide import FLOAT, INT8, MIXED, Drop, Measured, Skipped

@@ -14,15 +14,15 @@ from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.probe import probe
 from regcache_export.targets import find_target
 
-from ..bench.engines import engine_version
 from ..bench.environment import busy_warning, describe_machine, read_gpu
 from ..bench.subjects import graph_options
 from ..errors import BundleError
-from ..progress import Reporter
+from ..evaluation.engines import engine_version
+from ..work.progress import Reporter
 from .candidates import Candidates
 from .data import load_judge_data
 from .decide import decide
-from .keep import write_kept
+from .kept_bundle import write_kept
 from .measure import Measurement
 from .options import ContractOptions
 from .tensorrt import ENGINES, Builds, runs_here

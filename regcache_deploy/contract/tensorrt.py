@@ -21,7 +21,7 @@ from regcache_export.targets import find_target
 
 from ..bench.subjects import graph_options
 from ..errors import BundleError, ConfigError, EngineError
-from ..progress import Reporter
+from ..work.progress import Reporter
 
 if TYPE_CHECKING:
     from .options import ContractOptions

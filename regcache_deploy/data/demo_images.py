@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .images import Images
 from .preprocess import Preprocess
 

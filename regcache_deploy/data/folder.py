@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .class_names import class_indices, head_for
 from .images import Images
 from .preprocess import Preprocess

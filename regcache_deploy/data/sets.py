@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..options import ExportOptions
-from ..progress import Reporter
+from ..run.options import ExportOptions
+from ..work.progress import Reporter
 from .class_names import head_for
 from .demo_images import load_demo_images
 from .folder import load_folder

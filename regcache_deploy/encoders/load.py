@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .load_open_clip import load_open_clip
 from .load_timm import load_timm
 from .model import LoadedModel

@@ -19,7 +19,7 @@ from torch import Tensor
 from regcache_engines.files import atomic_write_bytes
 
 from ..errors import ConfigError, ModelError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .hub import first_line
 
 CLASSES_AT_ONCE = 10

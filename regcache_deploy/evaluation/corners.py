@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache, RegCacheConfig
-from ..progress import Reporter
 from ..quantization import Calibration, Quantization, make_baseline
 from ..quantization.baselines import Baseline
+from ..work.progress import Reporter
 
 if TYPE_CHECKING:
-    from ..image_sets import ImageSets
+    from .image_sets import ImageSets
 
 
 def corner_configs(config: RegCacheConfig) -> dict[str, RegCacheConfig]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.stream import ImageStream
 from ..errors import DataError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .metrics import (
     classification_metrics,
     fidelity_metrics,

@@ -15,10 +15,13 @@ from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
 from regcache_export.plan_beside import load_plan
 
-from ..bench.engines import ENGINES, open_engine
 from ..data.stream import Batch
 from ..errors import ConfigError
-from ..planning import calibration_of
+from ..quantization.plan import calibration_of
+from .engines import (
+    ENGINES,
+    open_engine,
+)
 
 FP32, SIMULATED = "fp32", "simulated"
 RUNNERS = (FP32, SIMULATED, *ENGINES)

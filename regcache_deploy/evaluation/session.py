@@ -22,7 +22,7 @@ from ..data.stream import ImageStream
 from ..encoders.load import LoadedModel, load_model
 from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
-from ..progress import Reporter
+from ..work.progress import Reporter
 from .evaluate import (
     KNN,
     PROBE,

@@ -14,8 +14,8 @@ from regcache_export.published import HALVES, LEVELS
 
 from ..errors import ConfigError
 from .nonuniform import LogSqrt2, TwinGelu, TwinSoftmax
-from .published import to_published
 from .quantizers import Quantizer, Uniform
+from .strict_plan import to_published
 
 Record = Callable[[str, Tensor, Tensor], Tensor]
 """Told the name of a stage, its values in steps and its levels; returns those to go on with."""

@@ -19,7 +19,7 @@ from regcache_export.verify import read_certificate
 from ..bench.subjects import graph_options
 from ..encoders.canonical import FLOAT, Numerics
 from ..evaluation.layer_error import alone_errors
-from ..planning import calibration_of
+from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
 
 IMAGES = 8

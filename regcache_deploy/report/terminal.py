@@ -6,8 +6,11 @@ import json
 import sys
 from typing import Any
 
-from ..result import CORNERS, ExportResult
 from .format import difference_text, for_rich, p_text
+from .result import (
+    CORNERS,
+    ExportResult,
+)
 from .search_sections import NONE_ASKED_FOR, nothing_tried_helps
 
 CORNER_TITLES = {

@@ -1,11 +1,11 @@
 """Sensitivity -> candidates -> register -> (block, tau, k~)."""
 
-from ..search_settings import SearchSettings
 from .problem import SearchProblem
 from .result import SearchResult, Trial
 from .sensitivity import Sensitivity, measure_sensitivity
+from .settings import SearchSettings
 from .space import SearchSpace
-from .strategy import search
+from .strategies import search
 
 __all__ = [
     "SearchProblem",

@@ -16,16 +16,22 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..encoders.canonical import Encoder
 from ..evaluation.corners import corner_configs
-from ..image_sets import ImageSets
-from ..options import BASELINE_NAMES, ExportOptions
-from ..progress import Reporter
+from ..evaluation.image_sets import ImageSets
 from ..quantization import Bits, make_baseline
-from ..search_settings import SearchSettings
+from ..run.options import (
+    BASELINE_NAMES,
+    ExportOptions,
+)
+from ..work.progress import Reporter
 from .clipping import CLIPPING_PERCENTILE, Clipped
+from .find import (
+    FoundChoice,
+    find_choice,
+)
 from .held_out import HeldOut, compare_scores
-from .job import FoundChoice, find_choice
-from .register import Captures
-from .registers import make_register
+from .register.capture import Captures
+from .register.choose import make_register
+from .settings import SearchSettings
 
 ABLATION_BITS = ("W8A8", "W6A6", "W4A4")
 VARIANTS = ("fp32", "baseline", "clipping", "random_sink", "prefix_only", "delete_only", "both")

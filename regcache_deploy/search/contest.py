@@ -20,7 +20,10 @@ from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Score
 from .result import preference
 from .space import SearchSpace
-from .strategy import Allowance, TrialBook
+from .strategies import (
+    Allowance,
+    TrialBook,
+)
 
 SHARE = 0.15
 """Of all images: the ones of least margin, at least `FEWEST`."""

@@ -15,11 +15,11 @@ from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Objective, Score, compare_paired
 from ..evaluation.corners import calibrate_corner, simulate
-from ..image_sets import ImageSets
-from ..progress import Reporter
+from ..evaluation.image_sets import ImageSets
 from ..quantization import Calibration, Quantization
 from ..quantization.baselines import Baseline
-from .cache import PartCache
+from ..work.cache import PartCache
+from ..work.progress import Reporter
 from .problem import register_hash
 from .statistics import bootstrap_means
 

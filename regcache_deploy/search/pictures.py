@@ -10,8 +10,8 @@ from torch import Tensor
 from ..encoders.canonical import FLOAT, Encoder
 from ..encoders.regcache import RegCache, RegCacheConfig
 from ..encoders.rotary import Survivors
-from ..image_sets import ImageSets
-from .job import FoundChoice
+from ..evaluation.image_sets import ImageSets
+from .find import FoundChoice
 
 THUMBNAILS = 8
 

@@ -15,7 +15,10 @@ from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
-from .cache import PartCache, rows_key
+from ..work.cache import (
+    PartCache,
+    rows_key,
+)
 from .cost import Work, calibration_walks
 from .states import Budget, Embed, HiddenStates
 from .stopping import Stop

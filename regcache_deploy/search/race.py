@@ -26,7 +26,10 @@ from .contest import contest
 from .result import preference
 from .space import SearchSpace
 from .statistics import survivors
-from .strategy import Allowance, TrialBook
+from .strategies import (
+    Allowance,
+    TrialBook,
+)
 
 FIRST_IMAGES = 32
 SECOND_SHARE = 0.25

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from regcache_export.bundle import write_bundle
-from tests.awkward_images import write_awkward_images
 from tests.cpp.programs import ROOT, build
+from tests.data.awkward_images import write_awkward_images
 from tests.tiny_plans import tiny_plan
 
 KINDS = (".png", ".jpg", ".jpeg")
@@ -34,7 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     REGCACHE_TEST_IMAGES=DIR pytest -s tests/cpp/test_results.py   prints the largest differences.
     """
     made = write_awkward_images(tmp_path_factory.mktemp("awkward"))
-    golden = (ROOT / "tests/golden").iterdir()
+    golden = (ROOT / "tests/engines/golden").iterdir()
     more = (
         Path(os.environ["REGCACHE_TEST_IMAGES"]) if "REGCACHE_TEST_IMAGES" in os.environ else None
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.awkward_images import png
 from tests.cpp.programs import dump, run
+from tests.data.awkward_images import png
 
 
 def bad_images(folder: Path) -> dict[Path, str]:

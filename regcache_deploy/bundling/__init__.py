@@ -1,0 +1,1 @@
+"""From a choice to a sealed, certified bundle."""

@@ -1,0 +1,137 @@
+"""The images of a run, and the float model's view of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.images import Images
+from ..data.sets import load_sets
+from ..encoders.canonical import Encoder
+from ..encoders.load import (
+    LoadedModel,
+    TextHead,
+)
+from ..errors import DataError
+from ..run.options import ExportOptions
+from ..search.cost import Work
+from ..work.cache import PartCache
+from ..work.progress import Reporter
+from . import (
+    FeatureFidelity,
+    Objective,
+    ZeroShotTop1,
+)
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """Search images, evaluation images, and what the float model makes of the first.
+
+    Attributes:
+        search: reference images; calibration takes the first ones.
+        evaluation: held out.
+        reference: float features of the search images, `[n, E]`.
+        calibration_tokens: `[c, N, D]` at the input of block 0, of the first search images.
+        objective: over the search images: top-1 with labels, else feature fidelity. Random
+            weights always take fidelity, for their accuracy is chance.
+        head: zero-shot head `[C, E]` of the evaluation classes, or None.
+        cache: finished parts of a search on these images with this model, and its work.
+    """
+
+    search: Images
+    evaluation: Images
+    reference: Tensor
+    calibration_tokens: Tensor
+    objective: Objective
+    head: Tensor | None
+    cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
+
+    def for_another_search(self, depth: int) -> ImageSets:
+        """The same images and parts, with work that starts after the float features.
+
+        A search spends up to a budget of counted work; what another one spent is not its own.
+        """
+        features = len(self.search) * depth
+        return replace(self, cache=self.cache.counting(Work(features)))
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Search images `rows [m]`, normalized: `[m, 3, H, W]`."""
+        return self.search.normalized(self.search.pixels[rows])
+
+    def tokens(self, encoder: Encoder, rows: Tensor) -> Tensor:
+        """Tokens `[m, N, D]` of search images `rows [m]` at the input of block 0.
+
+        Computed when asked for: for many images they take far more memory than the pixels.
+        """
+        return encoder.embed(self.images(rows))
+
+    def judge(self, reference: Tensor) -> Objective:
+        """The metric of the evaluation images, given their FP32 embeddings `[n, E]`."""
+        labels = self.evaluation.labels
+        if self.head is None or labels is None:
+            return FeatureFidelity(reference)
+        return ZeroShotTop1(self.head, labels, reference)
+
+
+@torch.no_grad()
+def load_image_sets(
+    options: ExportOptions, model: LoadedModel, reporter: Reporter, parts: Path | None = None
+) -> ImageSets:
+    """Load both sets and run the float model over the search images.
+
+    Args:
+        parts: folder for finished parts of the search; None keeps nothing.
+
+    Raises:
+        DataError: too few or unreadable images, or non-finite features.
+    """
+    search, evaluation = load_sets(options, model.preprocess, reporter)
+    cache = PartCache(parts, _identity(options, model, search) if parts else {}, Work())
+    encoder, size = model.encoder, options.batch_size
+
+    def float_features() -> dict[str, Tensor]:
+        features = []
+        with reporter.stage("FP32 features of the search images", len(search)) as advance:
+            for images in search.batches(size):
+                features.append(encoder.pool(encoder.run_blocks(encoder.embed(images))))
+                cache.work.add(len(images) * encoder.spec.depth)
+                advance(len(images))
+        return {"features": torch.cat(features)}
+
+    reference = cache.part("features", float_features)["features"]
+    if not torch.isfinite(reference).all():
+        raise DataError("the float model gives NaN or infinite features on these images")
+    objective: Objective = FeatureFidelity(reference)
+    text = _top1_head(model, search)
+    if text is not None and search.labels is not None:
+        classes = text(search.class_names, reporter)
+        objective = ZeroShotTop1(classes, search.labels, reference)
+    head = None
+    if evaluation.labels is not None and model.text_head is not None:
+        head = model.text_head(evaluation.class_names, reporter)
+    first = torch.arange(min(options.calibration_images, len(search)))
+    calibration = encoder.embed(search.normalized(search.pixels[first]))
+    return ImageSets(search, evaluation, reference, calibration, objective, head, cache)
+
+
+def _top1_head(model: LoadedModel, search: Images) -> TextHead | None:
+    """What the search's top-1 takes its classes from; None where its objective is fidelity."""
+    return None if search.labels is None or model.is_random else model.text_head
+
+
+def _identity(options: ExportOptions, model: LoadedModel, search: Images) -> dict[str, object]:
+    """What decides every part of a search, beside its code and its own key."""
+    return {
+        "weights": model.weights_sha256(),
+        "structure": repr(model.encoder.spec),
+        "images": search.fingerprint(),
+        "normalization": [list(search.mean), list(search.std)],
+        "text": text.key(search.class_names) if (text := _top1_head(model, search)) else None,
+        "calibration_images": options.calibration_images,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+    }

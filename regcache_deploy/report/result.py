@@ -1,0 +1,149 @@
+"""What an export hands back: one JSON object, one CSV of every evaluated choice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from regcache_engines.files import atomic_write_bytes
+
+from ..encoders.regcache import RegCacheConfig
+from ..search.result import Trial
+
+CORNERS = ("fp32", "baseline", "prefix_only", "delete_only", "regcache", "deployed")
+
+
+class Paired(Protocol):
+    """A paired comparison with FP32."""
+
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def p_value(self) -> float: ...
+    @property
+    def lost(self) -> int | None: ...
+    @property
+    def won(self) -> int | None: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Everything an export found.
+
+    Attributes:
+        metric: `top1` (accuracy) or `cosine` (fidelity to FP32, where there are no labels).
+        accuracy: corner -> value in [0, 1], all on the same `n_eval` images.
+        paired: corner -> comparison with FP32 on the same images (top-1 only).
+        paper_form: the same corners with every quantizer as published, where it differs.
+        agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
+        differences: where the deployed form of the baseline differs from the published one.
+        in_float: linears that `--keep-float` left in floating point.
+        search_cost: see `search.cost.SearchCost`.
+        details: what a search reports beyond the decision; nothing after an export.
+        trials: every evaluation of the search, which are the rows of the CSV.
+    """
+
+    model: str
+    baseline: str
+    bits: str
+    sensitive_layer: str
+    prefix_block_candidates: tuple[int, ...]
+    config: RegCacheConfig
+    depth: int
+    search_accuracy: float
+    search_metric: str
+    metric: str
+    n_search: int
+    n_eval: int
+    accuracy: dict[str, float]
+    paired: Mapping[str, Paired]
+    agreement: dict[str, float]
+    paper_form: dict[str, float] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    caution: str | None = None
+    results_csv: Path | None = None
+    bundle: Path | None = None
+    seconds: float = 0.0
+    search_cost: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    trials: Sequence[Trial] = ()
+
+    @property
+    def sensitive_block(self) -> int:
+        return int(self.sensitive_layer.split(".")[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        config = self.config
+        return {
+            "model": self.model,
+            "baseline": self.baseline,
+            "bits": self.bits,
+            "sensitive_block": self.sensitive_block,
+            "sensitive_layer": self.sensitive_layer,
+            "prefix_block_candidates": list(self.prefix_block_candidates),
+            "prefix_block": config.prefix_block if config.has_prefix else None,
+            "prefix_add_blocks": config.prefix_blocks(self.depth),
+            "prefix_count": config.prefix_count,
+            "delete_block": config.delete_block,
+            "delete_count": config.delete_count,
+            "search_accuracy": self.search_accuracy,
+            "search_metric": self.search_metric,
+            "n_search": self.n_search,
+            "results_csv": str(self.results_csv) if self.results_csv else None,
+            "bundle": str(self.bundle) if self.bundle else None,
+            "metric": self.metric,
+            "accuracy": {name: self.accuracy.get(name) for name in CORNERS},
+            "n_eval": self.n_eval,
+            "paired": {name: p.to_json() for name, p in self.paired.items()},
+            "paper_form": self.paper_form,
+            "differences": list(self.differences),
+            "in_float": list(self.in_float),
+            "agreement": self.agreement,
+            "warnings": list(self.warnings),
+            "caution": self.caution,
+            "seconds": round(self.seconds, 1),
+            "search_cost": self.search_cost,
+            **self.details,
+        }
+
+
+def write_trials(path: Path, trials: list[Trial], objective: str) -> None:
+    """Write every evaluation as one CSV row; `n` is how many images it took."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = ["stage", "prefix_block", "prefix_count", "delete_block", "delete_count"]
+    writer.writerow([*columns, "objective", "value", "fidelity", "n", "block_forwards"])
+    for trial in trials:
+        config = trial.config
+        writer.writerow(
+            [
+                trial.stage,
+                config.prefix_block if config.has_prefix else "",
+                config.prefix_count,
+                config.delete_block if config.deletes else "",
+                config.delete_count,
+                objective,
+                f"{trial.score.value:.6f}",
+                f"{trial.score.fidelity:.6f}",
+                trial.images,
+                trial.work,
+            ]
+        )
+    atomic_write_bytes(path, buffer.getvalue().encode())
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -1,0 +1,1 @@
+"""The register: sink candidates ranked, captured in their images, and averaged."""

@@ -1,0 +1,228 @@
+"""The register: sink candidates, captured in their images, averaged (paper, section 4)."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...encoders.canonical import (
+    Encoder,
+    FloatNumerics,
+)
+from ...errors import DataError
+
+TOP_CANDIDATES = 100
+TOP_SINGLES = 20
+"""Candidates of which the paper's v2 takes the best one."""
+MAX_PER_IMAGE = 2
+
+LoadImages = Callable[[Tensor], Tensor]
+"""Image indices `[m]` -> normalized images `[m, 3, H, W]`."""
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A patch token at the input of a block.
+
+    Attributes:
+        score: l-inf norm that it was ranked by.
+        image: index of its image.
+        position: index among all tokens of the image.
+    """
+
+    score: float
+    image: int
+    position: int
+
+
+class CandidatePool:
+    """The tokens of largest l-inf norm seen so far, at most `per_image` from one image."""
+
+    def __init__(self, size: int = TOP_CANDIDATES, per_image: int = MAX_PER_IMAGE) -> None:
+        self.size, self.per_image = size, per_image
+        self._heap: list[Candidate] = []
+
+    def add(self, tokens: Tensor, first_image: int, num_prefix_tokens: int) -> None:
+        """Offer tokens `[B, N, D]` of images `first_image`..; leading tokens never qualify."""
+        scores = tokens[:, num_prefix_tokens:].abs().amax(dim=-1)
+        best = scores.topk(min(self.per_image, scores.shape[1]), dim=1)
+        for row, (values, indices) in enumerate(
+            zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ):
+            for value, index in zip(values, indices, strict=True):
+                candidate = Candidate(value, first_image + row, index + num_prefix_tokens)
+                if len(self._heap) < self.size:
+                    heapq.heappush(self._heap, candidate)
+                else:
+                    heapq.heappushpop(self._heap, candidate)
+
+    def sorted(self) -> list[Candidate]:
+        """Largest norm first."""
+        return sorted(self._heap, reverse=True)
+
+
+class _Fc2Input(FloatNumerics):
+    """Float arithmetic that keeps the input of one block's fc2."""
+
+    def __init__(self, block: int) -> None:
+        self.name = f"blocks.{block}.mlp.fc2"
+        self.input: Tensor | None = None
+
+    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if name == self.name:
+            self.input = x
+        return super().linear(name, x, weight, bias)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates by both rankings.
+
+    Attributes:
+        by_input: target block t -> candidates by l-inf at its input.
+        by_fc2: candidates by l-inf at the input of fc2 of block k.
+    """
+
+    by_input: dict[int, list[Candidate]]
+    by_fc2: list[Candidate]
+
+    def chosen(self, ranking: str, block: int) -> list[Candidate]:
+        """The candidates of a target block under `block_input` or `fc2_input`."""
+        return self.by_fc2 if ranking == "fc2_input" else self.by_input[block]
+
+    def recall(self, block: int) -> float:
+        """Share of the fc2-input candidates that the input of `block` finds, too."""
+        wanted, found = (
+            {(c.image, c.position) for c in candidates}
+            for candidates in (self.by_fc2, self.by_input[block])
+        )
+        return len(wanted & found) / len(wanted)
+
+
+@torch.no_grad()
+def rank_candidates(
+    encoder: Encoder,
+    batches: Iterable[Tensor],
+    blocks: Iterable[int],
+    sensitive_block: int,
+    size: int = TOP_CANDIDATES,
+) -> Ranking:
+    """Rank patch tokens of reference images in one float pass over blocks 0..k.
+
+    Args:
+        encoder: in floating point.
+        batches: images `[B, 3, H, W]`.
+        blocks: target blocks t.
+        sensitive_block: k.
+        size: candidates to keep per block.
+
+    Raises:
+        DataError: no images, or non-finite activations.
+    """
+    pools = {block: CandidatePool(size) for block in blocks}
+    fc2_pool, special = CandidatePool(size), encoder.spec.num_prefix_tokens
+    last, first = max([*pools, sensitive_block]), 0
+    for images in batches:
+
+        def observe(index: int, tokens: Tensor, first: int = first) -> None:
+            if not torch.isfinite(tokens).all():
+                raise DataError(f"the input of block {index} holds NaN or infinite values")
+            if index in pools:
+                pools[index].add(tokens, first, special)
+
+        numerics = _Fc2Input(sensitive_block)
+        encoder.run_blocks(encoder.embed(images), 0, last + 1, numerics, observe=observe)
+        assert numerics.input is not None
+        fc2_pool.add(numerics.input, first, special)
+        first += len(images)
+    if not first:
+        raise DataError("the register needs reference images, and there are none")
+    return Ranking({block: pool.sorted() for block, pool in pools.items()}, fc2_pool.sorted())
+
+
+@dataclass(frozen=True)
+class Captures:
+    """What the candidates of one target block t are, in the float model.
+
+    Attributes:
+        block: t.
+        states: `[C, D]`, hidden states at the input of block t.
+        normed: block l >= t -> LN1 outputs `[C, D]` at the same positions of the same images.
+    """
+
+    block: int
+    states: Tensor
+    normed: dict[int, Tensor]
+
+    def register(self, members: slice = slice(None)) -> dict[int, Tensor]:
+        """In-context register: block -> mean LN1 output `[D]` of the chosen candidates."""
+        return {
+            block: value[members].double().mean(dim=0).float()
+            for block, value in self.normed.items()
+        }
+
+    def solo_register(self, encoder: Encoder, members: slice = slice(None)) -> dict[int, Tensor]:
+        """Register of the mean hidden state sent through blocks t..L-1 attending only to itself."""
+        register: dict[int, Tensor] = {}
+
+        def observe(index: int, tokens: Tensor) -> None:
+            register[index] = encoder.norm(f"blocks.{index}.norm1", tokens[0, 0])
+
+        mean = self.states[members].double().mean(dim=0).to(self.states.dtype)
+        encoder.run_blocks(mean.view(1, 1, -1), self.block, observe=observe)
+        return register
+
+
+@torch.no_grad()
+def capture(
+    encoder: Encoder, load: LoadImages, wanted: dict[int, list[Candidate]], batch_size: int = 32
+) -> dict[int, Captures]:
+    """Run every source image once and read the candidates' positions at all later blocks.
+
+    Args:
+        encoder: in floating point.
+        load: images that the candidates index into.
+        wanted: target block -> its candidates.
+        batch_size: images per forward pass.
+
+    Returns:
+        target block -> captures, in the candidates' order.
+    """
+    depth, width = encoder.spec.depth, encoder.spec.width
+    places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for block, candidates in wanted.items():
+        for index, candidate in enumerate(candidates):
+            places[candidate.image].append((block, index, candidate.position))
+    out = {
+        block: Captures(
+            block,
+            torch.zeros(len(candidates), width),
+            {later: torch.zeros(len(candidates), width) for later in range(block, depth)},
+        )
+        for block, candidates in wanted.items()
+    }
+    sources = sorted(places)
+    for start in range(0, len(sources), batch_size):
+        chunk = sources[start : start + batch_size]
+
+        def observe(index: int, tokens: Tensor, chunk: list[int] = chunk) -> None:
+            normed = encoder.norm(f"blocks.{index}.norm1", tokens)
+            for row, image in enumerate(chunk):
+                for block, member, position in places[image]:
+                    if index == block:
+                        out[block].states[member] = tokens[row, position]
+                    if index >= block:
+                        out[block].normed[index][member] = normed[row, position]
+
+        encoder.run_blocks(encoder.embed(load(torch.tensor(chunk))), observe=observe)
+    return out
+
+
+def source_images(wanted: dict[int, list[Candidate]]) -> int:
+    """How many images `capture` runs."""
+    return len({c.image for candidates in wanted.values() for c in candidates})

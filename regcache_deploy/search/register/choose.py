@@ -1,0 +1,124 @@
+"""From image sets to registers: ranked candidates, what they are in their images, their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...encoders.canonical import Encoder
+from ...encoders.regcache import RegCacheConfig
+from ...errors import DataError
+from ..problem import SearchProblem
+from ..settings import SearchSettings
+from ..space import SearchSpace
+from .capture import (
+    TOP_CANDIDATES,
+    TOP_SINGLES,
+    Candidate,
+    Captures,
+    Ranking,
+    capture,
+    rank_candidates,
+    source_images,
+)
+
+if TYPE_CHECKING:
+    from ...evaluation.image_sets import ImageSets
+
+SINGLE_PROBE = (4, 4)
+"""(tau, k~) at which single candidates are compared."""
+
+SINGLE_PROBE_IMAGES = 32
+
+
+def find_captures(
+    encoder: Encoder,
+    sets: ImageSets,
+    space: SearchSpace,
+    settings: SearchSettings,
+    batch_size: int,
+) -> tuple[Ranking, dict[int, Captures]]:
+    """Candidates by both rankings, and what the chosen ones are in their images."""
+    work, k = sets.cache.work, space.delete_block
+    size = TOP_CANDIDATES if settings.candidates == "average" else TOP_SINGLES
+
+    def rank() -> dict[str, Tensor]:
+        found = rank_candidates(encoder, sets.search.batches(batch_size), space.blocks, k, size)
+        work.add(len(sets.search) * (max(*space.blocks, k) + 1))
+        lists = {f"input/{t}": c for t, c in found.by_input.items()} | {"fc2": found.by_fc2}
+        return {
+            name: torch.tensor([[c.score, c.image, c.position] for c in each], dtype=torch.float64)
+            for name, each in lists.items()
+        }
+
+    key = {"blocks": list(space.blocks), "k": k, "candidates": size}
+    ranked = {n: _candidates(t) for n, t in sets.cache.part("ranking", rank, **key).items()}
+    ranking = Ranking({t: ranked[f"input/{t}"] for t in space.blocks}, ranked["fc2"])
+    wanted = {t: ranking.chosen(settings.ranking, t) for t in space.blocks}
+
+    def run() -> dict[str, Tensor]:
+        found = capture(encoder, sets.images, wanted, batch_size)
+        work.add(source_images(wanted) * encoder.spec.depth)
+        return {
+            f"{t}/{name}": value
+            for t, each in found.items()
+            for name, value in [("state", each.states), *each.normed.items()]
+        }
+
+    parts = sets.cache.part("captures", run, ranking=settings.ranking, **key)
+    return ranking, {t: _capture_of(parts, t, encoder.spec.depth) for t in space.blocks}
+
+
+def _candidates(table: Tensor) -> list[Candidate]:
+    return [Candidate(score, int(image), int(place)) for score, image, place in table.tolist()]
+
+
+def _capture_of(parts: Mapping[str, Tensor], block: int, depth: int) -> Captures:
+    return Captures(
+        block, parts[f"{block}/state"], {i: parts[f"{block}/{i}"] for i in range(block, depth)}
+    )
+
+
+def make_register(
+    encoder: Encoder, captures: Captures, settings: SearchSettings, members: slice
+) -> dict[int, Tensor]:
+    if not len(captures.states):
+        raise DataError("there is no candidate for the register; add search images")
+    if settings.register == "solo":
+        return captures.solo_register(encoder, members)
+    return captures.register(members)
+
+
+def take_best_singles(
+    problem: SearchProblem,
+    space: SearchSpace,
+    captures: dict[int, Captures],
+    settings: SearchSettings,
+    seed: int,
+) -> None:
+    """Exchange every register for its best single candidate at one probe (the paper's v2).
+
+    The paper maximises over candidate and count together; the probe separates the two.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(problem.size, generator=generator)[:SINGLE_PROBE_IMAGES]
+    tau = min((p for p in space.prefix if p), key=lambda p: abs(p - SINGLE_PROBE[0]), default=0)
+    count = min(space.delete, key=lambda c: abs(c - SINGLE_PROBE[1]))
+    registers = dict(problem.registers)
+    for block, found in captures.items():
+        if not tau:
+            continue
+        singles = [
+            make_register(problem.encoder, found, settings, slice(i, i + 1))
+            for i in range(len(found.states))
+        ]
+        config: RegCacheConfig = space.config(block, tau, count)
+        scores = []
+        for single in singles:
+            problem.registers = {block: single}
+            scores.append(problem.evaluate(config, rows).key)
+        registers[block] = singles[max(range(len(singles)), key=lambda i: scores[i])]
+    problem.registers = registers

@@ -1,0 +1,185 @@
+"""Finished parts of a search on disk, so that a killed run goes on where it stopped.
+
+A part is one small file named by the hash of everything that decides it: weights, images, seed,
+options, and the code that computes it. A file is written whole or not at all; one that cannot be
+read is computed anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import regcache_export
+from regcache_engines.files import atomic_write_bytes
+
+from ..errors import ConfigError
+from ..search.cost import Work
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+CODE = (
+    "data/images.py",
+    "encoders/canonical.py",
+    "encoders/regcache.py",
+    "encoders/rotary.py",
+    "evaluation/corners.py",
+    "evaluation/objective.py",
+    "evaluation/image_sets.py",
+    "quantization/**/*.py",
+    "search/clipping.py",
+    "search/cost.py",
+    "search/held_out.py",
+    "search/problem.py",
+    "search/register/*.py",
+    "search/sensitivity.py",
+    "search/states.py",
+    "search/stopping.py",
+)
+"""What a cached part depends on, as patterns below the package. What only decides what to ask next
+(`race.py`, `statistics.py`) changes no answer."""
+
+EXPORT_CODE = (
+    "passes/*.py",
+    "checks/fusion.py",
+    "plan.py",
+    "published.py",
+    "regcache_config.py",
+    "spec.py",
+    "tensor_quant.py",
+)
+"""The same below `regcache_export`: quantizers apply its exact folds before they calibrate."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One finished part.
+
+    Attributes:
+        tensors: its outcome.
+        work: block-forwards that it took.
+    """
+
+    tensors: dict[str, Tensor]
+    work: int
+
+
+class PartCache:
+    """Parts of runs with one identity; without a folder nothing is kept.
+
+    Args:
+        folder: where the files go; made when the first one is written.
+        identity: everything that decides all parts: hashes, seed, options. JSON values.
+        work: counts what a part took, also where it was found finished.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any], work: Work) -> None:
+        self.folder, self.work = folder, work
+        self.identity = _digest({"schema": SCHEMA, "code": code_hash(), **identity})
+
+    def counting(self, work: Work) -> PartCache:
+        """The same parts for another search, which counts its own work."""
+        other = copy.copy(self)
+        other.work = work
+        return other
+
+    def part(
+        self, name: str, compute: Callable[[], dict[str, Tensor]], **key: Any
+    ) -> dict[str, Tensor]:
+        """The part's tensors: read, or computed and written.
+
+        Args:
+            name: what it is, for the file name.
+            compute: called where the part is not there; counts into `work` what it runs.
+            key: what decides this part beside the identity. JSON values.
+
+        Raises:
+            ConfigError: the disk is full or the folder not writable; everything finished so far
+                stays, and the same command goes on from it.
+        """
+        path = None
+        if self.folder is not None:
+            digest = _digest({"identity": self.identity, "name": name, **key})
+            path = self.folder / f"{name}-{digest[:32]}.safetensors"
+            found = _read(path)
+            if found is not None:
+                self.work.add(found.work, resumed=True)
+                return found.tensors
+        before = self.work.block_forwards
+        tensors = compute()
+        if path is not None:
+            _write(path, Part(tensors, self.work.block_forwards - before))
+        return tensors
+
+
+def rows_key(rows: Tensor) -> str:
+    """Hash of image indices, for a part's key."""
+    return hashlib.sha256(rows.to(torch.int64).numpy().tobytes()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """SHA-256 over the source of everything in `CODE` and `EXPORT_CODE`, and torch's version."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    packages = (
+        (Path(__file__).parents[1], CODE),
+        (Path(regcache_export.__file__).parent, EXPORT_CODE),
+    )
+    for package, patterns in packages:
+        for file in sorted(_matching(package, patterns)):
+            digest.update(str(file.relative_to(package)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _matching(package: Path, patterns: Iterable[str]) -> set[Path]:
+    return {file for pattern in patterns for file in package.glob(pattern)}
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> Part | None:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Part(tensors, int((file.metadata() or {})["work"]))
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        log.warning("%s cannot be read (%s); its part is computed anew", path.name, error)
+        return None
+
+
+def _write(path: Path, part: Part) -> None:
+    data = safetensors.torch.save(
+        # copies: an objective may hand the same tensor over under two names
+        {name: value.clone().contiguous() for name, value in part.tensors.items()},
+        {"work": str(part.work)},
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise ConfigError(
+            f"cannot keep the search's progress in {path.parent}: {error.strerror}; free space "
+            "and run the same command again, it goes on from here"
+        ) from error

@@ -1,0 +1,41 @@
+"""Check folders and files before any work is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import (
+    ConfigError,
+    DataError,
+)
+
+
+def require_folder(path: Path) -> None:
+    """Raise DataError where `path` is no folder of images to read."""
+    try:
+        if path.is_dir():
+            return
+        if path.exists():
+            raise DataError(f"{path} is a file; pass the folder that holds one folder per class")
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    raise DataError(f"there is no folder {path}; check the path")
+
+
+def require_writable(path: Path, option: str = "--output") -> None:
+    """Raise ConfigError where the folder `path` that an option names could not be written to."""
+    place = path.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if os.path.exists(place) and not os.path.isdir(place):
+        raise ConfigError(f"{place} is no folder; choose another {option}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"no permission to write in {place}; choose another {option}")
+
+
+def require_writable_file(path: Path, option: str) -> None:
+    """Raise ConfigError where the file `path` could not be written, its folder made first."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; name a file in it")
+    require_writable(path.absolute().parent, option)

@@ -1,0 +1,161 @@
+"""`regcache verify` and the files of a bundle: changed, of an older version, missing or damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from regcache_deploy.cli.main import main
+from regcache_deploy.errors import BundleError
+from regcache_engines.bundle import PREPROCESS as PREPROCESS_FILE
+from regcache_engines.bundle import TEXT_FEATURES, Bundle
+from regcache_export import certificate
+from regcache_export.bundle import add_files, write_bundle
+from regcache_export.certificate import CERTIFICATE, IMAGES
+from regcache_export.targets import GraphOptions
+from regcache_export.verify import verify_bundle
+from tests.bundling.certificate_helpers import (
+    calibration,
+    certified,
+    plan_of,
+)
+from tests.cpp.damages import edit_manifest
+
+pytest.importorskip("onnxruntime")
+
+# ---- beside the model ---------------------------------------------------------------------------
+
+
+def other_preprocessing(path: Path) -> None:
+    known = Bundle.open(path).preprocess
+    add_files(path, {PREPROCESS_FILE: json.dumps(known | {"mean": [0.1, 0.2, 0.3]}).encode()})
+
+
+def other_head(path: Path) -> None:
+    bundle = Bundle.open(path)
+    tensor = {"text_features": np.ascontiguousarray(bundle.text_features[::-1])}
+    described = {"labels": json.dumps(bundle.labels), "logit_scale": str(bundle.logit_scale)}
+    add_files(path, {TEXT_FEATURES: save(tensor, metadata=described)})
+
+
+def no_head(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest["files"].pop(TEXT_FEATURES))
+    (path / TEXT_FEATURES).unlink()
+
+
+def other_regcache(path: Path) -> None:
+    edit_manifest(path, lambda manifest: manifest["regcache"].update(delete_count=7))
+
+
+BESIDE = {
+    "preprocessing": (other_preprocessing, PREPROCESS_FILE),
+    "another head": (other_head, TEXT_FEATURES),
+    "no head": (no_head, TEXT_FEATURES),
+    "manifest": (other_regcache, "'regcache' in manifest.json"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_verify_names_what_was_changed_beside_the_model(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act, name = BESIDE[what]
+    path = certified(tmp_path, calibration(), GraphOptions())
+    act(path)
+    assert main(["verify", str(path)]) == 6
+    assert f"{name}: not what was certified" in capsys.readouterr().err
+
+
+def test_an_older_certificate_says_nothing_of_the_files_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    assert verify_bundle(Bundle.open(path)).unknown == ()
+    document = json.loads((path / CERTIFICATE).read_text())
+    del document["files"]
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    report = verify_bundle(Bundle.open(path))
+    assert (report.problem, report.unknown) == (None, (PREPROCESS_FILE, TEXT_FEATURES))
+    assert main(["verify", str(path)]) == 0
+    assert f"of an older version: {PREPROCESS_FILE}, {TEXT_FEATURES}" in capsys.readouterr().out
+
+
+def test_only_codes_that_were_compared_count_as_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fixed batch leaves two of six images out at export, too; fewer images have other hashes."""
+    path = certified(tmp_path, calibration(), GraphOptions(batch=4))
+    report = verify_bundle(Bundle.open(path))
+    assert (report.images, report.hashed, report.same_codes) == (4, 12, 1)
+    document = json.loads((path / CERTIFICATE).read_text())
+    document["code_sha256"] = dict.fromkeys(document["code_sha256"], "0" * 64)
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    assert verify_bundle(Bundle.open(path)).same_codes == 0
+    free = certified(tmp_path, calibration(), GraphOptions())
+    report = verify_bundle(Bundle.open(free), 2)
+    assert (report.hashed, report.to_json()["same_codes"]) == (0, None)
+    for words, said in (([], True), (["--images", "2"], False)):
+        assert main(["verify", str(free), *words]) == 0
+        assert ("very codes" in capsys.readouterr().out) is said
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+def test_a_bundle_without_certificate(tmp_path: Path, capsys: Any) -> None:
+    path = write_bundle(plan_of(calibration()), tmp_path / "tiny.regcache")
+    assert main(["verify", str(path)]) == 5
+    assert "certificate.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (CERTIFICATE, b"{"),
+        (CERTIFICATE, b"[]"),
+        (CERTIFICATE, b'{"schema": 99}'),
+        (CERTIFICATE, b'{"schema": 1}'),
+        (CERTIFICATE, b'{"a": ' * 100_000),
+        ("model.onnx", b"no model"),
+        (IMAGES, b"nothing"),
+        (IMAGES, certificate.images_file(np.zeros((0, 4, 4, 3), np.uint8))),
+    ],
+)
+def test_a_damaged_certificate(name: str, data: bytes, tmp_path: Path) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    add_files(path, {name: data})
+    with pytest.raises(BundleError):
+        verify_bundle(Bundle.open(path))
+
+
+@pytest.mark.parametrize("section", ["parameters", "code_sha256", "files"])
+def test_a_certificate_with_a_list_for_an_object(section: str, tmp_path: Path) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    document = json.loads((path / CERTIFICATE).read_text()) | {section: []}
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    with pytest.raises(BundleError, match=f"no readable '{section}'"):
+        verify_bundle(Bundle.open(path))
+
+
+def test_a_head_of_another_encoder(tmp_path: Path) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    described = {"labels": "[]", "logit_scale": "1"}
+    head = save({"text_features": np.ones((4, 7), np.float32)}, metadata=described)
+    add_files(path, {TEXT_FEATURES: head})
+    with pytest.raises(BundleError, match="have 7 numbers and the embeddings 20"):
+        verify_bundle(Bundle.open(path))
+
+
+def test_verify_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions(target="onnxruntime"))
+    assert main(["verify", str(path), "--json", "--images", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verified"] is True
+    assert report["images"] == 2
+    assert main(["verify", str(path), "--images", "0"]) == 2
+    assert main(["verify", str(tmp_path / "none.regcache")]) == 5

@@ -1,0 +1,110 @@
+"""ONNX Runtime's providers for NVIDIA GPUs: the one asked for runs, or it is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from regcache_engines import providers
+from regcache_engines.errors import EngineError
+from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
+from regcache_export.bundle import write_bundle
+from regcache_export.targets import GraphOptions
+from tests.engines.tensorrt_fakes import (
+    H100,
+    SHAPE,
+)
+from tests.tiny_plans import tiny_plan
+
+
+def test_providers_need_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(providers, "find_gpu", lambda: (None, "no driver"))
+    for name in ("cuda", "tensorrt", "tensorrt_rtx"):
+        with pytest.raises(EngineError, match="needs an NVIDIA GPU: no driver"):
+            providers.load_provider_engine(tmp_path / "x.onnx", name)
+    with pytest.raises(EngineError, match="unknown provider"):
+        providers.load_provider_engine(tmp_path / "x.onnx", "rocm")
+
+
+def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A registered plug-in whose session falls back to the CPU is an error."""
+    model = tmp_path / "x.onnx"
+    model.write_bytes(b"x")
+    name = providers.PROVIDERS["tensorrt_rtx"]
+    registered: list[str] = []
+    running = ["CPUExecutionProvider"]
+
+    def tensor(kind: str, shape: list[Any]) -> Any:
+        return SimpleNamespace(name=kind, type="tensor(float)", shape=shape)
+
+    session = SimpleNamespace(
+        get_providers=lambda: running,
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
+        get_inputs=lambda: [tensor("image", ["b", *SHAPE])],
+        get_outputs=lambda: [tensor("features", ["b", 2])],
+    )
+    runtime = SimpleNamespace(
+        SessionOptions=lambda: SimpleNamespace(
+            add_provider_for_devices=lambda d, o: None, add_session_config_entry=lambda k, v: None
+        ),
+        get_ep_devices=lambda: [SimpleNamespace(ep_name=x) for x in registered],
+        register_execution_provider_library=lambda label, path: registered.append(label),
+        InferenceSession=lambda path, options: session,
+    )
+    monkeypatch.setattr(providers, "find_gpu", lambda: (H100, ""))
+    monkeypatch.setattr(providers, "plugin_library", lambda: Path("lib.so"))
+    monkeypatch.setattr("regcache_engines.onnxruntime_engine.import_onnxruntime", lambda: runtime)
+    with pytest.raises(EngineError, match="fell back to CPUExecutionProvider"):
+        providers.load_provider_engine(model, "tensorrt_rtx")
+    running[0] = name
+    engine = providers.load_provider_engine(model, "tensorrt_rtx")
+    assert engine.image_size == (4, 4)
+    assert registered == [name]
+
+
+class OnTheCpu(OnnxRuntimeEngine):
+    """Any provider, as ONNX Runtime without kernels for it: the CPU runs the graph."""
+
+    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
+        return super()._create_session(onnxruntime, path, options, "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("provider", "better"),
+    [
+        ("CUDAExecutionProvider", "onnx"),
+        ("TensorrtExecutionProvider", "tensorrt"),
+        ("NvTensorRTRTXExecutionProvider", "tensorrt"),
+    ],
+)
+def test_a_graph_for_the_cpu_is_refused(provider: str, better: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def write(target: str, quantized: bool) -> Path:
+        path, options = tmp_path / f"{target}-{quantized}.regcache", GraphOptions(target=target)
+        return write_bundle(tiny_plan(quantized), path, options=options) / "model.onnx"
+
+    for model in (write("onnx", True), write("onnxruntime", False)):
+        assert OnTheCpu(model, provider=provider).output_dim == 20
+    with pytest.raises(EngineError, match=f"leaves .* to the CPU; export .* --target {better}$"):
+        OnTheCpu(write("onnxruntime", True), provider=provider)
+
+
+def test_a_missing_plugin_names_its_package() -> None:
+    if any(_installed(name) for name in providers.PLUGIN_DISTRIBUTIONS):
+        pytest.skip("the plug-in is installed")
+    with pytest.raises(EngineError, match="pip install onnxruntime-ep-nv-tensorrt-rtx"):
+        providers.plugin_library()
+
+
+def _installed(name: str) -> bool:
+    from importlib import metadata
+
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

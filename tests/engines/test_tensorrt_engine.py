@@ -1,0 +1,129 @@
+"""The engine against fakes of runtime and device: batches, graphs, threads, bad images."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regcache_engines.errors import EngineError
+from regcache_engines.tensorrt.engine import TensorRTEngine, split_batch
+from regcache_engines.tensorrt.sidecar import Profile
+from tests.engines.tensorrt_fakes import (
+    FakeContext,
+    FakeDevice,
+    expected,
+    fake_machine,
+    images,
+    write,
+)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    return fake_machine(monkeypatch)
+
+
+def test_batches_of_every_size(fake: FakeDevice, tmp_path: Path) -> None:
+    with TensorRTEngine(write(tmp_path)) as engine:
+        assert (engine.image_size, engine.output_dim, engine.pixels) == ((4, 4), 2, None)
+        for count in (1, 3, 8, 9, 20):
+            batch = images(count)
+            np.testing.assert_allclose(engine.infer(batch), expected(batch), rtol=1e-6)
+    assert fake.released
+    with pytest.raises(EngineError, match="closed"):
+        engine.infer(images(1))
+
+
+def test_a_seen_batch_size_is_replayed(fake: FakeDevice, tmp_path: Path) -> None:
+    with TensorRTEngine(write(tmp_path)) as engine:
+        for _ in range(3):
+            batch = images(4)
+            np.testing.assert_allclose(engine.infer(batch), expected(batch), rtol=1e-6)
+    work = [entry for entry in fake.log if entry != "synchronize"]
+    # one warm-up, one capture, then replays
+    assert work == ["execute 4", "capture", "launch", "launch"]
+
+
+def test_without_graphs(fake: FakeDevice, tmp_path: Path) -> None:
+    with TensorRTEngine(write(tmp_path), cuda_graphs=False) as engine:
+        engine.infer(images(2))
+        engine.infer(images(2))
+    assert [entry for entry in fake.log if entry != "synchronize"] == ["execute 2"] * 2
+
+
+def test_a_stream_that_cannot_be_captured(
+    fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        FakeContext, "is_stream_capturable", lambda self, stream: False, raising=False
+    )
+    with TensorRTEngine(write(tmp_path)) as engine:
+        engine.infer(images(2))
+        engine.infer(images(2))
+    assert "capture" not in fake.log
+
+
+def test_split_batch() -> None:
+    assert split_batch(9, 1, 8) == [5, 4]
+    assert split_batch(16, 1, 8) == [8, 8]
+    assert split_batch(1, 1, 8) == [1]
+    for count in range(1, 50):
+        assert sum(split_batch(count, 1, 7)) == count
+    with pytest.raises(EngineError, match="--min-batch"):
+        split_batch(3, 4, 8)
+
+
+def test_many_threads(fake: FakeDevice, tmp_path: Path) -> None:
+    """One context, eight threads: each gets its own features."""
+    failures: list[object] = []
+    with TensorRTEngine(write(tmp_path)) as engine:
+
+        def work(count: int) -> None:
+            batch = images(count)
+            for _ in range(20):
+                if not np.allclose(engine.infer(batch), expected(batch)):
+                    failures.append(count)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_bad_images(fake: FakeDevice, tmp_path: Path) -> None:
+    with TensorRTEngine(write(tmp_path)) as engine:
+        for bad in (
+            images(1)[:, :, :3],
+            images(1).astype(np.float64),
+            np.full_like(images(1), np.nan),
+        ):
+            with pytest.raises(EngineError):
+                engine.infer(bad)
+    assert not fake.log
+
+
+def test_a_batch_that_the_engine_refuses(fake: FakeDevice, tmp_path: Path) -> None:
+    """The sidecar promises 16, the fake engine takes 8."""
+    path = write(tmp_path, profile=Profile(1, 4, 16))
+    with TensorRTEngine(path) as engine, pytest.raises(EngineError, match="outside of the engine"):
+        engine.infer(images(12))
+    with (
+        pytest.raises(EngineError, match="--min-batch"),
+        TensorRTEngine(write(tmp_path, profile=Profile(4, 4, 8))) as engine,
+    ):
+        engine.infer(images(2))
+
+
+def test_a_full_gpu(fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(size: int) -> None:
+        raise EngineError("cudaMalloc failed: cudaErrorMemoryAllocation")
+
+    monkeypatch.setattr(fake, "allocate", full)
+    with pytest.raises(EngineError, match="cudaMalloc"):
+        TensorRTEngine(write(tmp_path))
+    assert fake.released

@@ -1,0 +1,77 @@
+"""Tiny encoders and problems for the search tests; weights are random, sinks are planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regcache_deploy.encoders import Encoder
+from regcache_deploy.evaluation import FeatureFidelity
+from regcache_deploy.quantization import Bits, make_baseline
+from regcache_deploy.search import SearchProblem
+from regcache_deploy.search.cost import Work
+from regcache_deploy.search.register.capture import (
+    capture,
+    rank_candidates,
+)
+from regcache_deploy.work.cache import PartCache
+
+DEPTH = 4
+
+
+def encoder_and_images(count: int = 12) -> tuple[Encoder, Tensor]:
+    """A random 4-block tower of open_clip at width 64, and random images."""
+    from regcache_deploy.compat import import_open_clip
+    from regcache_deploy.encoders.open_clip_vit import from_open_clip
+
+    import_open_clip()
+    from open_clip.transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tower = VisionTransformer(
+            image_size=64,
+            patch_size=16,
+            width=64,
+            layers=DEPTH,
+            heads=2,
+            mlp_ratio=2,
+            output_dim=16,
+        )
+    generator = torch.Generator().manual_seed(1)
+    return from_open_clip(tower.eval()), torch.randn(count, 3, 64, 64, generator=generator)
+
+
+def problem_for(
+    encoder: Encoder,
+    images: Tensor,
+    name: str = "naive",
+    *,
+    calibration: int = 6,
+    blocks: tuple[int, ...] = (1,),
+    bits: Bits | None = None,
+    folder: Path | None = None,
+    **changes: Any,
+) -> SearchProblem:
+    """Calibrates on the first images, searches on the others, by feature fidelity."""
+    with torch.no_grad():
+        tokens, reference = encoder.embed(images), encoder(images)
+        ranking = rank_candidates(encoder, [images], blocks, max(blocks), 6)
+        found = capture(encoder, lambda rows: images[rows], ranking.by_input)
+    search = tokens[calibration:]
+    objective = changes.pop("objective", FeatureFidelity(reference[calibration:]))
+    return SearchProblem(
+        encoder=encoder,
+        baseline=changes.pop("baseline", make_baseline(name, bits).fast()),
+        calibration_tokens=tokens[:calibration],
+        tokens=lambda rows: search[rows],
+        size=len(search),
+        objective=objective,
+        registers={t: each.register() for t, each in found.items()},
+        cache=PartCache(folder, {"test": 1}, Work()),
+        batch_size=4,
+        **changes,
+    )
