@@ -31,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
 	@echo "make test     install, lint, type-check, run the tests"
-	@echo "make lint     ruff: rules and format"
+	@echo "make lint     ruff: rules and format; import-linter: the staircase of rooms"
 	@echo "make types    mypy"
 	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
 	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
@@ -50,6 +50,7 @@ test: lint types pytest
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.stamp-dev
 	$(BIN)/mypy

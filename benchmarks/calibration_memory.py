@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.quantization import make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import make_plan
-from regcache_deploy.run.options import OBSERVER_NAMES
+from regcache_deploy.quantization.settings import OBSERVER_NAMES
 
 FIELDS = ("method", "batch", "images", "peak_mib", "growth", "observer_kib")
 METHODS = ("minmax", "percentile", "mse", "ptq4vit", "repqvit")

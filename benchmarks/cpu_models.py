@@ -71,9 +71,9 @@ def _exporter_sha256() -> str:
 def _plans(model: str) -> tuple[np.ndarray, dict[str, Any]]:
     import torch
 
-    from regcache_deploy.encoders import RegCache, RegCacheConfig
     from regcache_deploy.encoders.load import load_model
-    from regcache_deploy.quantization import make_baseline
+    from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
+    from regcache_deploy.quantization.baselines import make_baseline
     from regcache_deploy.quantization.plan import make_plan
 
     loaded = load_model(model, "random:0")

@@ -14,7 +14,7 @@ import numpy as np
 from cpu_models import GRAPHS, OURS, WIDE
 
 from regcache_deploy.bench.timing import Run
-from regcache_engines.engine import load_engine
+from regcache_engines.load import load_engine
 
 PIECE = 2
 """Images in one piece, as the engine cuts a ViT-B/16 at 224."""

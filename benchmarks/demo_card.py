@@ -14,14 +14,10 @@ from torch import Tensor
 from regcache_deploy.data.demo_images import load_demo_images
 from regcache_deploy.demo.digits import CLASS_NAMES
 from regcache_deploy.demo.model import load_demo
-from regcache_deploy.encoders import (
-    Encoder,
-    RegCache,
-    RegCacheConfig,
-)
-from regcache_deploy.encoders.canonical import FLOAT
+from regcache_deploy.encoders.canonical import FLOAT, Encoder
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.quantization import make_baseline
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
+from regcache_deploy.quantization.baselines import make_baseline
 
 CALIBRATION = 64
 CHOICES = ((0, 0), (3, 0), (0, 6), (3, 5), (3, 6), (3, 8), (3, 10))

@@ -29,10 +29,12 @@ import numpy as np
 from gpu_models import FORMS, SPECS, TENSORRT, middle_choice, random_bundle
 from gpu_probe import cosine
 
-from regcache_engines.engine import Engine, load_engine
+from regcache_engines.engine import Engine
 from regcache_engines.errors import RegCacheError
 from regcache_engines.files import atomic_write_bytes
-from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
+from regcache_engines.load import load_engine
+from regcache_engines.tensorrt.build_options import BuildOptions
+from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_engines.tensorrt.engine import TensorRTEngine
 from regcache_engines.tensorrt.probe import Gpu
 from regcache_engines.tensorrt.sidecar import Profile, Sidecar

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from gpu_models import TENSORRT, random_bundle, small_spec
 
-from regcache_engines.engine import load_engine
 from regcache_engines.errors import EngineError, RegCacheError
+from regcache_engines.load import load_engine
 from regcache_engines.providers import PROVIDERS, load_provider_engine
 from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_engines.tensorrt.device import DEVICES, open_device

@@ -20,11 +20,8 @@ from typing import Any
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import LoadedModel, load_model
 from regcache_deploy.errors import RegCacheError
-from regcache_deploy.run.options import (
-    BASELINE_NAMES,
-    ExportOptions,
-)
-from regcache_deploy.search.settings import SearchSettings
+from regcache_deploy.quantization.settings import BASELINE_NAMES
+from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.work.progress import Reporter
 
 BITS = ("W8A8", "W6A6", "W4A4")
@@ -128,7 +125,7 @@ def _measure(
         )
         options.check_paths()
     reporter = Reporter(quiet=not args.verbose)
-    result = run_search(options, SearchSettings(), reporter, parts=place / "parts", model=shallow)
+    result = run_search(options, reporter, parts=place / "parts", model=shallow)
     scale = 100 if result.metric == "top1" else 1
     config = result.config
     return {

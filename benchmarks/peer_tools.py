@@ -20,7 +20,7 @@ from peer_work import Work
 
 from regcache_deploy.bench.timing import Run
 from regcache_deploy.evaluation.engines import open_engine
-from regcache_engines.engine import load_engine
+from regcache_engines.load import load_engine
 from regcache_engines.tensorrt.probe import find_gpu
 from regcache_export.graph import build_model, serialize
 from regcache_export.targets import GraphOptions

@@ -17,17 +17,18 @@ from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.demo_images import load_demo_images
 from regcache_deploy.data.folder import load_folder
 from regcache_deploy.data.images import Images
-from regcache_deploy.encoders import RegCacheConfig
 from regcache_deploy.encoders.load import DEMO, LoadedModel, load_model
 from regcache_deploy.encoders.model import random_seed
+from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation.corners import calibrate_corner
 from regcache_deploy.evaluation.image_sets import load_image_sets
-from regcache_deploy.quantization import Bits, Calibration, Quantization, make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Bits
+from regcache_deploy.quantization.simulate import Calibration, Quantization
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.search.find import find_choice
-from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.work.progress import Reporter
 from regcache_export.graph import build_model, serialize
 from regcache_export.plan import Plan
@@ -176,9 +177,7 @@ class Work:
                 reporter = Reporter(quiet=True)
                 sets = load_image_sets(self.options, self.model, reporter)
                 quantizer = make_baseline(self.baseline, Bits(8, 8))
-                found = find_choice(
-                    self.options, quantizer, self.model.encoder, sets, SearchSettings(), reporter
-                )
+                found = find_choice(self.options, quantizer, self.model.encoder, sets, reporter)
                 config, register = found.result.best, found.register
         self.seconds["choice"] = time.monotonic() - began
         return config, register

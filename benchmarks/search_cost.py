@@ -36,7 +36,6 @@ from regcache_deploy.search.find import (
 from regcache_deploy.search.result import preference
 from regcache_deploy.search.settings import (
     CHOICES,
-    SearchSettings,
 )
 from regcache_deploy.work.progress import Reporter
 
@@ -61,10 +60,10 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         batch_size=args.batch_size,
         limit=2,
         seed=seed,
+        objective=args.objective,
     )
     model = load(args.model, seed)
-    settings = SearchSettings(objective=args.objective)
-    default = _find(options, model, settings, args)
+    default = _find(options, model, args)
     row = {
         "model": model.name,
         "caution": model.caution,
@@ -84,18 +83,16 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "default_seconds": _seconds(default),
     }
     if args.grid != "none":
-        grid = _find(options, model, replace(settings, strategy=args.grid), args)
+        grid = _find(replace(options, strategy=args.grid), model, args)
         row |= _against_grid(default, grid, args.grid)
     row["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, shared; no GPU"
     return row
 
 
-def _find(
-    options: ExportOptions, model: LoadedModel, settings: SearchSettings, args: argparse.Namespace
-) -> FoundChoice:
+def _find(options: ExportOptions, model: LoadedModel, args: argparse.Namespace) -> FoundChoice:
     reporter = Reporter(quiet=not args.verbose)
     sets = load_image_sets(options, model, reporter, args.parts)
-    return find_choice(options, chosen_baseline(options), model.encoder, sets, settings, reporter)
+    return find_choice(options, chosen_baseline(options), model.encoder, sets, reporter)
 
 
 def _seconds(found: FoundChoice) -> float | str:

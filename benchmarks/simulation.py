@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regcache_deploy.bench.timing import interleave
 from regcache_deploy.encoders.canonical import FLOAT, Encoder, Numerics
-from regcache_deploy.quantization import make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.integer_gemm import has_exact_int8
 
 MODULE = "regcache_deploy.quantization.integer_gemm"

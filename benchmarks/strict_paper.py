@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from regcache_deploy.encoders import RegCache, RegCacheConfig
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.quantization import BASELINES, make_baseline
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
+from regcache_deploy.quantization.baselines import BASELINES, make_baseline
 from regcache_deploy.quantization.plan import make_plan
-from regcache_engines.engine import load_engine
+from regcache_engines.load import load_engine
 from regcache_export.graph import build_model, serialize
 from regcache_export.inspect import integer_gemms
 

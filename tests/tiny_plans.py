@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
-from regcache_deploy.quantization import Bits, Calibration, Quantization, make_baseline
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Bits
+from regcache_deploy.quantization.simulate import Calibration, Quantization
 from regcache_export.plan import Plan
 from regcache_export.spec import EncoderSpec
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .engine import Engine, load_engine, zero_shot
+    from .engine import Engine, zero_shot
+    from .load import load_engine
 
 __all__ = ["Bundle", "Engine", "load_engine", "zero_shot"]
 
-_HOMES = {"Bundle": "bundle", "Engine": "engine", "load_engine": "engine", "zero_shot": "engine"}
+_HOMES = {"Bundle": "bundle", "Engine": "engine", "load_engine": "load", "zero_shot": "engine"}
 
 
 def __getattr__(name: str) -> Any:

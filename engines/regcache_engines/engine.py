@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .bundle import Bundle
 from .errors import EngineError
 
 if TYPE_CHECKING:
@@ -177,40 +175,3 @@ def zero_shot(features: Array, text_features: Array, logit_scale: float) -> Floa
     norms = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), MIN_NORM)
     logits = logit_scale * (features / norms) @ text_features.T
     return np.asarray(logits, dtype=np.float32)
-
-
-def load_engine(
-    source: Bundle | Path | str,
-    *,
-    threads: int | None = None,
-    optimize: bool = True,
-    provider: str = "CPUExecutionProvider",
-    runtime: str = "onnxruntime",
-) -> Engine:
-    """Load a bundle, or a bare ONNX file, into a runtime.
-
-    Args:
-        source: an open bundle, a bundle's folder, or a path to a `.onnx` file.
-        threads: threads inside an operator; None takes one per physical core.
-        optimize: False runs the graph as written, for verification.
-        provider: ONNX Runtime execution provider that must really run.
-        runtime: `onnxruntime`, or `openvino` for the CPU (extra `openvino`).
-
-    Raises:
-        BundleError: the bundle is damaged.
-        EngineError: the runtime is unknown, missing, or cannot run the model.
-    """
-    from .onnxruntime_engine import OnnxRuntimeEngine
-
-    if runtime not in ("onnxruntime", "openvino"):
-        raise EngineError(f"unknown runtime '{runtime}'; take onnxruntime or openvino")
-
-    if not isinstance(source, Bundle):
-        path = Path(source)
-        source = Bundle.open(path) if path.is_dir() else path
-    model = source.model_path if isinstance(source, Bundle) else source
-    if runtime == "openvino":
-        from .openvino_engine import OpenVINOEngine
-
-        return OpenVINOEngine(model, threads=threads)
-    return OnnxRuntimeEngine(model, threads=threads, optimize=optimize, provider=provider)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images, read_contract
+from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches, require_open
 from .errors import EngineError
-from .loaded import Contract, LoadedEngine, check_threads, in_fixed_batches, require_open
+from .onnxruntime_session import CPU_PROVIDER, open_session
 from .pieces import PiecewiseRun, Run, physical_cores, piece_size
 
 TOKENS = "regcache.tokens"
@@ -24,13 +22,8 @@ TARGET, QUANTIZED = "regcache.target", "regcache.quantized_linears"
 CPU_TARGET = "onnxruntime"
 """The target whose integer products no GPU has kernels for."""
 
-CPU_PROVIDER = "CPUExecutionProvider"
 
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
-"""Distributions that install the same `onnxruntime` module over one another."""
-
-
-class OnnxRuntimeEngine(LoadedEngine):
+class OnnxRuntimeEngine(BaseEngine):
     """A model in an ONNX Runtime session.
 
     On the CPU, batches of a graph that says how many tokens it has run in pieces (`pieces.py`).
@@ -58,19 +51,14 @@ class OnnxRuntimeEngine(LoadedEngine):
         path = Path(model_path)
         if not path.is_file():
             raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
-        onnxruntime = import_onnxruntime()
-        options = _session_options(onnxruntime, threads)
-        if not optimize:
-            levels = onnxruntime.GraphOptimizationLevel
-            options.graph_optimization_level = levels.ORT_DISABLE_ALL
         self._path = path
-        self._session: Any = self._create_session(onnxruntime, path, options, provider)
+        self._session: Any = self._open_session(threads, optimize, provider)
         if provider != CPU_PROVIDER:
             self._refuse_cpu_graph(provider)
         self._contract = self._read_contract()
         self._pieces: PiecewiseRun | None = None
         if optimize and provider == CPU_PROVIDER and self._fixed_batch is None:
-            self._pieces = self._open_pieces(onnxruntime, threads)
+            self._pieces = self._open_pieces(threads)
 
     def infer(self, images: Array) -> FloatArray:
         """See `Engine.infer`."""
@@ -82,14 +70,13 @@ class OnnxRuntimeEngine(LoadedEngine):
             features = in_fixed_batches(images, self._fixed_batch, self._run)
         return check_features(features, len(images), self.output_dim)
 
-    def _open_pieces(self, onnxruntime: Any, threads: int | None) -> PiecewiseRun | None:
+    def _open_pieces(self, threads: int | None) -> PiecewiseRun | None:
         tokens = self._metadata(TOKENS)
         if not _is_count(tokens):
             return None
 
         def open_single() -> Run:
-            alone = _session_options(onnxruntime, 1)
-            session = self._create_session(onnxruntime, self._path, alone, CPU_PROVIDER)
+            session = self._open_session(1, True, CPU_PROVIDER)
             return lambda images: self._run_in(session, images)
 
         return PiecewiseRun(
@@ -127,8 +114,8 @@ class OnnxRuntimeEngine(LoadedEngine):
         if self._pieces is not None:
             self._pieces.close()
 
-    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
-        return _create_session(onnxruntime, path, options, provider)
+    def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
+        return open_session(self._path, threads=threads, optimize=optimize, provider=provider)
 
     def _read_contract(self) -> Contract:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -152,78 +139,5 @@ class OnnxRuntimeEngine(LoadedEngine):
         return contract
 
 
-def import_onnxruntime() -> Any:
-    """Import onnxruntime, warning where two distributions of it overwrite one another.
-
-    Raises:
-        EngineError: it is not installed, or its binary does not load.
-    """
-    try:
-        module = importlib.import_module("onnxruntime")
-        module.InferenceSession  # noqa: B018  (a half-removed package imports as an empty namespace)
-    except (ImportError, AttributeError) as error:
-        raise EngineError(
-            "this needs onnxruntime, which is not installed or does not load "
-            f"({error}); run: pip install 'regcache-deploy[cpu]'"
-        ) from error
-    installed = installed_distributions()
-    if len(installed) > 1:
-        warnings.warn(
-            f"{' and '.join(installed)} are both installed and overwrite each other's files; "
-            "which one runs depends on the order of installation. Uninstall both, then install "
-            "one",
-            stacklevel=2,
-        )
-    return module
-
-
-def installed_distributions() -> list[str]:
-    """Which of the distributions that own the `onnxruntime` module are installed."""
-    found = []
-    for name in DISTRIBUTIONS:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    return found
-
-
-def _session_options(onnxruntime: Any, threads: int | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # between two calls the threads sleep: spinning, they take the cores from every other session of
-    # the process (benchmarks/spinning.py)
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return options
-
-
 def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) > 0
-
-
-def _create_session(onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise EngineError(
-            f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. "
-            "For CUDA, install the extra 'gpu' in place of 'cpu'"
-        )
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        hint = "If the file is damaged, export it again"
-        if any(word in str(error).lower() for word in ("opset", "ir version")):
-            version = getattr(onnxruntime, "__version__", "")
-            hint = f"ONNX Runtime {version} is older than the file: upgrade it"
-        raise EngineError(f"ONNX Runtime cannot load {path}: {error}. {hint}") from error
-    # a provider whose libraries do not load is listed as available, and replaced by the CPU
-    running = session.get_providers()
-    if running[0] != provider:
-        raise EngineError(
-            f"{provider} was asked for, but ONNX Runtime fell back to {running[0]}; its CUDA or "
-            "TensorRT libraries do not load (run: regcache doctor)"
-        )
-    return session

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images, read_contract
+from .engine_base import BaseEngine, check_threads, in_fixed_batches, require_open
 from .errors import EngineError
-from .loaded import LoadedEngine, check_threads, in_fixed_batches, require_open
 
 
-class OpenVINOEngine(LoadedEngine):
+class OpenVINOEngine(BaseEngine):
     """A model compiled by OpenVINO.
 
     Float parts run in float32: OpenVINO's own choice of bfloat16 is slower where there is no matrix

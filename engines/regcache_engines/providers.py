@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .engine import Engine, load_engine
+from .engine import Engine
 from .errors import EngineError
+from .load import load_engine
 from .onnxruntime_engine import OnnxRuntimeEngine
+from .onnxruntime_session import import_onnxruntime, open_session
 from .tensorrt.probe import find_gpu
 
 PROVIDERS = {
@@ -32,7 +34,8 @@ PLUGIN_LIBRARY = "onnxruntime_providers_nv_tensorrt_rtx"
 class PluginEngine(OnnxRuntimeEngine):
     """A model on a provider that comes as a plug-in library, here TensorRT-RTX."""
 
-    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
+    def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
+        onnxruntime = import_onnxruntime()
         if not hasattr(onnxruntime, "register_execution_provider_library"):
             raise EngineError("this ONNX Runtime takes no plug-in providers; install 1.23 or newer")
         known = {device.ep_name for device in onnxruntime.get_ep_devices()}
@@ -45,17 +48,13 @@ class PluginEngine(OnnxRuntimeEngine):
         devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider]
         if not devices:
             raise EngineError(f"{provider} supports no device of this machine")
-        options.add_provider_for_devices(devices[:1], {})
-        try:
-            session = onnxruntime.InferenceSession(str(path), options)
-        except Exception as error:
-            raise EngineError(f"{provider} cannot load {path}: {error}") from error
-        running = session.get_providers()
-        if running[0] != provider:
-            raise EngineError(
-                f"{provider} was asked for, but ONNX Runtime fell back to {running[0]}"
-            )
-        return session
+        return open_session(
+            self._path,
+            threads=threads,
+            optimize=optimize,
+            provider=provider,
+            devices=devices[:1],
+        )
 
 
 def plugin_library() -> Path:

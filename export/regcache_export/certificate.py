@@ -39,8 +39,8 @@ from .compare import (
 )
 from .errors import BundleError
 from .graph import OUTPUT_NAME
-from .published import LEVELS
-from .reference import Array, Reference
+from .published_quant import LEVELS
+from .reference import Array, Reference, initializers
 from .reference_pool import pooled_features
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
@@ -142,7 +142,7 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
         BundleError: the graph is not one of ours.
         EngineError: it does not run.
     """
-    constants = _constants(subject.model)
+    constants = initializers(subject.model)
     reference = Reference(
         constants, subject.spec, subject.regcache, subject.options, subject.offsets
     )
@@ -285,12 +285,6 @@ def _batches(pixels: Array, subject: Subject) -> Iterator[Array]:
         raise BundleError(f"the graph takes batches of {size}, and there are {len(pixels)} images")
     for start in range(0, usable, size):
         yield pixels[start : start + size]
-
-
-def _constants(model: onnx.ModelProto) -> dict[str, Array]:
-    from .reference import initializers
-
-    return initializers(model)
 
 
 def _hash_codes(

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from regcache_engines.onnxruntime_engine import import_onnxruntime
-
-from .errors import EngineError
+from regcache_engines.onnxruntime_session import open_session
 
 INTEGER_GEMMS = frozenset(
     {
@@ -34,18 +32,9 @@ def optimized_op_counts(model_path: Path) -> Counter[str]:
     Raises:
         EngineError: onnxruntime is missing, or cannot load the model.
     """
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that an optimized graph is tied to this machine
     with tempfile.TemporaryDirectory(prefix="regcache-inspect-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(optimized)
-        try:
-            onnxruntime.InferenceSession(
-                str(model_path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise EngineError(f"ONNX Runtime cannot load {model_path}: {error}") from error
+        open_session(model_path, optimized_model=optimized)
         model = onnx.load(str(optimized), load_external_data=False)
     return _count(model.graph)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regcache_engines.engine import load_engine
+from regcache_engines.load import load_engine
 
 from .errors import BundleError
 from .trace import Array, fixed_batch, graph_input
@@ -36,7 +36,7 @@ class OptimizedRun:
         cosines: by image.
         flipped: images of another class.
         control: mean cosine of the written graph with its float64 reference, each running freely;
-            measured only where the usual bounds are missed (see `control`). Nothing can agree
+            measured only where the usual bounds are missed (`rounding_noise`). Nothing can agree
             with a graph better than exact arithmetic does.
         explained: of the images that are `off`, those that rounding noise moves as far; likewise.
         half: of a graph with a float16 body, the mean cosine at export with the same graph in

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .errors import BundleError
 from .files import atomic_write_bytes, sha256_file
 from .json_types import check_fields, expect
-from .published import PublishedQuant
+from .published_quant import PublishedQuant
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
 from .tensor_quant import LinearQuant, TensorQuant

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from .compare import Forced, Simulated, leading
 from .errors import BundleError
-from .graph.parts import QUICK_GELU_FACTOR
+from .graph.float_layers import QUICK_GELU_FACTOR
 from .reference_activation import activation
 from .reference_columns import with_packed_columns
 from .reference_quantizers import quantized, symmetric, weight_values

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .published import HALVES, LEVELS
+from .published_quant import HALVES, LEVELS
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]

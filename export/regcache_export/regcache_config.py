@@ -10,6 +10,7 @@ from .json_types import check_fields
 from .spec import EncoderSpec
 
 DeleteAt = Literal["block_input", "mlp_input"]
+PrefixBlocks = Literal["from", "only"]
 
 MAX_PREFIX_COUNT = 64
 
@@ -19,12 +20,12 @@ class RegCacheConfig:
     """One point of the search space (arXiv 2510.04547, section 4).
 
     Attributes:
-        prefix_block: first block t whose attention sees the cached keys and values; they are
-            added in blocks t..L-1.
+        prefix_block: first block t whose attention sees the cached keys and values.
         prefix_count: number tau of identical copies; 0 means no prefix.
         delete_block: block k at which the image's own sink tokens are deleted.
         delete_count: number k~ of patch tokens deleted per image; 0 means none.
         delete_at: before block k (`block_input`) or between its attention and its MLP.
+        prefix_scope: blocks t..L-1 see the prefix (`from`), or block t `only` (DINOv2 in v4).
     """
 
     prefix_block: int
@@ -32,6 +33,7 @@ class RegCacheConfig:
     delete_block: int
     delete_count: int
     delete_at: DeleteAt = "block_input"
+    prefix_scope: PrefixBlocks = "from"
 
     @property
     def has_prefix(self) -> bool:
@@ -54,7 +56,8 @@ class RegCacheConfig:
 
     def prefix_blocks(self, depth: int) -> list[int]:
         """Blocks whose attention sees the prefix."""
-        return list(range(self.prefix_block, depth)) if self.has_prefix else []
+        end = self.prefix_block + 1 if self.prefix_scope == "only" else depth
+        return list(range(self.prefix_block, end)) if self.has_prefix else []
 
     def check(self, spec: EncoderSpec) -> None:
         """Raise ConfigError where a number is out of range for this encoder."""
@@ -78,7 +81,11 @@ class RegCacheConfig:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields; the scope only where it is not the usual one, as in older files."""
+        values = asdict(self)
+        if self.prefix_scope == "from":
+            del values["prefix_scope"]
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RegCacheConfig:

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from regcache_engines.onnxruntime_engine import import_onnxruntime
+from regcache_engines.onnxruntime_session import open_session
 
 from .errors import BundleError, EngineError
 from .graph import INPUT_NAME, OUTPUT_NAME
-from .published import CODE_TENSORS
+from .published_quant import CODE_TENSORS
 from .spec import EncoderSpec
 
 Array = npt.NDArray[Any]
@@ -115,7 +115,7 @@ class Tracer:
         # a name without a type: ONNX Runtime infers it
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         self._names = [OUTPUT_NAME, *names]
-        self._session = _session(exposed.SerializeToString())
+        self._session = open_session(exposed.SerializeToString(), optimize=False)
 
     def run(self, images: Array) -> Trace:
         """Trace a batch of the graph's input."""
@@ -124,17 +124,6 @@ class Tracer:
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(f"ONNX Runtime failed on the traced graph: {error}") from error
         return Trace(dict(zip(self._names[1:], values, strict=True)), features)
-
-
-def _session(data: bytes) -> Any:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as above
-        raise EngineError(f"ONNX Runtime cannot load the traced graph: {error}") from error
 
 
 def graph_input(pixels: Array, preprocess: Mapping[str, Any], model: onnx.ModelProto) -> Array:

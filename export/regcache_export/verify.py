@@ -28,11 +28,11 @@ from .certificate import (
     parameter_hashes,
     subject_of,
 )
-from .control import controlled
 from .errors import BundleError, VerificationError
 from .graph.float16 import in_float32
 from .optimized import OptimizedRun, compare_optimized
 from .plan import Array
+from .rounding_noise import controlled
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""CPU instructions that decide how fast integer products are."""
+from regcache_engines.cpu_flags import CPUINFO, int8_flags
 
 BUSY = 0.5
 """Load average a core above which the machine counts as busy."""
@@ -29,21 +28,20 @@ DISTRIBUTIONS = (
 )
 
 
-def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+def describe_machine(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
     """CPU, cores, load, operating system, versions and GPU, as plain JSON.
 
     `load` is the load average of the last minute before the measurement: above 0.5 a core, other
     work was going on.
     """
-    name, flags = _cpu(cpuinfo)
     try:
         load = round(os.getloadavg()[0], 2)
     except OSError:
         load = None
     gpu, why = read_gpu()
     return {
-        "cpu": name,
-        "cpu_flags": flags,
+        "cpu": _cpu_name(cpuinfo),
+        "cpu_flags": int8_flags(cpuinfo),
         "cores": _usable_cores(),
         "load": load,
         "os": platform.platform(terse=True),
@@ -168,15 +166,13 @@ def gpu_columns(gpu: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cpu(cpuinfo: Path) -> tuple[str, list[str]]:
+def _cpu_name(cpuinfo: Path) -> str:
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine(), []
+        return platform.processor() or platform.machine()
     fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    words = f"{fields.get('flags', '')} {fields.get('features', '')}".split()
-    name = fields.get("model name") or fields.get("hardware") or platform.machine()
-    return name, [flag for flag in INT8_FLAGS if flag in words]
+    return fields.get("model name") or fields.get("hardware") or platform.machine()
 
 
 def _usable_cores() -> int:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from regcache_engines.bundle import Bundle
 from regcache_engines.errors import BundleError, ConfigError
 from regcache_engines.files import atomic_write_bytes
+from regcache_export.bundle_graph import graph_options, image_size
 from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
@@ -105,30 +106,6 @@ def subjects_of(
     return found
 
 
-def graph_options(bundle: Bundle) -> GraphOptions:
-    """How the bundle's graph is written, read from its manifest.
-
-    Raises:
-        BundleError: the manifest does not say it.
-    """
-    try:
-        graph = bundle.manifest["graph"]
-        shape, dtype = graph["input"]["shape"], graph["input"]["dtype"]
-        layout = ("nhwc" if shape[3] == 3 else "nchw") if dtype == "uint8" else None
-        batch = shape[0] if isinstance(shape[0], int) else None
-        return GraphOptions(
-            target=graph["target"],
-            pixels=layout,  # type: ignore[arg-type]
-            without=tuple(graph.get("without", ())),
-            batch=batch,
-            probes=len(graph.get("probes", ())),
-        )
-    except (KeyError, IndexError, TypeError, ConfigError) as error:
-        raise BundleError(
-            f"the manifest of {bundle.path} describes no graph ({error}); export it again"
-        ) from error
-
-
 def float_plan(plan: Plan) -> Plan:
     """The encoder alone: no quantizers, no prefix, no deletion."""
     return replace(plan, linears={}, matmuls={}, published={}, regcache=None, register={})
@@ -150,13 +127,6 @@ def bundle_images(bundle: Bundle, count: int) -> tuple[Array, str]:
         pixels = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), dtype=np.uint8)
         source = "random pixels (the bundle has no certificate images): speed only"
     return np.resize(pixels, (count, *pixels.shape[1:])), source
-
-
-def image_size(bundle: Bundle) -> tuple[int, int]:
-    """Height and width in pixels."""
-    graph = bundle.manifest["graph"]["input"]
-    height, width = graph["shape"][1:3] if graph["shape"][3] == 3 else graph["shape"][2:4]
-    return int(height), int(width)
 
 
 def _file(

@@ -32,11 +32,11 @@ from regcache_export.certificate import (
     parameter_hashes,
 )
 from regcache_export.compare import Forced, Simulated, Simulator, leading
-from regcache_export.control import controlled
 from regcache_export.graph import build_model
 from regcache_export.graph.float16 import in_float32, to_float16
 from regcache_export.optimized import compare_optimized
 from regcache_export.plan import Plan
+from regcache_export.rounding_noise import controlled
 from regcache_export.targets import GraphOptions
 
 from ..encoders.canonical import Encoder

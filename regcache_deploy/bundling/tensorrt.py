@@ -20,38 +20,37 @@ from regcache_export.targets import find_target
 from ..evaluation.corners import simulate
 from ..evaluation.deployed import compare_features
 from ..evaluation.image_sets import ImageSets
-from ..quantization import Calibration
+from ..quantization.simulate import Calibration
 from ..quantization.tensorrt import for_tensorrt
-from ..run.options import ExportOptions
 from ..work.progress import Reporter
-from .bundle import run_bundle
+from .bundle import BundleWriter
 
 
-def is_tensorrt(options: ExportOptions) -> bool:
-    """The chosen target has TensorRT's form."""
-    return find_target(options.target).form == "tensorrt"
+def is_tensorrt(target: str) -> bool:
+    """The target has TensorRT's form."""
+    return find_target(target).form == "tensorrt"
 
 
 def with_attention(
-    options: ExportOptions, calibration: Calibration, sets: ImageSets, reporter: Reporter
+    calibration: Calibration, sets: ImageSets, batch_size: int, reporter: Reporter
 ) -> tuple[Calibration, Tensor]:
     """The calibration for TensorRT, and its simulated embeddings `[n, E]` of the evaluation images.
 
     Raises:
         DataError: NaN in attention.
     """
-    batches = -(-len(sets.evaluation) // options.batch_size)
+    batches = -(-len(sets.evaluation) // batch_size)
     with reporter.stage("calibration of attention, simulation", batches) as advance:
         changed = for_tensorrt(calibration, sets.calibration_tokens)
-        return changed, simulate(changed, sets.evaluation.batches(options.batch_size), advance)
+        return changed, simulate(changed, sets.evaluation.batches(batch_size), advance)
 
 
-def float32_twin(options: ExportOptions, plan: Plan, sets: ImageSets, reporter: Reporter) -> Tensor:
+def float32_twin(writer: BundleWriter, plan: Plan, sets: ImageSets, reporter: Reporter) -> Tensor:
     """Embeddings `[n, E]` of the same graph with a float32 body, from ONNX Runtime."""
-    graph = replace(options.graph, body="float32")
-    with tempfile.TemporaryDirectory(dir=options.output_dir, prefix=".float32.") as folder:
+    graph = replace(writer.graph, body="float32")
+    with tempfile.TemporaryDirectory(dir=writer.path.parent, prefix=".float32.") as folder:
         bundle = write_bundle(plan, Path(folder) / "twin.regcache", options=graph)
-        return run_bundle(options, bundle, sets, reporter)
+        return writer.run(bundle, sets, reporter)
 
 
 def float16_cost(delivered: Tensor, simulated: Tensor, sets: ImageSets) -> dict[str, Any]:

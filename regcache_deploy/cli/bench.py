@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     engines, settings = _settings(args)
     require("onnx", "export")
     from regcache_engines.bundle import Bundle
+    from regcache_export.bundle_graph import graph_options
 
     from ..bench.environment import describe_machine
     from ..bench.measure import Bench, row_columns
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         results_file,
         write_rows,
     )
-    from ..bench.subjects import FLOAT_FILE, bundle_images, graph_options, subjects_of
+    from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
 
     bundles = [Bundle.open(path) for path in args.bundles]
     names = [bundle.path.resolve().name for bundle in bundles]

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
-from ..run.options import check_seed
 from ..work.paths import require_writable
 from ..work.progress import Reporter
+from ..work.settings import check_seed
 from .check import model_path
 from .common import QUIET, add_common_arguments
 
 if TYPE_CHECKING:
-    from regcache_engines.tensorrt.builder import BuildOptions, BuildResult
+    from regcache_engines.tensorrt.build_options import BuildOptions
+    from regcache_engines.tensorrt.builder import BuildResult
 
 HELP = "build a TensorRT engine, or decide which file to deploy (--max-drop, --min-speedup)"
 
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build_options(args: argparse.Namespace) -> BuildOptions:
-    from regcache_engines.tensorrt.builder import BuildOptions
+    from regcache_engines.tensorrt.build_options import BuildOptions
     from regcache_engines.tensorrt.sidecar import Profile
 
     return BuildOptions(

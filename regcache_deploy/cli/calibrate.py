@@ -9,15 +9,12 @@ from pathlib import Path
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
-from ..run.options import (
-    MAX_THREADS,
-    check_observer_of,
-    check_seed,
-)
+from ..quantization.settings import QuantizerSettings, check_observer_of
 from ..work.paths import require_writable
 from ..work.progress import Reporter
+from ..work.settings import MAX_THREADS, check_seed
+from .arguments import add_settings
 from .common import QUIET, add_common_arguments, add_run_arguments
-from .shared import add_observer_argument
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
 
@@ -37,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="result folder (default: beside the plan's, DIR-OBSERVER or DIR-sample)",
     )
-    add_observer_argument(parser)
+    add_settings(parser, QuantizerSettings, "quantizer", only=("observer",))
     parser.add_argument("--images", type=int, metavar="N", help="at most N images (default: all)")
     parser.add_argument(
         "--keep-images",

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..compat import require
 from ..errors import ConfigError
+from ..run.finished import searched_options
 from .common import Parser, did_you_mean
 
 _NOT_IN_A_FILE = {"config", "help"}
@@ -23,6 +24,8 @@ _NOT_IN_A_FILE = {"config", "help"}
 
 def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line whose `--config`, if there is one, supplies the other defaults.
+
+    So does the run that an export takes its choice `--from`; a file's own words come after it.
 
     Raises:
         ConfigError: a usage mistake, on the command line or in the file.
@@ -39,6 +42,12 @@ def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Name
             # a positional is not overridden by a second one, so the file's gives way
             left = [word for name, word in positionals.items() if getattr(values, name) is None]
             arguments = [*words, *left, *arguments]
+            values = parser.parse_args(arguments)
+        run = getattr(values, "from_run", None)
+        if run is not None:
+            stored = {n: v for n, v in searched_options(run).items() if v is not None}
+            words = [f"--{name.replace('_', '-')}={value}" for name, value in stored.items()]
+            arguments = [*words, *arguments]
     return parser.parse_args(arguments)
 
 

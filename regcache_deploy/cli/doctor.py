@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.cpu_flags import int8_flags
+
 from .. import __version__
 from .common import add_common_arguments
 
@@ -30,7 +32,6 @@ USES = {
 }
 """What a user wants to do, and the extras that it takes."""
 
-_INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 _STANDS_IN = {"onnxruntime": "onnxruntime-gpu"}
 """The second runs on the CPU, too; both own the same files, so only one may be installed."""
 
@@ -91,7 +92,7 @@ def diagnose() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
-        "cpu_int8": _cpu_flags(),
+        "cpu_int8": int8_flags(),
         "nvidia_driver": _nvidia_driver(),
         "packages": {r.name: r.found for rs in extras.values() for r in rs if r.found is not None},
         "missing": missing,
@@ -183,15 +184,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     """`2.13.0+cpu` -> (2, 13, 0); a suffix such as rc1 does not count."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
-
-
-def _cpu_flags() -> list[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    words = set(text.split())
-    return [flag for flag in _INT8_FLAGS if flag in words]
 
 
 def _nvidia_driver() -> str | None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..run.options import check_seed
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
+from ..work.settings import check_seed
 from .common import QUIET, add_common_arguments, add_run_arguments
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"

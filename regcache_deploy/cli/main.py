@@ -10,9 +10,11 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, ModuleType
 
 from .. import __version__
 from ..errors import ConfigError, RegCacheError
@@ -39,7 +41,11 @@ EXIT_CODES = (
     "5 ONNX or bundle, 6 verification, 7 engine"
 )
 
+RESUMES = ("export", "search")
+"""Commands that keep what is finished."""
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_TERMINATED = 143  # 128 + SIGTERM
 _PIPE_CLOSED = 141  # 128 + SIGPIPE
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
@@ -145,8 +151,36 @@ def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
     module.add_arguments(parser)
     args = parse_with_config(parser, arguments)
     setup_logging(args.verbosity)
-    code: int = module.run(args)
+    hint = "; run the same command again to continue" if name in RESUMES else ""
+    try:
+        with _terminable():
+            code: int = module.run(args)
+    except _Terminated:
+        return _fail(f"terminated{hint}", _TERMINATED)
+    except KeyboardInterrupt:
+        return _fail(f"interrupted{hint}", _INTERRUPTED)
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C cleans up is cleaned up."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises, as SIGINT does; signals of other threads than the first are nobody's."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _module(name: str) -> ModuleType:

@@ -10,6 +10,7 @@ import torch
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.files import atomic_write_bytes
+from regcache_export.bundle_graph import graph_options
 from regcache_export.graph import build_model, serialize
 from regcache_export.graph.probes import add_probes, probe_places
 from regcache_export.plan import Plan
@@ -17,15 +18,15 @@ from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
 from regcache_export.trace import in_layout
 
-from ..bench.subjects import float_plan, graph_options
+from ..bench.subjects import float_plan
 from ..evaluation.corners import simulate
 from ..evaluation.layer_error import alone_errors
-from ..quantization import Calibration
 from ..quantization.keep_float import (
     FloatChoice,
     choose_float_layers,
 )
 from ..quantization.plan import calibration_of
+from ..quantization.simulate import Calibration
 from ..work.progress import Reporter
 from .data import BATCH, JudgeData, head_of, measure_drop
 from .decide import INT8, MIXED, Measured

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
-from regcache_engines.loaded import in_fixed_batches
+from regcache_engines.engine_base import in_fixed_batches
 from regcache_export.trace import in_layout
 
 from ..errors import BundleError, ConfigError, DataError

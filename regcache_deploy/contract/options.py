@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .decide import Contract
 
 if TYPE_CHECKING:
-    from regcache_engines.tensorrt.builder import BuildOptions
+    from regcache_engines.tensorrt.build_options import BuildOptions
 
 
 @dataclass(frozen=True)

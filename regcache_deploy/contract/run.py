@@ -12,10 +12,10 @@ import torch
 from regcache_engines.bundle import Bundle
 from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.probe import probe
+from regcache_export.bundle_graph import graph_options
 from regcache_export.targets import find_target
 
 from ..bench.environment import busy_warning, describe_machine, read_gpu
-from ..bench.subjects import graph_options
 from ..errors import BundleError
 from ..evaluation.engines import engine_version
 from ..work.progress import Reporter

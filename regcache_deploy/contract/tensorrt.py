@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
 from regcache_engines.files import atomic_write_bytes, sha256_file
-from regcache_engines.tensorrt.builder import BuildOptions, BuildResult, EngineBuilder
+from regcache_engines.tensorrt.build_options import BuildOptions
+from regcache_engines.tensorrt.builder import BuildResult, EngineBuilder
 from regcache_engines.tensorrt.engine import TensorRTEngine
 from regcache_engines.tensorrt.probe import EngineName, Gpu, probe
 from regcache_engines.tensorrt.sidecar import Profile
+from regcache_export.bundle_graph import graph_options
 from regcache_export.targets import find_target
 
-from ..bench.subjects import graph_options
 from ..errors import BundleError, ConfigError, EngineError
 from ..work.progress import Reporter
 

@@ -4,10 +4,3 @@
 `demo_images` build `images.Images`, `class_names` ties folder names to the classes of a
 zero-shot head.
 """
-
-from .demo_images import load_demo_images
-from .folder import load_folder
-from .images import Images
-from .sets import load_sets
-
-__all__ = ["Images", "load_demo_images", "load_folder", "load_sets"]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..run.options import ExportOptions
 from ..work.progress import Reporter
 from .class_names import head_for
 from .demo_images import load_demo_images
 from .folder import load_folder
 from .images import Images
 from .scan import scan_folder
+from .settings import ImageSettings
 
 DEMO_EVALUATION = 1000
 """Held-out canvases of the demo, where `--limit` does not say otherwise."""
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def load_sets(
-    options: ExportOptions, preprocess_cfg: Mapping[str, Any], reporter: Reporter
+    settings: ImageSettings, preprocess_cfg: Mapping[str, Any], reporter: Reporter
 ) -> tuple[Images, Images]:
     """Load the search images and the evaluation images; no image is in both.
 
@@ -38,34 +38,34 @@ def load_sets(
         ConfigError: `--data` and `--eval-data` are the same folder.
         DataError: too few or unreadable images.
     """
-    search_count = max(options.search_images, options.calibration_images)
-    if options.data is None:
-        count = options.limit or DEMO_EVALUATION
+    search_count = max(settings.search_images, settings.calibration_images)
+    if settings.data is None:
+        count = settings.limit or DEMO_EVALUATION
         return (
             load_demo_images(
                 "search",
                 search_count,
-                options.seed,
+                settings.seed,
                 preprocess_cfg=preprocess_cfg,
                 reporter=reporter,
             ),
             load_demo_images(
-                "heldout", count, options.seed, preprocess_cfg=preprocess_cfg, reporter=reporter
+                "heldout", count, settings.seed, preprocess_cfg=preprocess_cfg, reporter=reporter
             ),
         )
-    if options.eval_data is None:
-        return _hold_out(options, options.data, search_count, preprocess_cfg, reporter)
-    if options.eval_data.resolve() == options.data.resolve():
+    if settings.eval_data is None:
+        return _hold_out(settings, settings.data, search_count, preprocess_cfg, reporter)
+    if settings.eval_data.resolve() == settings.data.resolve():
         raise ConfigError(
             "--data and --eval-data are the same folder, so the search would see the images of "
             "the evaluation; leave --eval-data out, and a part of --data is held out"
         )
     # A class that only one of the folders has must still be a class of the one zero-shot head.
-    folders = {*scan_folder(options.data).folders, *scan_folder(options.eval_data).folders}
+    folders = {*scan_folder(settings.data).folders, *scan_folder(settings.eval_data).folders}
     head = head_for(sorted(folders)) if folders else None
     search, evaluation = (
-        load_folder(path, preprocess_cfg, limit, options.seed, class_names=head, reporter=reporter)
-        for path, limit in ((options.data, search_count), (options.eval_data, options.limit))
+        load_folder(path, preprocess_cfg, limit, settings.seed, class_names=head, reporter=reporter)
+        for path, limit in ((settings.data, search_count), (settings.eval_data, settings.limit))
     )
     return search, evaluation
 
@@ -81,22 +81,22 @@ def skipped_lines(*sets: Images) -> tuple[str, ...]:
 
 
 def _hold_out(
-    options: ExportOptions,
+    settings: ImageSettings,
     path: Path,
     search_count: int,
     preprocess_cfg: Mapping[str, Any],
     reporter: Reporter,
 ) -> tuple[Images, Images]:
-    wanted = None if options.limit is None else search_count + options.limit
-    images = load_folder(path, preprocess_cfg, wanted, options.seed, reporter=reporter)
+    wanted = None if settings.limit is None else search_count + settings.limit
+    images = load_folder(path, preprocess_cfg, wanted, settings.seed, reporter=reporter)
     # Of a small folder half is for the evaluation, whose figure counts, or less where --limit says.
     half = len(images) // 2
-    rest = half if options.limit is None else max(half, len(images) - options.limit)
+    rest = half if settings.limit is None else max(half, len(images) - settings.limit)
     front = min(search_count, rest)
-    if front < options.calibration_images:
+    if front < settings.calibration_images:
         raise DataError(
             f"{path} has {len(images)} readable images: too few to calibrate on "
-            f"{options.calibration_images} and hold others out; add images, pass --eval-data, "
+            f"{settings.calibration_images} and hold others out; add images, pass --eval-data, "
             "or lower --calibration-images"
         )
     log.info("%s: searching on %d images, %d held out", path, front, len(images) - front)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache, RegCacheConfig
-from ..quantization import Calibration, Quantization, make_baseline
-from ..quantization.baselines import Baseline
+from ..quantization.baselines import Baseline, make_baseline
+from ..quantization.simulate import Calibration, Quantization
 from ..work.progress import Reporter
 
 if TYPE_CHECKING:

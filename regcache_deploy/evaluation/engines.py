@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from regcache_engines.engine import Engine, load_engine
+from regcache_engines.engine import Engine
+from regcache_engines.load import load_engine
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def open_engine(
 
 
 def _open_tensorrt(name: str, model: Path, batches: Sequence[int], cache: Path) -> Engine:
-    from regcache_engines.tensorrt.builder import BuildOptions, EngineBuilder
+    from regcache_engines.tensorrt.build_options import BuildOptions
+    from regcache_engines.tensorrt.builder import EngineBuilder
     from regcache_engines.tensorrt.engine import TensorRTEngine
     from regcache_engines.tensorrt.probe import EngineName, probe
     from regcache_engines.tensorrt.sidecar import Profile

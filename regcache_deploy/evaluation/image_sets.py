@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ..data.images import Images
 from ..data.sets import load_sets
+from ..data.settings import ImageSettings
 from ..encoders.canonical import Encoder
 from ..encoders.load import (
     LoadedModel,
     TextHead,
 )
 from ..errors import DataError
-from ..run.options import ExportOptions
-from ..search.cost import Work
 from ..work.cache import PartCache
+from ..work.count import Work
 from ..work.progress import Reporter
 from . import (
     FeatureFidelity,
@@ -79,7 +79,10 @@ class ImageSets:
 
 @torch.no_grad()
 def load_image_sets(
-    options: ExportOptions, model: LoadedModel, reporter: Reporter, parts: Path | None = None
+    settings: ImageSettings,
+    model: LoadedModel,
+    reporter: Reporter,
+    parts: Path | None = None,
 ) -> ImageSets:
     """Load both sets and run the float model over the search images.
 
@@ -89,9 +92,10 @@ def load_image_sets(
     Raises:
         DataError: too few or unreadable images, or non-finite features.
     """
-    search, evaluation = load_sets(options, model.preprocess, reporter)
-    cache = PartCache(parts, _identity(options, model, search) if parts else {}, Work())
-    encoder, size = model.encoder, options.batch_size
+    search, evaluation = load_sets(settings, model.preprocess, reporter)
+    identity = _identity(settings, model, search) if parts else {}
+    cache = PartCache(parts, identity, Work())
+    encoder, size = model.encoder, settings.batch_size
 
     def float_features() -> dict[str, Tensor]:
         features = []
@@ -113,7 +117,7 @@ def load_image_sets(
     head = None
     if evaluation.labels is not None and model.text_head is not None:
         head = model.text_head(evaluation.class_names, reporter)
-    first = torch.arange(min(options.calibration_images, len(search)))
+    first = torch.arange(min(settings.calibration_images, len(search)))
     calibration = encoder.embed(search.normalized(search.pixels[first]))
     return ImageSets(search, evaluation, reference, calibration, objective, head, cache)
 
@@ -123,7 +127,7 @@ def _top1_head(model: LoadedModel, search: Images) -> TextHead | None:
     return None if search.labels is None or model.is_random else model.text_head
 
 
-def _identity(options: ExportOptions, model: LoadedModel, search: Images) -> dict[str, object]:
+def _identity(settings: ImageSettings, model: LoadedModel, search: Images) -> dict[str, object]:
     """What decides every part of a search, beside its code and its own key."""
     return {
         "weights": model.weights_sha256(),
@@ -131,7 +135,7 @@ def _identity(options: ExportOptions, model: LoadedModel, search: Images) -> dic
         "images": search.fingerprint(),
         "normalization": [list(search.mean), list(search.std)],
         "text": text.key(search.class_names) if (text := _top1_head(model, search)) else None,
-        "calibration_images": options.calibration_images,
-        "batch_size": options.batch_size,
-        "seed": options.seed,
+        "calibration_images": settings.calibration_images,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
     }

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from regcache_export.published import Kind, PublishedQuant
+from regcache_export.published_quant import Kind, PublishedQuant
 
 from ..errors import ConfigError
 from .nonuniform import LogSqrt2, TwinGelu, TwinSoftmax

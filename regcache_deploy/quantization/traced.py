@@ -1,6 +1,6 @@
 """A quantizer in the simulation, stage by stage as a graph with Q/DQ has it.
 
-The names of the stages are those of `regcache_export.published.CODE_TENSORS`.
+The names of the stages are those of `regcache_export.published_quant.CODE_TENSORS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regcache_export.published import HALVES, LEVELS
+from regcache_export.published_quant import HALVES, LEVELS
 
 from ..errors import ConfigError
 from .nonuniform import LogSqrt2, TwinGelu, TwinSoftmax

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..work.format import count_text
 from .bundle_plots import layer_errors
 from .drawing import draw_svg
-from .format import count_text
 from .parts import Code, Section, Table, svg_picture
 
 CERTIFICATE = "certificate.json"

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..bench.results import environment_of_rows
 from ..errors import DataError
+from ..work.paths import DETAILS
 
-DETAILS = "search.json"
 RESULT = "result.json"
 SAME_RUN = ("model", "baseline", "bits", "prefix_block", "prefix_count", "delete_count")
 MEASURED = ("accuracy", "paired", "n_eval", "metric", "agreement", "bundle")

@@ -14,7 +14,7 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..evaluation.evaluate import Record
 from ..evaluation.session import Session
-from .format import for_rich
+from ..work.format import for_rich
 
 MAIN_METRIC = {
     "zeroshot_classification": "acc1",

@@ -26,6 +26,8 @@ def write_plots(folder: Path, document: dict[str, Any], arrays: dict[str, Any]) 
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, draw in PICTURES.items():
+        if name == "sensitivity" and not document[name]["layers"]:
+            continue
         data = draw_svg(partial(draw, document, arrays))
         atomic_write_bytes(folder / f"{name}.svg", data)
         files[name] = f"{folder.name}/{name}.svg"

@@ -48,6 +48,7 @@ class ExportResult:
         agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
         differences: where the deployed form of the baseline differs from the published one.
         in_float: linears that `--keep-float` left in floating point.
+        not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
         trials: every evaluation of the search, which are the rows of the CSV.
@@ -79,6 +80,7 @@ class ExportResult:
     search_cost: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     trials: Sequence[Trial] = ()
+    not_tried: tuple[RegCacheConfig, ...] = ()
 
     @property
     def sensitive_block(self) -> int:
@@ -112,6 +114,7 @@ class ExportResult:
             "differences": list(self.differences),
             "in_float": list(self.in_float),
             "agreement": self.agreement,
+            "not_tried": [choice.to_json() for choice in self.not_tried],
             "warnings": list(self.warnings),
             "caution": self.caution,
             "seconds": round(self.seconds, 1),
@@ -120,7 +123,7 @@ class ExportResult:
         }
 
 
-def write_trials(path: Path, trials: list[Trial], objective: str) -> None:
+def write_trials(path: Path, trials: Sequence[Trial], objective: str) -> None:
     """Write every evaluation as one CSV row; `n` is how many images it took."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

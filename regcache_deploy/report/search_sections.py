@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .format import count_text, difference_text, metric_title, p_text, value_text
+from ..work.format import (
+    count_text,
+    difference_text,
+    metric_title,
+    no_gain_text,
+    not_tried_lines,
+    p_text,
+    value_text,
+)
 from .parts import Section, Table, plot_picture
 
 CORNER_TITLES = {
@@ -17,8 +24,6 @@ CORNER_TITLES = {
     "regcache": "RegCache",
     "deployed": "RegCache, deployed",
 }
-
-NONE_ASKED_FOR = "No prefix and no deletion: neither was asked for."
 
 
 def accuracy(folder: Path, document: dict[str, Any]) -> Section:
@@ -55,19 +60,14 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     if gain is None:
         text = ["The export keeps no pictures; `regcache search` draws them."]
     elif not gain["found"]:
-        tried = nothing_tried_helps(
-            (trial["prefix_count"], trial["delete_count"]) for trial in document["trials"]
-        )
-        text.append(
-            f"No gain: {tried} beat the baseline alone on the search images, so none is used."
-            if tried
-            else NONE_ASKED_FOR
-        )
+        tried = [(trial["prefix_count"], trial["delete_count"]) for trial in document["trials"]]
+        text.append(no_gain_text(tried, " so none is used"))
     elif gain["p_value"] < 1:
         text.append(
             f"The gain over the baseline alone on the search images has p = {gain['p_value']:.2g} "
             "(one-sided, before the correction for several finalists)."
         )
+    text += not_tried_lines(document.get("not_tried", ()))
     added = document["prefix_add_blocks"]
     choice = [
         ["sensitive layer", document["sensitive_layer"]],
@@ -86,19 +86,6 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         ],
     ]
     return Section("decision", "The RegCache", text, [Table(["", "chosen"], choice)])
-
-
-def nothing_tried_helps(trials: Iterable[tuple[int, int]]) -> str:
-    """`no prefix and no deletion`, naming what was evaluated; empty where neither was.
-
-    Args:
-        trials: prefix and delete counts of every evaluation.
-    """
-    most = (0, 0)
-    for prefix, delete in trials:
-        most = max(most[0], prefix), max(most[1], delete)
-    kinds = zip(("prefix", "deletion"), most, strict=True)
-    return " and ".join(f"no {kind}" for kind, count in kinds if count)
 
 
 def cost(folder: Path, document: dict[str, Any]) -> Section | None:
@@ -148,11 +135,17 @@ def layers(folder: Path, document: dict[str, Any]) -> Section | None:
     proxy = data["proxy"]["block"]
     agree = "agrees" if proxy == document["sensitive_block"] else f"says block {proxy}"
     recall = ", ".join(f"block {t}: {share:.0%}" for t, share in document["ranking_recall"].items())
+    measured = bool(data["layers"])
     text = [
-        f"Quantizing {document['sensitive_layer']} alone costs most. The one-pass proxy {agree}.",
+        f"Quantizing {document['sensitive_layer']} alone costs most. The one-pass proxy {agree}."
+        if measured
+        else f"Nothing was quantized alone: {document['sensitive_layer']} was given, or no choice "
+        f"depended on it. The one-pass proxy {agree}.",
         "Register candidates by the norm of the target block's input find this share of those by "
         f"the norm of fc2's input in block {document['sensitive_block']}: {recall}.",
     ]
+    if not measured:
+        return Section("layers", "Where quantization hurts", text)
     picture = plot_picture(
         folder,
         document,

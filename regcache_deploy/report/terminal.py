@@ -6,12 +6,17 @@ import json
 import sys
 from typing import Any
 
-from .format import difference_text, for_rich, p_text
+from ..work.format import (
+    difference_text,
+    for_rich,
+    no_gain_text,
+    not_tried_lines,
+    p_text,
+)
 from .result import (
     CORNERS,
     ExportResult,
 )
-from .search_sections import NONE_ASKED_FOR, nothing_tried_helps
 
 CORNER_TITLES = {
     "fp32": "FP32",
@@ -95,7 +100,8 @@ def _search_footnotes(result: ExportResult) -> list[str]:
         f"Recall of fc2-input candidates by block-input ranking: {recall}.",
     ]
     if result.config.is_empty:
-        lines.append(_no_gain(result, f" (best candidate: p = {details['gain']['p_value']:.2g})"))
+        lines.append(_no_gain(result, f" best candidate p = {details['gain']['p_value']:.2g}"))
+    lines += not_tried_lines([choice.to_json() for choice in result.not_tried])
     return [*lines, *(f"warning: {text}" for text in result.warnings)]
 
 
@@ -173,16 +179,14 @@ def _footnotes(result: ExportResult) -> list[str]:
         lines.append(f"Linears in float: {', '.join(result.in_float)}.")
     if result.config.is_empty:
         lines.append(_no_gain(result))
+    lines += not_tried_lines([choice.to_json() for choice in result.not_tried])
     return [*lines, *(f"warning: {text}" for text in result.warnings)]
 
 
 def _no_gain(result: ExportResult, p: str = "") -> str:
     """Why nothing was chosen."""
     configs = [trial.config for trial in result.trials]
-    tried = nothing_tried_helps((c.prefix_count, c.delete_count) for c in configs)
-    if not tried:
-        return NONE_ASKED_FOR
-    return f"No gain: {tried} beat the baseline alone on these images{p}."
+    return no_gain_text([(c.prefix_count, c.delete_count) for c in configs], p)
 
 
 def _metric(name: str) -> str:

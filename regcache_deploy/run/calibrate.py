@@ -32,10 +32,7 @@ from ..errors import (
     BundleError,
     ConfigError,
 )
-from ..quantization import (
-    Bits,
-    make_baseline,
-)
+from ..quantization.baselines import make_baseline
 from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.baselines.table import with_observer
 from ..quantization.histogram import Observer
@@ -43,15 +40,17 @@ from ..quantization.plan import (
     calibration_of,
     make_plan,
 )
+from ..quantization.quantizers import Bits
 from ..quantization.reservoir import Reservoir
+from ..quantization.settings import BASELINE_NAMES, check_observer_of
 from ..quantization.simulate import Calibration
 from ..quantization.streaming import (
     StreamedLimits,
     recalibrate_stream,
 )
-from ..search.cost import peak_memory
+from ..work.count import peak_memory
 from ..work.progress import Reporter
-from .options import BASELINE_NAMES, ExportOptions, check_observer_of
+from .options import ExportOptions
 
 logger = logging.getLogger(__name__)
 

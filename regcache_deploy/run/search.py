@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.sets import skipped_lines
-from ..encoders.load import LoadedModel, load_model
-from ..evaluation.corners import corner_configs
-from ..evaluation.image_sets import load_image_sets
-from ..quantization import make_baseline
-from ..quantization.choice import chosen_baseline
-from ..report.document import DETAILS
+from ..encoders.load import LoadedModel
+from ..work.paths import DETAILS
 from ..report.plots import write_plots
-from ..report.result import (
-    ExportResult,
-    write_json,
-    write_trials,
-)
-from ..search.ablation import (
-    run_ablation,
-    write_ablation,
-)
-from ..search.cost import Work
-from ..search.find import (
-    FoundChoice,
-    find_choice,
-)
-from ..search.held_out import (
-    HeldOut,
-    compare_scores,
-)
+from ..report.result import ExportResult, write_json, write_trials
+from ..search.ablation import run_ablation, write_ablation
+from ..search.find import FoundChoice
 from ..search.pictures import picture_data
 from ..search.settings import SearchSettings
-from ..work.cache import PartCache
 from ..work.progress import Reporter
-from .export import check_choice
 from .options import ExportOptions
-
-PARTS = "parts"
+from .study import Study, run_study
 
 
 @torch.no_grad()
 def run_search(
     options: ExportOptions,
-    settings: SearchSettings,
     reporter: Reporter,
     ablation: bool = False,
     parts: Path | None = None,
@@ -55,102 +30,48 @@ def run_search(
 ) -> ExportResult:
     """Search, evaluate the corners on held-out images, and write the run folder.
 
-    A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
-    folder, or in the one that is given, which several runs may share. A `model` that is given takes
-    the place of the one that the options name.
+    See `run_study` for `parts`, `model` and how a killed run goes on.
 
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
     """
-    began = time.monotonic()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model = model or load_model(
-        options.model, options.pretrained, options.image_size, options.templates
-    )
-    check_choice(options, model)
-    folder = options.output_dir
-    parts = parts or folder / PARTS
-    sets = load_image_sets(options, model, reporter, parts)
-    encoder, baseline = model.encoder, chosen_baseline(options)
-    found = find_choice(options, baseline, encoder, sets, settings, reporter)
-    config = found.result.best
-    identity = {"search": sets.cache.identity, "held_out": sets.evaluation.fingerprint()}
-    cache = PartCache(parts, identity, Work())
-    held_out = HeldOut(encoder, sets, cache, options.batch_size, reporter)
-    features = {"fp32": held_out.float_features}
-    for name, corner in corner_configs(config).items():
-        features[name] = held_out.features(name, baseline, corner, found.register)
-    warnings = (*skipped_lines(sets.search, sets.evaluation), *held_out.warnings["regcache"])
-    if baseline.differences:
-        paper = make_baseline(baseline.name, baseline.bits, "paper")
-        for name in ("baseline", "regcache"):
-            corner = corner_configs(config)[name]
-            features[f"paper/{name}"] = held_out.features(
-                f"{name}, published form", paper, corner, found.register
-            )
-    judge = held_out.judge()
-    scores = {name: judge.score(value) for name, value in features.items()}
-    paired = {
-        name: compare_scores(judge.name, scores["fp32"], score, options.seed)
-        for name, score in scores.items()
-        if name != "fp32"
-    }
+    study = run_study(options, reporter, parts, model)
+    folder, found = options.output_dir, study.found
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    if ablation:
-        rows = run_ablation(options, encoder, sets, settings, held_out, reporter)
-        setup = {
-            "model": model.name,
-            "caution": model.caution or "",
-            "metric": judge.name,
-            "n": len(sets.evaluation),
-            "search_images": len(sets.search),
-            "calibration_images": len(sets.calibration_tokens),
-        }
-        write_ablation(folder / "ablation.csv", rows, setup)
-    details = _details(found, settings, options)
-    details["ablation"] = [row.to_json() for row in rows]
+    details = _details(found, options)
+    details["ablation"] = _ablation(study, folder, reporter) if ablation else []
     results_csv = folder / "results.csv"
     write_trials(results_csv, found.result.trials, found.objective.name)
-    result = ExportResult(
-        model=model.name,
-        baseline=options.baseline,
-        bits=options.bits,
-        sensitive_layer=found.sensitivity.layer,
-        prefix_block_candidates=found.space.blocks,
-        config=config,
-        depth=encoder.spec.depth,
-        search_accuracy=found.result.score.value,
-        search_metric=found.objective.name,
-        metric=judge.name,
-        n_search=len(sets.search),
-        n_eval=len(sets.evaluation),
-        accuracy={n: s.value for n, s in scores.items() if not n.startswith("paper/")},
-        paired=paired,
-        paper_form={
-            n.removeprefix("paper/"): s.value for n, s in scores.items() if n.startswith("paper/")
-        },
+    result = study.result(
         agreement={},
-        differences=baseline.differences,
-        warnings=warnings,
-        caution=model.caution,
+        differences=study.baseline.differences,
         results_csv=results_csv,
-        seconds=time.monotonic() - began,
-        search_cost=found.cost.to_json(),
         details=details,
-        trials=found.result.trials,
     )
     with reporter.stage("pictures"):
-        plots = write_plots(folder / "plots", result.to_json(), picture_data(encoder, sets, found))
+        data = picture_data(study.model.encoder, study.sets, found)
+        plots = write_plots(folder / "plots", result.to_json(), data)
     document = result.to_json() | {"plots": plots, "options": options.to_json()}
     write_json(folder / DETAILS, document)
     return result
 
 
-def _details(
-    found: FoundChoice, settings: SearchSettings, options: ExportOptions
-) -> dict[str, Any]:
+def _ablation(study: Study, folder: Path, reporter: Reporter) -> list[dict[str, Any]]:
+    options, sets = study.options, study.sets
+    rows = run_ablation(options, sets, study.held_out, study.judge, reporter)
+    setup = {
+        "model": study.model.name,
+        "caution": study.model.caution or "",
+        "metric": study.judge.name,
+        "n": len(sets.evaluation),
+        "search_images": len(sets.search),
+        "calibration_images": len(sets.calibration_tokens),
+    }
+    write_ablation(folder / "ablation.csv", rows, setup)
+    return [row.to_json() for row in rows]
+
+
+def _details(found: FoundChoice, settings: SearchSettings) -> dict[str, Any]:
     sensitivity, result = found.sensitivity, found.result
     nothing = result.nothing
     return {
@@ -165,7 +86,7 @@ def _details(
         "sensitivity": {
             "images": sensitivity.images,
             "metric": found.objective.name,
-            "float": sensitivity.full.value,
+            "float": sensitivity.full.value if sensitivity.full else None,
             "layers": {
                 name: {"drop": sensitivity.drop(name), "cosine": score.fidelity}
                 for name, score in sensitivity.layers.items()

@@ -154,8 +154,8 @@ def export_error(encoder: Encoder, tower: nn.Module, seed: int = 1) -> tuple[flo
     Returns:
         Largest absolute difference of the embedding, and its largest absolute value.
     """
-    from ..quantization import Calibration, Quantization
     from ..quantization.plan import make_plan
+    from ..quantization.simulate import Calibration, Quantization
 
     generator = torch.Generator().manual_seed(seed)
     batch = 2 if encoder.spec.num_tokens <= 300 else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,22 @@ from torch import Tensor
 from regcache_engines.files import atomic_write_bytes
 
 from ..encoders.canonical import Encoder
+from ..evaluation import Objective
 from ..evaluation.corners import corner_configs
 from ..evaluation.image_sets import ImageSets
-from ..quantization import Bits, make_baseline
-from ..run.options import (
-    BASELINE_NAMES,
-    ExportOptions,
-)
+from ..quantization.choice import chosen_baseline
+from ..quantization.settings import BASELINE_NAMES, QuantizerSettings
 from ..work.progress import Reporter
 from .clipping import CLIPPING_PERCENTILE, Clipped
+from .embedder import Embedder
 from .find import (
     FoundChoice,
     find_choice,
 )
-from .held_out import HeldOut, compare_scores
 from .register.capture import Captures
 from .register.choose import make_register
-from .settings import SearchSettings
+from .settings import FindSettings, SearchSettings
+from .statistics import compare_scores
 
 ABLATION_BITS = ("W8A8", "W6A6", "W4A4")
 VARIANTS = ("fp32", "baseline", "clipping", "random_sink", "prefix_only", "delete_only", "both")
@@ -100,11 +99,10 @@ class AblationRow:
 
 
 def run_ablation(
-    options: ExportOptions,
-    encoder: Encoder,
+    settings: FindSettings,
     sets: ImageSets,
-    settings: SearchSettings,
-    held_out: HeldOut,
+    held_out: Embedder,
+    judge: Objective,
     reporter: Reporter,
     baselines: Iterable[str] = BASELINE_NAMES,
     bits: Iterable[str] = ABLATION_BITS,
@@ -113,15 +111,21 @@ def run_ablation(
 
     The float features, the sensitive block and the register are the same for all rows and are
     computed once.
+
+    Args:
+        settings: of every search.
+        sets: images, calibration tokens and finished parts.
+        held_out: embeds the images that are judged.
+        judge: their metric.
     """
-    rows = []
+    rows, encoder = [], held_out.encoder
     for width in bits:
         for name in baselines:
-            chosen = replace(options, baseline=name, bits=width)
-            baseline = make_baseline(name, Bits(chosen.weight_bits, chosen.activation_bits))
+            chosen = QuantizerSettings(baseline=name, bits=width)
             own = sets.for_another_search(encoder.spec.depth)
-            found = find_choice(chosen, baseline, encoder, own, settings, reporter)
-            rows.append(_row(chosen, settings, found, held_out))
+            baseline = chosen_baseline(chosen)
+            found = find_choice(settings, baseline, encoder, own, reporter)
+            rows.append(_row(chosen, settings, found, held_out, judge))
     return rows
 
 
@@ -164,10 +168,13 @@ def write_ablation(path: Path, rows: Iterable[AblationRow], setup: Mapping[str, 
 
 
 def _row(
-    options: ExportOptions, settings: SearchSettings, found: FoundChoice, held_out: HeldOut
+    quantizer: QuantizerSettings,
+    settings: FindSettings,
+    found: FoundChoice,
+    held_out: Embedder,
+    judge: Objective,
 ) -> AblationRow:
-    config, judge = found.result.best, held_out.judge()
-    bits = Bits(options.weight_bits, options.activation_bits)
+    config = found.result.best
     corners = corner_configs(config)
     corners["both"] = corners.pop("regcache")
     features = {"fp32": held_out.float_features}
@@ -177,21 +184,24 @@ def _row(
         if reason:
             cells[variant] = Cell(None, reason)
             continue
-        baseline = make_baseline(options.baseline, bits)
+        baseline = chosen_baseline(quantizer)
         register: dict[int, Tensor] = found.register
         corner = corners[
             {"clipping": "baseline", "random_sink": "prefix_only"}.get(variant, variant)
         ]
         if variant == "random_sink":
-            register = random_sink(found.captures, held_out.encoder, settings, options.seed)
-        quantizer = Clipped(baseline) if variant == "clipping" else baseline
+            register = random_sink(found.captures, held_out.encoder, settings, settings.seed)
+        under_test = Clipped(baseline) if variant == "clipping" else baseline
         features[variant] = held_out.features(
-            f"{options.baseline} {options.bits}, {TITLES[variant]}", quantizer, corner, register
+            f"{quantizer.baseline} {quantizer.bits}, {TITLES[variant]}",
+            under_test,
+            corner,
+            register,
         )
     scores = {name: judge.score(value) for name, value in features.items()}
     for name, score in scores.items():
         pairs = [
-            compare_scores(judge.name, scores[other], score, options.seed).to_json()
+            compare_scores(judge.name, scores[other], score, settings.seed).to_json()
             if name not in (other, "fp32")
             else None
             for other in ("fp32", "baseline")
@@ -199,7 +209,7 @@ def _row(
         cells[name] = Cell(score.value, "", *pairs)
     choice = config.to_json() | {"p_value": found.result.p_value}
     return AblationRow(
-        options.baseline, options.bits, choice, {name: cells[name] for name in VARIANTS}
+        quantizer.baseline, quantizer.bits, choice, {name: cells[name] for name in VARIANTS}
     )
 
 

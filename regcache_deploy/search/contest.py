@@ -18,12 +18,9 @@ from torch import Tensor
 
 from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Score
+from .book import Allowance, TrialBook
 from .result import preference
 from .space import SearchSpace
-from .strategies import (
-    Allowance,
-    TrialBook,
-)
 
 SHARE = 0.15
 """Of all images: the ones of least margin, at least `FEWEST`."""
@@ -45,7 +42,7 @@ Column = tuple[bool, int, int]
 
 def contest(
     book: TrialBook, space: SearchSpace, alive: list[RegCacheConfig], allowance: Allowance
-) -> int:
+) -> set[RegCacheConfig]:
     """Evaluate the best of `alive` and of its neighbourhood on all images.
 
     Args:
@@ -54,7 +51,7 @@ def contest(
         allowance: what may be spent.
 
     Returns:
-        How many choices were not asked for lack of budget.
+        Choices that were not asked for lack of budget.
     """
     size = book.problem.size
     dropped: set[RegCacheConfig] = set()
@@ -79,7 +76,7 @@ def contest(
                 beaten |= {column(config)} - {column(leader)}
         if column(book.leader) == column(leader):
             break
-    return len(dropped)
+    return dropped
 
 
 def column(config: RegCacheConfig) -> Column:

@@ -6,8 +6,6 @@ calibration and evaluation. Backward passes of a calibration are not counted.
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +20,6 @@ CALIBRATION_WALKS = {"ptq4vit": 2}
 def calibration_walks(baseline: Baseline) -> int:
     """How often `Baseline.calibrate` sends its images through the blocks that it calibrates."""
     return CALIBRATION_WALKS.get(baseline.name, 1) + (VALUE_BALANCE in baseline.folds)
-
-
-@dataclass
-class Work:
-    """A running count.
-
-    Attributes:
-        block_forwards: of everything so far, whether it was run now or by the run that this one
-            resumes: a resumed search reports what an uninterrupted one would have.
-        resumed: the part that was found finished.
-    """
-
-    block_forwards: int = 0
-    resumed: int = 0
-
-    def add(self, amount: int, resumed: bool = False) -> None:
-        self.block_forwards += amount
-        self.resumed += amount if resumed else 0
 
 
 def exhaustive_block_forwards(
@@ -103,9 +83,3 @@ class SearchCost:
             "hidden_state_bytes": self.hidden_state_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
         }
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

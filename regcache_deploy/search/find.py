@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from regcache_export.regcache_config import DeleteAt
+from regcache_export.regcache_config import DeleteAt, PrefixBlocks
 
 from ..encoders.canonical import Encoder
 from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
+from ..evaluation.image_sets import ImageSets
 from ..quantization.baselines import Baseline
-from ..run.options import ExportOptions
+from ..quantization.settings import layer_name
+from ..work.count import peak_memory
 from ..work.progress import Reporter
-from .cost import SearchCost, calibration_walks, exhaustive_block_forwards, peak_memory
+from .cost import SearchCost, calibration_walks, exhaustive_block_forwards
 from .problem import SearchProblem
 from .register.capture import (
     Candidate,
@@ -31,16 +32,13 @@ from .register.choose import (
     take_best_singles,
 )
 from .result import SearchResult
-from .sensitivity import Sensitivity, measure_sensitivity
-from .settings import SearchSettings
+from .sensitivity import Sensitivity, cached_proxy, first_images, measure_sensitivity
+from .settings import FindSettings, SearchSettings
 from .space import SearchSpace
 from .strategies import (
     race_budget,
     search,
 )
-
-if TYPE_CHECKING:
-    from ..evaluation.image_sets import ImageSets
 
 LOOK_BACK = 3
 """Target blocks are searched from this many blocks before the sensitive one (paper, section 4)."""
@@ -74,22 +72,22 @@ class FoundChoice:
     cost: SearchCost
 
 
-def search_space(
-    options: ExportOptions, encoder: Encoder, block: int, delete_at: str = "block_input"
-) -> SearchSpace:
-    """The paper's space around the sensitive block, less what the user fixed."""
+def search_space(settings: FindSettings, encoder: Encoder, block: int) -> SearchSpace:
+    """The paper's space around the sensitive block, less what the user settings."""
+    first = block if settings.prefix_blocks == "only" else max(0, block - LOOK_BACK)
     space = SearchSpace(
-        tuple(range(max(0, block - LOOK_BACK), block + 1)),
+        tuple(range(first, block + 1)),
         block,
-        delete_at=cast(DeleteAt, delete_at),
+        delete_at=cast(DeleteAt, settings.delete_at),
+        prefix_blocks=cast(PrefixBlocks, settings.prefix_blocks),
     )
     space = replace(space, delete=tuple(c for c in space.delete if c < encoder.spec.num_patches))
-    if options.prefix_block is not None:
-        space = replace(space, blocks=(options.prefix_block,))
-    if options.prefix_count is not None:
-        space = replace(space, prefix=(options.prefix_count,))
-    if options.delete_count is not None:
-        space = replace(space, delete=(options.delete_count,))
+    if settings.prefix_block is not None:
+        space = replace(space, blocks=(settings.prefix_block,))
+    if settings.prefix_count is not None:
+        space = replace(space, prefix=(settings.prefix_count,))
+    if settings.delete_count is not None:
+        space = replace(space, delete=(settings.delete_count,))
     return space
 
 
@@ -123,14 +121,17 @@ def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
 
 @torch.no_grad()
 def find_choice(
-    options: ExportOptions,
+    settings: FindSettings,
     baseline: Baseline,
     encoder: Encoder,
     sets: ImageSets,
-    settings: SearchSettings,
     reporter: Reporter,
+    rank_layers: bool = False,
 ) -> FoundChoice:
     """Search RegCache's numbers for one encoder, one baseline and one bit width.
+
+    Args:
+        rank_layers: measure every linear even where the choice does not depend on it.
 
     Raises:
         ConfigError: an objective that these images cannot have, or a folder that is full.
@@ -138,43 +139,61 @@ def find_choice(
     """
     began, cache = time.monotonic(), sets.cache
     objective = choose_objective(settings, sets)
-    size = len(sets.search)
+    size, calibration = len(sets.search), len(sets.calibration_tokens)
+    depth, walks = encoder.spec.depth, calibration_walks(baseline)
 
-    layers = 4 * encoder.spec.depth
-    with reporter.stage("sensitivity of each linear layer", layers) as advance:
-        sensitivity = measure_sensitivity(
-            encoder,
-            sets.calibration_tokens,
-            partial(sets.tokens, encoder),
-            size,
-            objective,
-            cache=cache,
-            batch_size=options.batch_size,
-            all_images=settings.strategy == "exhaustive",
-            error=settings.error,
-            seed=options.seed,
-            advance=advance,
-        )
-    space = search_space(options, encoder, sensitivity.block, settings.delete_at)
+    tokens = partial(sets.tokens, encoder)
+
+    def budget(space: SearchSpace) -> int:
+        return race_budget(space, depth, size, calibration, walks, settings.budget_fraction)
+
+    about = search_space(settings, encoder, depth // 2)
+    if settings.sensitive_layer is not None or (about.without_block_k and not rank_layers):
+        proxy = cached_proxy(encoder, tokens, size, settings.seed, settings.batch_size, cache)
+        layer = f"blocks.{proxy.block}.mlp.fc2"
+        if settings.sensitive_layer is not None:
+            layer = layer_name("--sensitive-layer", settings.sensitive_layer)
+        sensitivity = Sensitivity(None, {}, layer, proxy)
+    else:
+        with reporter.stage("sensitivity of each linear layer", 4 * depth) as advance:
+            sensitivity = measure_sensitivity(
+                encoder,
+                sets.calibration_tokens,
+                tokens,
+                size,
+                objective,
+                cache=cache,
+                batch_size=settings.batch_size,
+                first=first_images(depth, budget(about), about.fixed),
+                all_images=settings.strategy == "exhaustive",
+                error=settings.error,
+                seed=settings.seed,
+                advance=advance,
+            )
+    space = search_space(settings, encoder, sensitivity.block)
     with reporter.stage("register candidates", len(space.blocks)) as advance:
-        ranking, captures = find_captures(encoder, sets, space, settings, options.batch_size)
+        ranking, captures = find_captures(encoder, sets, space, settings, settings.batch_size)
         advance(len(space.blocks))
     members = slice(None) if settings.candidates == "average" else slice(0, 1)
     registers = {t: make_register(encoder, c, settings, members) for t, c in captures.items()}
-    problem = _problem(options, baseline, encoder, sets, settings, objective, registers)
-    calibration = len(sets.calibration_tokens)
-    depth, walks = encoder.spec.depth, calibration_walks(baseline)
+    problem = SearchProblem(
+        encoder=encoder,
+        baseline=baseline.fast(),
+        calibration_tokens=sets.calibration_tokens,
+        tokens=tokens,
+        size=size,
+        objective=objective,
+        registers=registers,
+        cache=cache,
+        memory=settings.memory_bytes,
+        batch_size=settings.batch_size,
+    )
     grid = len(space.grid()) if settings.strategy != "default" else None
     with reporter.stage("search of prefix and delete counts", grid) as advance:
         if settings.candidates == "best":
-            take_best_singles(problem, space, captures, settings, options.seed)
+            take_best_singles(problem, space, captures, settings, settings.seed)
         result = search(
-            problem,
-            space,
-            settings,
-            seed=options.seed,
-            budget=race_budget(space, depth, size, calibration, walks),
-            advance=advance,
+            problem, space, settings, seed=settings.seed, budget=budget(space), advance=advance
         )
     best = result.best
     block = best.prefix_block if best.has_prefix else space.blocks[-1]
@@ -197,38 +216,3 @@ def find_choice(
         objective=objective,
         cost=cost,
     )
-
-
-def _problem(
-    options: ExportOptions,
-    baseline: Baseline,
-    encoder: Encoder,
-    sets: ImageSets,
-    settings: SearchSettings,
-    objective: Objective,
-    registers: Mapping[int, Mapping[int, Tensor]],
-) -> SearchProblem:
-    return SearchProblem(
-        encoder=encoder,
-        baseline=baseline.fast(),
-        calibration_tokens=sets.calibration_tokens,
-        tokens=partial(sets.tokens, encoder),
-        size=len(sets.search),
-        objective=objective,
-        registers=registers,
-        cache=sets.cache,
-        memory=settings.memory_bytes,
-        batch_size=options.batch_size,
-    )
-
-
-def make_problem(
-    options: ExportOptions,
-    baseline: Baseline,
-    encoder: Encoder,
-    sets: ImageSets,
-    found: FoundChoice,
-) -> SearchProblem:
-    """The problem of a finished search again, with the register that it chose."""
-    registers = {found.result.best.prefix_block: found.register}
-    return _problem(options, baseline, encoder, sets, SearchSettings(), found.objective, registers)

@@ -19,7 +19,8 @@ from ..work.cache import (
     PartCache,
     rows_key,
 )
-from .cost import Work, calibration_walks
+from ..work.count import Work
+from .cost import calibration_walks
 from .states import Budget, Embed, HiddenStates
 from .stopping import Stop
 

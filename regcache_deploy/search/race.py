@@ -22,14 +22,11 @@ from torch import Tensor
 from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Score
 from ..evaluation.objective import smooth_accuracy
+from .book import Allowance, TrialBook
 from .contest import contest
 from .result import preference
 from .space import SearchSpace
 from .statistics import survivors
-from .strategies import (
-    Allowance,
-    TrialBook,
-)
 
 FIRST_IMAGES = 32
 SECOND_SHARE = 0.25
@@ -59,11 +56,11 @@ class Race:
         self.allowance = Allowance(book.problem, space, budget)
         self.size = book.problem.size
         self.order = torch.from_numpy(np.random.default_rng(seed).permutation(self.size))
-        self.undecided = 0
+        self.missed: dict[RegCacheConfig, None] = {}
         self.scale = 1.0
 
-    def run(self) -> int:
-        """Returns the number of choices dropped undecided."""
+    def run(self) -> list[RegCacheConfig]:
+        """Returns the choices that the budget left undecided."""
         first = self.order[: min(FIRST_IMAGES, self.size)]
         pool: Pool = {}
         self._screen(pool, first)
@@ -75,9 +72,9 @@ class Race:
             self._finals(alive)
             self._corners(forced=False)
         else:
-            self.undecided += contest(self.book, self.space, alive, self.allowance)
+            self.missed |= dict.fromkeys(contest(self.book, self.space, alive, self.allowance))
             self._corners(forced=True)
-        return self.undecided
+        return [config for config in self.missed if config not in self.book.complete]
 
     # -- 1: screen --------------------------------------------------------------------------
 
@@ -90,8 +87,9 @@ class Race:
             start = self._look(pool, space.nothing, "screen: nothing", rows)
             if start is not None:
                 self.scale = float(start.margin.abs().median())
-        for count in space.delete:
-            self._look(pool, space.config(block, probe, count), "screen: delete count", rows)
+        for count in space.delete:  # whatever the budget: without these, nothing has been tried
+            config = space.config(block, probe, count)
+            self._look(pool, config, "screen: delete count", rows, forced=True)
         counts = list(dict.fromkeys(c.delete_count for c in self._ranked(pool)))[:KEPT_DELETES]
         for count in counts:
             if 0 in space.prefix:
@@ -126,12 +124,13 @@ class Race:
         stage: str,
         rows: Tensor,
         calibration: int | None = FIRST_IMAGES,
-        reserve: int = FULL_RESERVE,
+        forced: bool = False,
     ) -> Score | None:
         if config not in pool:
+            covered = self.allowance.covers(config, len(rows), calibration, FULL_RESERVE)
             # The first one is always affordable: a race needs a runner.
-            if pool and not self.allowance.covers(config, len(rows), calibration, reserve):
-                self.undecided += 1
+            if pool and not forced and not covered:
+                self.missed[config] = None
                 return None
             pool[config] = self.book.ask(config, stage, rows, calibration)
         return pool[config]
@@ -160,7 +159,7 @@ class Race:
             if len(self.book.complete) >= FINALISTS + 4 or not self.allowance.covers(
                 config, self.size
             ):
-                self.undecided += config not in self.book.complete
+                self.missed[config] = None
                 continue
             self.book.full(config, "final")
 

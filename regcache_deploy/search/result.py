@@ -39,6 +39,7 @@ class SearchResult:
         candidate: the best choice before the test for a gain.
         p_value: of "the candidate is no better than the baseline alone"; 1 where it was not asked.
         undecided: choices that left the race for lack of budget, not by the statistics.
+        not_tried: those of them that were never asked.
     """
 
     best: RegCacheConfig
@@ -48,6 +49,7 @@ class SearchResult:
     candidate: RegCacheConfig | None = None
     p_value: float = 1.0
     undecided: int = 0
+    not_tried: tuple[RegCacheConfig, ...] = ()
 
     @property
     def full_trials(self) -> list[Trial]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.canonical import Encoder, FloatNumerics
+from ..encoders.canonical import Encoder
+from ..encoders.watching import Watched
 from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import make_baseline
@@ -19,12 +20,15 @@ from ..work.cache import (
     PartCache,
     rows_key,
 )
-from .cost import Work
+from ..work.count import Work
 from .states import Embed
 from .statistics import survivors
 
 LAYERS = ("attn.qkv", "attn.out_proj", "mlp.fc1", "mlp.fc2")
 FIRST_IMAGES = 16
+FEWEST_IMAGES = 4
+SHARE = 0.25
+"""Of a race's budget: what the first look at all linears may take, down to `FEWEST_IMAGES`."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,16 @@ class Sensitivity:
     """Score of every layer quantized alone.
 
     Attributes:
-        full: score of the float model on the images of the curve.
-        layers: layer name -> score with only this layer quantized, naive W8A8, on these images.
+        full: score of the float model on the images of the curve; None where nothing was quantized.
+        layers: layer name -> score with only this layer quantized, naive W8A8, on these images;
+            empty where the layer was named or no choice depends on it.
         layer: the most sensitive one: by its loss on the most images that it was asked for; ties by
             fidelity, then the earlier one.
         proxy: the one-pass proxy, for comparison.
         images: size of the curve's image set.
     """
 
-    full: Score
+    full: Score | None
     layers: dict[str, Score]
     layer: str
     proxy: Proxy = field(default_factory=lambda: Proxy((), ()))
@@ -76,7 +81,24 @@ class Sensitivity:
 
     def drop(self, name: str) -> float:
         """Loss of the objective when only `name` is quantized."""
+        assert self.full is not None
         return self.full.value - self.layers[name].value
+
+
+def first_images(depth: int, budget: int | None, fixed: bool) -> int:
+    """Images on which all linears are compared first.
+
+    Args:
+        depth: blocks.
+        budget: block-forwards of the race behind it; None is unbounded.
+        fixed: there is nothing left to search but k.
+    """
+    if fixed:
+        return FEWEST_IMAGES
+    if budget is None:
+        return FIRST_IMAGES
+    price = len(LAYERS) * depth * (depth + 1) // 2
+    return min(FIRST_IMAGES, max(FEWEST_IMAGES, int(SHARE * budget / price)))
 
 
 @torch.no_grad()
@@ -89,6 +111,7 @@ def measure_sensitivity(
     *,
     cache: PartCache | None = None,
     batch_size: int = 64,
+    first: int = FIRST_IMAGES,
     all_images: bool = False,
     error: float = 0.05,
     seed: int = 0,
@@ -104,10 +127,12 @@ def measure_sensitivity(
         calibration_tokens: `[c, N, D]` at the input of block 0; set the ranges.
         tokens: search image indices -> tokens at the input of block 0.
         size: search images.
+        first: images of the first subset.
         all_images: no racing: every layer on every image, as published.
         error: chance that racing loses the worst layer.
         seed: order of the images, and the bootstrap.
-        advance: told after every layer.
+        advance: told of every layer of the first subset; images that come in several batches
+            tell with the first one.
     """
     cache = cache or PartCache(None, {}, Work())
     depth = encoder.spec.depth
@@ -120,9 +145,11 @@ def measure_sensitivity(
             quantization = naive.calibrate(encoder, calibration_tokens).quantization
         return quantization
 
-    def measure(names: list[str], rows: Tensor) -> dict[str, Score]:
+    def measure(
+        names: list[str], rows: Tensor, told: Callable[[int], None] = lambda n: None
+    ) -> dict[str, Score]:
         def compute() -> dict[str, Tensor]:
-            found = _measure(encoder, ranges(), names, tokens, rows, batch_size, cache.work)
+            found = _measure(encoder, ranges(), names, tokens, rows, batch_size, cache.work, told)
             return _packed({n: objective.score(f, rows) for n, f in found.items()})
 
         parts = cache.part(
@@ -131,13 +158,12 @@ def measure_sensitivity(
         return {name: _unpacked(parts, name) for name in ["", *names]}
 
     cache.work.add(len(calibration_tokens) * depth)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(size))
+    order = _order(size, seed)
     names = [f"blocks.{block}.{layer}" for block in range(depth) for layer in LAYERS]
-    count = size if all_images else min(FIRST_IMAGES, size)
-    proxy = _cached_proxy(encoder, tokens, order[:count], batch_size, cache)
-    curve = measure(names, order[:count])
+    count = size if all_images else min(first, size)
+    proxy = cached_proxy(encoder, tokens, size, seed, batch_size, cache, all_images)
+    curve = measure(names, order[:count], advance)
     scores, alive = curve, names
-    advance(len(names))
     while True:
         # In the layers' order, so that ties stay with the earlier one.
         losses = {name: -scores[name].cosine.numpy() for name in alive}
@@ -162,6 +188,7 @@ def _measure(
     rows: Tensor,
     batch_size: int,
     work: Work,
+    told: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """Embeddings of the images `rows` for each layer of `names` alone, and ``""`` for none."""
     depth = encoder.spec.depth
@@ -172,6 +199,8 @@ def _measure(
         for block in range(depth):
             for name in (n for n in names if n.startswith(f"blocks.{block}.")):
                 after = encoder.run_blocks(state, block, numerics=numerics[name])
+                if not features[name]:
+                    told(1)
                 features[name].append(encoder.pool(after))
                 work.add(len(piece) * (depth - block))
             state = encoder.block(block, state)
@@ -183,18 +212,6 @@ def _measure(
     return found
 
 
-class _Fc2Inputs(FloatNumerics):
-    """Float arithmetic that notes the l-inf norm of every token at fc2's input."""
-
-    def __init__(self) -> None:
-        self.norms: list[Tensor] = []
-
-    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if name.endswith("mlp.fc2"):
-            self.norms.append(x.abs().amax(dim=-1))
-        return super().linear(name, x, weight, bias)
-
-
 def measure_proxy(
     encoder: Encoder, tokens: Embed, rows: Tensor, batch_size: int, work: Work
 ) -> Proxy:
@@ -203,15 +220,19 @@ def measure_proxy(
     at_input: list[list[Tensor]] = [[] for _ in range(depth)]
     at_fc2: list[list[Tensor]] = [[] for _ in range(depth)]
     for piece in rows.split(batch_size):
-        numerics = _Fc2Inputs()
+        inputs: list[Tensor] = []
+
+        def see(name: str, x: Tensor, inputs: list[Tensor] = inputs) -> None:
+            if name.endswith("mlp.fc2"):
+                inputs.append(x.abs().amax(dim=-1).flatten())
 
         def observe(index: int, state: Tensor) -> None:
             at_input[index].append(state.abs().amax(dim=-1).flatten())
 
-        encoder.run_blocks(tokens(piece), numerics=numerics, observe=observe)
+        encoder.run_blocks(tokens(piece), numerics=Watched(see), observe=observe)
         work.add(len(piece) * depth)
-        for index, norms in enumerate(numerics.norms):
-            at_fc2[index].append(norms.flatten())
+        for index, norms in enumerate(inputs):
+            at_fc2[index].append(norms)
 
     def ratios(parts: list[list[Tensor]]) -> tuple[float, ...]:
         joined = [torch.cat(each) for each in parts]
@@ -220,9 +241,18 @@ def measure_proxy(
     return Proxy(ratios(at_fc2), ratios(at_input))
 
 
-def _cached_proxy(
-    encoder: Encoder, tokens: Embed, rows: Tensor, batch_size: int, cache: PartCache
+def cached_proxy(
+    encoder: Encoder,
+    tokens: Embed,
+    size: int,
+    seed: int,
+    batch_size: int,
+    cache: PartCache,
+    all_images: bool = False,
 ) -> Proxy:
+    """`measure_proxy` on the first images in the order of the sensitivity."""
+    rows = _order(size, seed)[: size if all_images else FIRST_IMAGES]
+
     def compute() -> dict[str, Tensor]:
         proxy = measure_proxy(encoder, tokens, rows, batch_size, cache.work)
         return {
@@ -232,6 +262,10 @@ def _cached_proxy(
 
     found = cache.part("proxy", compute, rows=rows_key(rows))
     return Proxy(tuple(found["fc2"].tolist()), tuple(found["input"].tolist()))
+
+
+def _order(size: int, seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).permutation(size))
 
 
 def _packed(scores: dict[str, Score]) -> dict[str, Tensor]:

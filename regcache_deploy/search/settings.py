@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import ConfigError
+from regcache_export.regcache_config import MAX_PREFIX_COUNT
+
+from ..quantization.settings import layer_name
+from ..work.settings import MachineSettings, in_range, one_of, setting
 
 CHOICES = {
     "strategy": ("default", "confirmed", "pruned", "exhaustive"),
@@ -13,60 +16,107 @@ CHOICES = {
     "register": ("in_context", "solo"),
     "candidates": ("average", "best"),
     "delete_at": ("block_input", "mlp_input"),
+    "prefix_blocks": ("from", "only"),
     "objective": ("auto", "top1", "mse", "cosine"),
 }
 """Values of the settings that are words; the first of each is the default."""
 
 MIN_MEMORY = 0.05
 
+EFFORT = {"memory", "budget_fraction"}
+"""What decides how much is asked or kept, but no answer."""
+
+
+def _word(name: str, text: str) -> Any:
+    return setting(CHOICES[name][0], text, "|".join(CHOICES[name]))
+
 
 @dataclass(frozen=True)
 class SearchSettings:
     """Readings and effort of a search (arXiv 2510.04547; v2 and v4 differ).
 
-    Attributes:
-        strategy: `default` races candidates; `exhaustive` runs the plain full grid; `pruned` finds
-            the optimum of the full grid, too, but leaves a choice as soon as it is certain to lose;
-            `confirmed` leaves it as soon as a paired test says that it is not better.
-        ranking: register candidates by l-inf of the target block's input, or of the input of fc2
-            in the sensitive block, read back at the target block.
-        register: `in_context` captures the candidates in their own images; `solo` sends their mean
-            hidden state through the later blocks alone.
-        candidates: `average` of the top 100 (v4), or the `best` single one of the top 20 (v2).
-        delete_at: sinks leave at the input of block k, or between its attention and its MLP.
-        objective: `auto` is top-1 where there are labels and a text head, else cosine.
-        memory: budget for hidden states, GiB.
-        error: probability with which racing may drop the best choice, and with which a gain is
-            claimed where there is none.
-
     Raises:
         ConfigError: a word that is not one of `CHOICES`, or a number out of range.
     """
 
-    strategy: str = "default"
-    ranking: str = "block_input"
-    register: str = "in_context"
-    candidates: str = "average"
-    delete_at: str = "block_input"
-    objective: str = "auto"
-    memory: float = 4.0
-    error: float = 0.05
+    strategy: str = _word(
+        "strategy",
+        "race candidates on growing image subsets; or the full grid: confirmed (a choice is left "
+        "once a paired test says that it is not better), pruned (once it is certain to lose), "
+        "exhaustive",
+    )
+    ranking: str = _word(
+        "ranking",
+        "rank register candidates by the target block's input, or by fc2's input in block k",
+    )
+    register: str = _word(
+        "register",
+        "capture candidates in their images, or send their mean through the blocks alone",
+    )
+    candidates: str = _word(
+        "candidates", "average the top 100 (v4), or take the best single one of the top 20 (v2)"
+    )
+    delete_at: str = _word(
+        "delete_at", "delete before block k, or between its attention and its MLP"
+    )
+    prefix_blocks: str = _word(
+        "prefix_blocks",
+        "the prefix is seen from its block on, or in the sensitive block only (DINOv2 in v4)",
+    )
+    objective: str = _word("objective", "auto is top-1 with labels and a text encoder, else cosine")
+    error: float = setting(
+        0.05, "chance that racing drops the best choice, or finds a gain in noise", "P"
+    )
+    budget_fraction: float = setting(
+        0.05, "share of the full grid's block-forwards that the default strategy may spend", "X"
+    )
+    memory: float = setting(4.0, "hidden states to keep, GiB; the rest is recomputed", "GIB")
 
     def __post_init__(self) -> None:
         for name, valid in CHOICES.items():
-            value = getattr(self, name)
-            if value not in valid:
-                option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {value}: take one of {', '.join(valid)}")
-        if not self.memory >= MIN_MEMORY:
-            raise ConfigError(f"--memory {self.memory}: take at least {MIN_MEMORY} (GiB)")
-        if not 0.001 <= self.error <= 0.5:
-            raise ConfigError(f"--error {self.error}: take a probability from 0.001 to 0.5")
+            one_of(f"--{name.replace('_', '-')}", getattr(self, name), valid)
+        in_range("--memory", self.memory, MIN_MEMORY)
+        in_range("--error", self.error, 0.001, 0.5)
+        in_range("--budget-fraction", self.budget_fraction, 0.001, 1)
 
     @property
     def memory_bytes(self) -> int:
         return int(self.memory * 2**30)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the outcome: everything but the memory budget."""
-        return {name: value for name, value in asdict(self).items() if name != "memory"}
+        """What decides the outcome, as JSON values."""
+        names = [f.name for f in fields(SearchSettings) if f.name not in EFFORT]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class FixedChoice:
+    """Numbers that a user fixes instead of searching them; None is searched.
+
+    Raises:
+        ConfigError: a number out of range, or a word that names no linear.
+    """
+
+    sensitive_layer: str | None = setting(
+        None, "linear whose block is k, instead of measuring it (blocks.7.fc2)", "LAYER"
+    )
+    prefix_block: int | None = setting(None, "first block that sees the prefix", "N")
+    prefix_count: int | None = setting(None, "copies of the prefix; 0 is none", "N")
+    delete_count: int | None = setting(None, "sink tokens to delete; 0 is none", "N")
+
+    def __post_init__(self) -> None:
+        in_range("--prefix-block", self.prefix_block, 0)
+        in_range("--prefix-count", self.prefix_count, 0, MAX_PREFIX_COUNT)
+        in_range("--delete-count", self.delete_count, 0)
+        if self.sensitive_layer is not None:
+            layer_name("--sensitive-layer", self.sensitive_layer)
+
+
+@dataclass(frozen=True)
+class FindSettings(SearchSettings, FixedChoice, MachineSettings):
+    """All that a search reads beside encoder, quantizer and images."""
+
+    def __post_init__(self) -> None:
+        SearchSettings.__post_init__(self)
+        FixedChoice.__post_init__(self)
+        MachineSettings.__post_init__(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from regcache_export.regcache_config import DeleteAt
+from regcache_export.regcache_config import DeleteAt, PrefixBlocks
 
 from ..encoders.regcache import RegCacheConfig
 
@@ -21,6 +21,7 @@ class SearchSpace:
         prefix: prefix counts tau.
         delete: delete counts k~.
         delete_at: place of the deletion within block k.
+        prefix_blocks: blocks that see the prefix: from t on, or t only.
     """
 
     blocks: tuple[int, ...]
@@ -28,6 +29,7 @@ class SearchSpace:
     prefix: tuple[int, ...] = tuple(range(MAX_PREFIX + 1))
     delete: tuple[int, ...] = tuple(range(MAX_DELETE + 1))
     delete_at: DeleteAt = "block_input"
+    prefix_blocks: PrefixBlocks = "from"
 
     def config(self, block: int, prefix: int, delete: int) -> RegCacheConfig:
         """One choice in normal form: without a prefix the target block means nothing."""
@@ -37,6 +39,7 @@ class SearchSpace:
             delete_block=self.delete_block,
             delete_count=delete,
             delete_at=self.delete_at,
+            prefix_scope=self.prefix_blocks,
         )
 
     def grid(self) -> list[RegCacheConfig]:
@@ -53,6 +56,11 @@ class SearchSpace:
     def fixed(self) -> bool:
         """Only one choice is left."""
         return len(self.grid()) == 1
+
+    @property
+    def without_block_k(self) -> bool:
+        """The one choice that is left does not depend on block k."""
+        return self.fixed and not any(self.delete)
 
     @property
     def nothing(self) -> RegCacheConfig:

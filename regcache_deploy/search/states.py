@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .cost import Work
+from ..work.count import Work
 
 Embed = Callable[[Tensor], Tensor]
 """Image indices `[m]` -> tokens `[m, N, D]` at the input of block 0."""

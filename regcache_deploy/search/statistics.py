@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..evaluation import Objective, Score
+from ..evaluation import Objective, Score, compare_paired
 
 DRAWS = 2000
 DRAWS_AT_A_TIME = 50
@@ -110,3 +111,42 @@ def _mcnemar_p(nothing: Tensor, choice: Tensor) -> float:
     if (won - lost) / len(change) < MIN_GAIN or won == lost:
         return 1.0
     return float(binomtest(won, won + lost, alternative="greater").pvalue)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One set of outcomes against another on the same images.
+
+    Attributes:
+        difference: mean of the first less the second; in points for top-1.
+        low, high: 95 % bootstrap interval.
+        p_value: two-sided; McNemar's exact test for top-1, else a paired t-test.
+        lost, won: images that changed, for top-1.
+        n: images.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    lost: int | None = None
+    won: int | None = None
+    n: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_scores(metric: str, reference: Score, score: Score, seed: int) -> Difference:
+    """Paired statistics of `score` against `reference`."""
+    from scipy.stats import ttest_1samp
+
+    if metric == "top1":
+        pair = compare_paired(reference.per_image.numpy(), score.per_image.numpy(), seed)
+        return Difference(
+            pair.difference, pair.low, pair.high, pair.p_value, pair.lost, pair.won, pair.n
+        )
+    change = (score.per_image - reference.per_image).numpy()
+    low, high = np.percentile(bootstrap_means(change[:, None], seed), [2.5, 97.5])
+    p = float(ttest_1samp(change, 0.0).pvalue) if len(change) > 1 and change.std() else 1.0
+    return Difference(float(change.mean()), float(low), float(high), p, n=len(change))

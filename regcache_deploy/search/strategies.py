@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..encoders.regcache import RegCacheConfig
-from ..evaluation import Objective, Score
-from .cost import Work, exhaustive_block_forwards
-from .result import SearchResult, Trial, preference
+from .book import Advance, Problem, TrialBook, decide
+from .cost import exhaustive_block_forwards
+from .race import Race
+from .result import SearchResult
 from .settings import SearchSettings
 from .space import SearchSpace
-from .statistics import MIN_RELATIVE_GAIN, gain_probability
+from .statistics import MIN_RELATIVE_GAIN
 from .stopping import Floor, NotBetter, Stop
 
 SHARE = 1 / 20
-"""Of the exhaustive grid: what the race may spend, all preparations included."""
+"""Of the exhaustive grid: what the race may spend, all preparations included, by default."""
 
 CONFIRM_ERROR = 0.001
 """Chance that the confirmed grid leaves a choice that is better by more than the smallest gain."""
 
-Advance = Callable[[int], None]
 
-
-class Problem(Protocol):
-    """What a strategy asks; `SearchProblem` is one."""
-
-    @property
-    def size(self) -> int:
-        """Search images."""
-        ...
-
-    @property
-    def objective(self) -> Objective: ...
-
-    @property
-    def work(self) -> Work: ...
-
-    def evaluate(
-        self,
-        config: RegCacheConfig,
-        rows: Tensor | None = None,
-        calibration: int | None = None,
-        stop: Stop | None = None,
-    ) -> Score: ...
-
-    def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
-        """Block-forwards of such an evaluation, hidden states that are there already."""
-        ...
-
-
-def race_budget(space: SearchSpace, depth: int, n: int, calibration: int, walks: int = 1) -> int:
-    """Block-forwards of the default strategy: `SHARE` of the exhaustive grid."""
-    return int(SHARE * exhaustive_block_forwards(space, depth, n, calibration, walks))
+def race_budget(
+    space: SearchSpace,
+    depth: int,
+    n: int,
+    calibration: int,
+    walks: int = 1,
+    share: float = SHARE,
+) -> int:
+    """Block-forwards of the default strategy: a share of the exhaustive grid."""
+    return int(share * exhaustive_block_forwards(space, depth, n, calibration, walks))
 
 
 def search(
@@ -80,8 +55,6 @@ def search(
             corners of the leader are evaluated on all images even beyond it.
         advance: told after every evaluation; of a grid, not of the race before it.
     """
-    from .race import Race
-
     settings = settings or SearchSettings()
     walks_later = settings.strategy in AFTER_RACE
     book = TrialBook(problem, (lambda n: None) if walks_later else advance)
@@ -140,113 +113,3 @@ def walk(
         if config not in book.complete:
             book.until(config, stage, order, stop)
             advance(1)
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What a race may still spend.
-
-    Attributes:
-        budget: block-forwards that `problem.work` should not exceed; None is unbounded.
-    """
-
-    problem: Problem
-    space: SearchSpace
-    budget: int | None
-
-    def covers(
-        self,
-        config: RegCacheConfig,
-        images: int,
-        calibration: int | None = None,
-        reserve: int = 0,
-    ) -> bool:
-        """Whether such an evaluation leaves `reserve` evaluations on all images."""
-        if self.budget is None:
-            return True
-        price = self.problem.price(config, images, calibration)
-        kept = reserve * self.problem.price(self.space.nothing, self.problem.size)
-        return self.problem.work.block_forwards + price + kept <= self.budget
-
-
-class TrialBook:
-    """Everything asked so far."""
-
-    def __init__(self, problem: Problem, advance: Advance = lambda n: None) -> None:
-        self.problem, self.advance = problem, advance
-        self.trials: list[Trial] = []
-        self.complete: dict[RegCacheConfig, Score] = {}
-
-    def ask(
-        self,
-        config: RegCacheConfig,
-        stage: str,
-        rows: Tensor | None = None,
-        calibration: int | None = None,
-    ) -> Score:
-        """Evaluate on the images `rows`, with the first `calibration` calibration images."""
-        score = self.problem.evaluate(config, rows, calibration)
-        images = self.problem.size if rows is None else len(rows)
-        self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
-        self.advance(1)
-        return score
-
-    def full(self, config: RegCacheConfig, stage: str) -> Score:
-        """Evaluate on all images with the whole calibration set, once."""
-        if config not in self.complete:
-            self.complete[config] = self.ask(config, stage)
-        return self.complete[config]
-
-    def until(self, config: RegCacheConfig, stage: str, rows: Tensor, stop: Stop) -> None:
-        """Evaluate on all images, or on fewer if `stop` leaves the choice.
-
-        Args:
-            rows: all images `[n]`, in the order in which they are asked.
-        """
-        score = self.problem.evaluate(config, rows, stop=stop)
-        images = len(score.per_image)
-        if images == self.problem.size:
-            back = rows.argsort()
-            score = Score.of(score.per_image[back], score.cosine[back], score.margin[back])
-            self.complete[config] = score
-        self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
-
-    @property
-    def leader(self) -> RegCacheConfig:
-        """Best on all images."""
-        return max(self.complete, key=lambda config: preference(config, self.complete[config]))
-
-
-def decide(
-    book: TrialBook,
-    space: SearchSpace,
-    error: float,
-    undecided: int = 0,
-    compared: int | None = None,
-) -> SearchResult:
-    """The best choice whose gain over nothing is no accident, or nothing.
-
-    The best of many is ahead by accident, too, so the test takes the Bonferroni correction for the
-    number of choices `compared`; None counts those that were evaluated on all images.
-
-    Where the user's fixed values leave no "nothing" to compare with, the best one.
-    """
-    scores = book.complete
-    nothing = scores.get(space.nothing)
-    candidate = book.leader
-    if nothing is None:
-        return SearchResult(
-            candidate, scores[candidate], book.trials, candidate=candidate, undecided=undecided
-        )
-    ranked = sorted(scores, key=lambda config: preference(config, scores[config]), reverse=True)
-    first_p = 1.0
-    for config in ranked:
-        if config.is_empty:
-            continue
-        p = gain_probability(book.problem.objective, nothing, scores[config])
-        first_p = p if config == candidate else first_p
-        if p < error / (compared or len(scores)):
-            return SearchResult(
-                config, scores[config], book.trials, nothing, candidate, p, undecided
-            )
-    return SearchResult(space.nothing, nothing, book.trials, nothing, candidate, first_p, undecided)

@@ -27,7 +27,7 @@ import regcache_export
 from regcache_engines.files import atomic_write_bytes
 
 from ..errors import ConfigError
-from ..search.cost import Work
+from .count import Work
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,14 @@ CODE = (
     "encoders/canonical.py",
     "encoders/regcache.py",
     "encoders/rotary.py",
+    "encoders/watching.py",
     "evaluation/corners.py",
     "evaluation/objective.py",
     "evaluation/image_sets.py",
     "quantization/**/*.py",
     "search/clipping.py",
     "search/cost.py",
-    "search/held_out.py",
+    "search/embedder.py",
     "search/problem.py",
     "search/register/*.py",
     "search/sensitivity.py",
@@ -57,8 +58,9 @@ CODE = (
 EXPORT_CODE = (
     "passes/*.py",
     "checks/fusion.py",
+    "fold_names.py",
     "plan.py",
-    "published.py",
+    "published_quant.py",
     "regcache_config.py",
     "spec.py",
     "tensor_quant.py",
@@ -91,6 +93,7 @@ class PartCache:
     def __init__(self, folder: Path | None, identity: dict[str, Any], work: Work) -> None:
         self.folder, self.work = folder, work
         self.identity = _digest({"schema": SCHEMA, "code": code_hash(), **identity})
+        self._said: list[Path] = []  # shared by `counting`, so that a run says it once
 
     def counting(self, work: Work) -> PartCache:
         """The same parts for another search, which counts its own work."""
@@ -119,6 +122,9 @@ class PartCache:
             found = _read(path)
             if found is not None:
                 self.work.add(found.work, resumed=True)
+                if not self._said:
+                    self._said.append(self.folder)
+                    log.info("going on from what is finished in %s", self.folder)
                 return found.tensors
         before = self.work.block_forwards
         tensors = compute()

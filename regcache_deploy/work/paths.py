@@ -11,6 +11,10 @@ from ..errors import (
 )
 
 
+DETAILS = "search.json"
+"""What a search leaves in its run folder."""
+
+
 def require_folder(path: Path) -> None:
     """Raise DataError where `path` is no folder of images to read."""
     try:

@@ -11,14 +11,15 @@ import pytest
 
 from regcache_deploy.bench.measure import Bench, Settings, row_columns
 from regcache_deploy.bench.memory import peak_memory, resident_peak_mib
-from regcache_deploy.bench.subjects import float_plan, graph_options, subjects_of
+from regcache_deploy.bench.subjects import float_plan, subjects_of
 from regcache_deploy.bench.timing import Samples, interleave, paired_ratio
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, EngineError
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import load_engine
+from regcache_engines.load import load_engine
 from regcache_export.bundle import write_bundle
+from regcache_export.bundle_graph import graph_options
 from regcache_export.targets import GraphOptions
 from tests.tiny_plans import float_calibration, tiny_images, tiny_plan
 

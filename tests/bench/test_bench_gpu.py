@@ -23,7 +23,8 @@ from regcache_deploy.evaluation.engines import (
 )
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import Engine, load_engine
+from regcache_engines.engine import Engine
+from regcache_engines.load import load_engine
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from tests.bench.test_bench_environment import fake_nvml

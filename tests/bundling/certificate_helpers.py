@@ -12,8 +12,8 @@ import torch
 from onnx import numpy_helper
 
 from regcache_deploy.bundling.certify import certify_bundle
-from regcache_deploy.quantization import Calibration
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.simulate import Calibration
 from regcache_export.bundle import write_bundle
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions

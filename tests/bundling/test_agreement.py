@@ -7,7 +7,7 @@ import torch
 
 from regcache_deploy.errors import VerificationError
 from regcache_deploy.evaluation.deployed import Agreement, compare_features, float64_control
-from regcache_deploy.quantization import Bits
+from regcache_deploy.quantization.quantizers import Bits
 from tests.tiny_plans import naive_calibration, tiny_encoder, tiny_images, tiny_regcache
 
 

@@ -19,7 +19,7 @@ from regcache_deploy.bundling.certify import (
 )
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import VerificationError
-from regcache_deploy.quantization import Bits
+from regcache_deploy.quantization.quantizers import Bits
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
 from regcache_export.certificate import CERTIFICATE, Subject, collect, first_divergence

@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from regcache_deploy.quantization import BASELINES, Bits, make_baseline
+from regcache_deploy.quantization.baselines import BASELINES, make_baseline
 from regcache_deploy.quantization.choice import chosen_baseline
+from regcache_deploy.quantization.quantizers import Bits
 from regcache_deploy.run.options import ExportOptions
 from regcache_engines.bundle import Bundle
 from regcache_export.inspect import integer_gemms

@@ -19,8 +19,9 @@ from regcache_deploy.bundling.certify import (
 )
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import VerificationError
-from regcache_deploy.quantization import Bits, Calibration, Quantizer
 from regcache_deploy.quantization.nonuniform import TwinSoftmax
+from regcache_deploy.quantization.quantizers import Bits, Quantizer
+from regcache_deploy.quantization.simulate import Calibration
 from regcache_deploy.quantization.strict_plan import to_published
 from regcache_deploy.quantization.traced import traced
 from regcache_engines.bundle import Bundle
@@ -29,9 +30,9 @@ from regcache_export.certificate import CERTIFICATE, NO_CODES, Subject, collect,
 from regcache_export.compare import Simulator
 from regcache_export.graph import build_model
 from regcache_export.graph.builder import GraphBuilder
-from regcache_export.graph.published import product
+from regcache_export.graph.published_products import product
 from regcache_export.passes.base import FoldState
-from regcache_export.published import CODE_TENSORS
+from regcache_export.published_quant import CODE_TENSORS
 from regcache_export.reference import initializers
 from regcache_export.reference_quantizers import quantized
 from regcache_export.targets import GraphOptions

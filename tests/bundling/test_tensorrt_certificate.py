@@ -23,8 +23,9 @@ from regcache_deploy.bundling.certify import (
 )
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, VerificationError
-from regcache_deploy.quantization import Calibration, make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.simulate import Calibration
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import add_files, write_bundle

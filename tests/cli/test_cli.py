@@ -259,7 +259,7 @@ class TestConfigFile:
         assert cli.export_main(["--config", path]) == 0
         json.loads(capsys.readouterr().out)
         assert cli.export_main(["--config", path, "--no-json"]) == 0
-        assert capsys.readouterr().out.startswith("baseline: ")
+        assert "\nbaseline: " in capsys.readouterr().out
 
     def test_dry_run_output_is_a_configuration_file(self, capsys, tmp_path):
         arguments = ["--model", "a: #b", "--pretrained", "random:3", "--seed", "7"]

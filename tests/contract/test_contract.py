@@ -39,7 +39,7 @@ from regcache_deploy.quantization.plan import (
 from regcache_deploy.quantization.quantizers import Uniform
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import load_engine
+from regcache_engines.load import load_engine
 from regcache_export.bundle import add_files, write_bundle
 from regcache_export.certificate import CERTIFICATE, IMAGES
 from regcache_export.targets import GraphOptions

@@ -18,13 +18,13 @@ from PIL import Image
 from regcache_deploy.bundling.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.contract.candidates import Candidates
-from regcache_deploy.quantization import make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.keep_float import FloatChoice
 from regcache_deploy.quantization.plan import make_plan
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import load_engine
 from regcache_engines.files import sha256_file
+from regcache_engines.load import load_engine
 from regcache_engines.tensorrt.engine import TensorRTEngine
 from regcache_engines.tensorrt.sidecar import Sidecar
 from regcache_export.bundle import write_bundle

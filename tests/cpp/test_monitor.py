@@ -13,7 +13,7 @@ from PIL import Image
 from regcache_deploy.data.images import Images
 from regcache_deploy.data.preprocess import Preprocess
 from regcache_engines import Bundle
-from regcache_engines.monitor import probe_rates
+from regcache_engines.probe_rates import probe_rates
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from tests.cpp.damages import changed

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from regcache_deploy.data import Images, load_folder, load_sets
 from regcache_deploy.data.demo_images import load_demo_images
+from regcache_deploy.data.folder import load_folder
+from regcache_deploy.data.images import Images
 from regcache_deploy.data.scan import scan_folder
-from regcache_deploy.data.sets import skipped_lines
+from regcache_deploy.data.sets import load_sets, skipped_lines
 from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.work.progress import Reporter

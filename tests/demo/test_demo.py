@@ -12,10 +12,12 @@ from torch import Tensor
 from regcache_deploy.data.demo_images import load_demo_images
 from regcache_deploy.demo.digits import CLASS_NAMES
 from regcache_deploy.demo.model import load_demo
-from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import LoadedModel, load_model
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.evaluation import compare_paired
-from regcache_deploy.quantization import SimulatedNumerics, make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.simulate import SimulatedNumerics
 
 N = 1000
 TAU, DELETED = 3, 6

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import load_model
 from regcache_deploy.encoders.open_clip_vit import from_open_clip
-from regcache_deploy.encoders.regcache import delete_sinks
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig, delete_sinks
 from regcache_deploy.errors import ConfigError, ModelError, UnsupportedEncoderError
 from regcache_export.regcache_config import RegCacheConfig as Numbers
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from regcache_deploy.encoders import RegCacheConfig
-from regcache_deploy.encoders.regcache import delete_sinks
+from regcache_deploy.encoders.regcache import RegCacheConfig, delete_sinks
 from regcache_deploy.quantization.plan import make_plan
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
 from regcache_export.errors import ModelError, UnsupportedEncoderError

@@ -14,7 +14,8 @@ from regcache_deploy.bundling.certify import (
     graph_offsets,
 )
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.encoders import Encoder, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.encoders.rotary import Survivors
 from regcache_deploy.encoders.structure import fill_randomly
 from regcache_deploy.encoders.timm_vit import from_timm
@@ -23,9 +24,9 @@ from regcache_deploy.quantization.plan import make_plan
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
 from regcache_export.certificate import Subject, collect, first_divergence
-from regcache_export.control import free_run
 from regcache_export.errors import ModelError
 from regcache_export.graph import build_model, serialize
+from regcache_export.rounding_noise import free_run
 from regcache_export.targets import GraphOptions
 from tests.tiny_plans import (
     PREPROCESS,

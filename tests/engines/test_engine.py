@@ -18,11 +18,8 @@ import torch.nn.functional as F
 
 from regcache_engines import Bundle, Engine, load_engine, zero_shot
 from regcache_engines.errors import BundleError, EngineError
-from regcache_engines.onnxruntime_engine import (
-    OnnxRuntimeEngine,
-    _create_session,
-    import_onnxruntime,
-)
+from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
+from regcache_engines.onnxruntime_session import import_onnxruntime
 from regcache_export.bundle import write_bundle
 from regcache_export.inspect import integer_gemms
 from tests.tiny_plans import tiny_images, tiny_plan
@@ -163,15 +160,17 @@ def test_a_provider_that_is_not_there_is_refused(bundle: Path) -> None:
         load_engine(bundle, provider="RocketExecutionProvider")
 
 
-def test_a_silent_fall_back_is_refused(bundle: Path) -> None:
+def test_a_silent_fall_back_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
+        SessionOptions=onnxruntime.SessionOptions,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         InferenceSession=lambda *args, **kwargs: SimpleNamespace(
             get_providers=lambda: ["CPUExecutionProvider"]
         ),
     )
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     with pytest.raises(EngineError, match="fell back to CPUExecutionProvider"):
-        _create_session(fake, bundle / "model.onnx", None, "CUDAExecutionProvider")
+        load_engine(bundle, provider="CUDAExecutionProvider")
 
 
 def test_missing_onnxruntime_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

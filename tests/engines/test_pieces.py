@@ -10,8 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from regcache_engines.engine import Array, FloatArray, load_engine
+from regcache_engines.engine import Array, FloatArray
 from regcache_engines.errors import EngineError
+from regcache_engines.load import load_engine
 from regcache_engines.pieces import PiecewiseRun, physical_cores, piece_counts, piece_size
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,7 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     monkeypatch.setattr(providers, "find_gpu", lambda: (H100, ""))
     monkeypatch.setattr(providers, "plugin_library", lambda: Path("lib.so"))
-    monkeypatch.setattr("regcache_engines.onnxruntime_engine.import_onnxruntime", lambda: runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     with pytest.raises(EngineError, match="fell back to CPUExecutionProvider"):
         providers.load_provider_engine(model, "tensorrt_rtx")
     running[0] = name
@@ -68,8 +69,8 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 class OnTheCpu(OnnxRuntimeEngine):
     """Any provider, as ONNX Runtime without kernels for it: the CPU runs the graph."""
 
-    def _create_session(self, onnxruntime: Any, path: Path, options: Any, provider: str) -> Any:
-        return super()._create_session(onnxruntime, path, options, "CPUExecutionProvider")
+    def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
+        return super()._open_session(threads, optimize, "CPUExecutionProvider")
 
 
 @pytest.mark.parametrize(

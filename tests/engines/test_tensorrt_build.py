@@ -16,7 +16,8 @@ import pytest
 from regcache_deploy.cli.main import main
 from regcache_engines.errors import EngineError
 from regcache_engines.files import atomic_write_bytes
-from regcache_engines.tensorrt.builder import BuildOptions, BuildResult, EngineBuilder
+from regcache_engines.tensorrt.build_options import BuildOptions
+from regcache_engines.tensorrt.builder import BuildResult, EngineBuilder
 from regcache_engines.tensorrt.sidecar import Profile, Sidecar
 from regcache_export.bundle import write_bundle
 from regcache_export.checks import check_tensorrt
@@ -250,7 +251,7 @@ def test_an_engine_runs(tmp_path: Path) -> None:
     require_gpu_engine()
     import numpy as np
 
-    from regcache_engines.engine import load_engine
+    from regcache_engines.load import load_engine
     from regcache_engines.tensorrt.engine import TensorRTEngine
     from regcache_engines.tensorrt.probe import ENGINES, probe
 

@@ -8,8 +8,8 @@ import pytest
 
 from regcache_deploy.errors import BundleError, ConfigError, EngineError
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import load_engine
 from regcache_engines.files import sha256_file
+from regcache_engines.load import load_engine
 from regcache_engines.tensorrt.sidecar import Profile
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regcache_deploy.quantization import Calibration
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.simulate import Calibration
 from regcache_export.bundle import add_files
 from regcache_export.graph import INPUT_NAME, serialize
 from regcache_export.plan import Plan

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcache_deploy.quantization import Bits
 from regcache_deploy.quantization.plan import make_plan
-from regcache_engines.engine import load_engine
+from regcache_deploy.quantization.quantizers import Bits
+from regcache_engines.load import load_engine
 from regcache_export import targets
 from regcache_export.bundle import write_bundle
-from regcache_export.graph import build_model, columns, serialize
+from regcache_export.graph import build_model, serialize, split_qkv
 from regcache_export.inspect import optimized_op_counts
 from regcache_export.targets import GraphOptions
 from tests.tiny_plans import (
@@ -32,7 +32,7 @@ DEPTH = 3
 
 
 def packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regcache_export.graph.encoder.in_columns", lambda model, spec: model)
+    monkeypatch.setattr("regcache_export.graph.encoder.split_qkv", lambda model, spec: model)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_cut_and_what_is_gone(tmp_path: Path) -> None:
     owners = Counter(
         node.name.rsplit("/", 1)[0].split(".", 2)[2]
         for node in build_model(plan, options=TUNED).graph.node
-        if node.op_type == columns.OPERATOR
+        if node.op_type == split_qkv.OPERATOR
     )
     assert owners == {
         "attn.q": DEPTH,
@@ -83,8 +83,8 @@ def test_the_last_block_asks_for_one_query_row() -> None:
     last = f"blocks.{DEPTH - 1}.attn"
     rows = nodes[f"{last}.q/codes/Slice"]
     assert rows.input[0] == f"{last}.qkv/QuantizeLinear"
-    assert nodes[f"{last}.q/{columns.OPERATOR}"].input[0] == rows.output[0]
-    assert nodes[f"{last}.k/{columns.OPERATOR}"].input[0] == f"{last}.qkv/QuantizeLinear"
+    assert nodes[f"{last}.q/{split_qkv.OPERATOR}"].input[0] == rows.output[0]
+    assert nodes[f"{last}.k/{split_qkv.OPERATOR}"].input[0] == f"{last}.qkv/QuantizeLinear"
 
 
 def test_layers_in_float_stay_whole() -> None:
@@ -92,7 +92,7 @@ def test_layers_in_float_stay_whole() -> None:
     plan.linears.pop("blocks.0.attn.qkv")
     names = {node.name for node in build_model(plan, options=TUNED).graph.node}
     assert "blocks.0.attn/Split" in names
-    assert f"blocks.1.attn.q/{columns.OPERATOR}" in names
+    assert f"blocks.1.attn.q/{split_qkv.OPERATOR}" in names
 
 
 def test_only_the_tuned_target_is_cut() -> None:

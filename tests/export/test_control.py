@@ -10,12 +10,12 @@ import pytest
 from onnx import numpy_helper
 
 from regcache_deploy.bundling.certify import graph_offsets
-from regcache_deploy.quantization import Bits
+from regcache_deploy.quantization.quantizers import Bits
 from regcache_export.certificate import Subject
-from regcache_export.control import DRAWS, NOISE, controlled, free_run
 from regcache_export.graph import build_model
 from regcache_export.optimized import OptimizedRun, cosine
 from regcache_export.reference import Reference, initializers
+from regcache_export.rounding_noise import DRAWS, NOISE, controlled, free_run
 from regcache_export.targets import GraphOptions
 from regcache_export.trace import graph_input
 from tests.bundling.certificate_helpers import (
@@ -109,7 +109,7 @@ def test_the_control_runs_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatc
         calls.append(len(images))
         return free_run(subject, images, noise, seed)
 
-    monkeypatch.setattr("regcache_export.control.free_run", counted)
+    monkeypatch.setattr("regcache_export.rounding_noise.free_run", counted)
     same = run_of(written, written)
     assert controlled(same, found, IMAGES, written, HEAD) is same
     assert not calls

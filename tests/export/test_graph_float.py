@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from regcache_deploy.encoders import RegCache, RegCacheConfig
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_export.graph import build_model
 from tests.export.graph_helpers import (
     plan_of,

@@ -14,19 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder
-from regcache_deploy.quantization import (
-    Bits,
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.quantization.quantizers import Bits, Uniform
+from regcache_deploy.quantization.simulate import (
     Calibration,
     LinearQuantization,
     Quantization,
     SimulatedNumerics,
-    Uniform,
 )
 from regcache_export.graph import build_model, serialize
-from regcache_export.graph import linear as linear_module
-from regcache_export.graph.linear import weight_codes
+from regcache_export.graph import quantize as quantize_module
 from regcache_export.inspect import integer_gemms, optimized_op_counts
+from regcache_export.integer_codes import weight_codes
 from regcache_export.tensor_quant import TensorQuant
 from tests.export.graph_helpers import (
     cosine,
@@ -196,14 +195,14 @@ def test_bounds_of_narrow_codes_are_float32_in_old_numpy_too(
 ) -> None:
     old = SimpleNamespace(**{**vars(np), "float32": OldFloat32})
     assert old.asarray(3 * old.float32(0.5)).dtype == np.float64
-    monkeypatch.setattr(linear_module, "np", old)
+    monkeypatch.setattr(quantize_module, "np", old)
     quant = TensorQuant(np.array([0.1], np.float32), np.array([3], np.int32), bits=4)
     bounds: dict[str, np.ndarray] = {}
     builder: Any = SimpleNamespace(
         constant=lambda name, value: bounds.setdefault(name, value) is None or name,
         node=lambda name, inputs: name,
     )
-    assert linear_module._clip(builder, "fc1", "x", quant) == "fc1/Clip"
+    assert quantize_module.clip_to_codes(builder, "fc1", "x", quant) == "fc1/Clip"
     assert {name: value.dtype for name, value in bounds.items()} == {
         "fc1.input_min": np.float32,
         "fc1.input_max": np.float32,

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder, RegCache
 from regcache_deploy.encoders import canonical as canonical_module
-from regcache_deploy.quantization import Calibration, LinearQuantization, Quantization, Uniform
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCache
 from regcache_deploy.quantization.encoder_folds import CALIBRATION_FOLDS, fold_encoder
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Uniform
+from regcache_deploy.quantization.simulate import Calibration, LinearQuantization, Quantization
 from regcache_export.errors import BundleError
 from regcache_export.graph import build_model
 from regcache_export.passes import (

@@ -37,7 +37,7 @@ def test_every_fold_can_be_switched_off() -> None:
 
 
 def test_calibration_without_folds_keeps_the_weights() -> None:
-    from regcache_deploy.quantization import make_baseline
+    from regcache_deploy.quantization.baselines import make_baseline
 
     encoder = tiny_encoder(layer_scale=True)
     tokens = encoder.embed(tiny_images(4))
@@ -70,7 +70,7 @@ def test_the_reparametrization_can_be_switched_off() -> None:
 
 
 def test_some_linears_stay_in_float() -> None:
-    from regcache_deploy.quantization import make_baseline
+    from regcache_deploy.quantization.baselines import make_baseline
 
     encoder = tiny_encoder()
     for name in ("naive", "repqvit"):

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import RegCacheConfig
-from regcache_deploy.quantization import LinearQuantization, Quantization, Uniform
+from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Uniform
+from regcache_deploy.quantization.simulate import LinearQuantization, Quantization
 from regcache_export.errors import BundleError, ConfigError
 from regcache_export.files import sha256_file
 from regcache_export.plan import Plan

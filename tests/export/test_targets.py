@@ -10,18 +10,14 @@ import onnx
 import pytest
 import torch
 
-from regcache_deploy.quantization.choice import (
-    chosen_baseline,
-    has_exact_products,
-    warn_about_saturation,
-)
+from regcache_deploy.quantization.choice import chosen_baseline
 from regcache_deploy.quantization.keep_float import choose_float_layers
-from regcache_deploy.run.options import (
-    ExportOptions,
-    layer_names,
-)
-from regcache_engines.engine import load_engine
+from regcache_deploy.quantization.saturation import warn_about_saturation
+from regcache_deploy.quantization.settings import layer_names
+from regcache_deploy.run.options import ExportOptions
+from regcache_engines.cpu_flags import has_exact_products
 from regcache_engines.errors import EngineError
+from regcache_engines.load import load_engine
 from regcache_export.bundle import write_bundle
 from regcache_export.errors import ConfigError
 from regcache_export.graph import build_model, serialize
@@ -223,9 +219,9 @@ def test_a_cpu_without_vnni_is_warned_about(
     if flags is not None:
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
     assert has_exact_products(cpuinfo) is exact
-    assert warn_about_saturation(ExportOptions(), cpuinfo) is (exact is False)
-    assert ("--reduce-range" in caplog.text) is (exact is False)
-    assert not warn_about_saturation(ExportOptions(reduce_range=True), cpuinfo)
+    assert warn_about_saturation(8, cpuinfo) is (exact is not True)
+    assert ("--reduce-range" in caplog.text) is (exact is not True)
+    assert not warn_about_saturation(ExportOptions(reduce_range=True).weight_bits, cpuinfo)
 
 
 def test_auto_keeps_as_few_layers_in_float_as_needed() -> None:

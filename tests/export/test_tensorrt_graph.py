@@ -13,17 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder, RegCache
-from regcache_deploy.quantization import (
-    Bits,
-    Calibration,
-    LinearQuantization,
-    Uniform,
-    make_baseline,
-)
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCache
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.baselines.ptq4vit import PTQ4ViT
 from regcache_deploy.quantization.plan import make_plan
-from regcache_deploy.quantization.quantizers import symmetric_weight
+from regcache_deploy.quantization.quantizers import Bits, Uniform, symmetric_weight
+from regcache_deploy.quantization.simulate import Calibration, LinearQuantization
 from regcache_deploy.quantization.tensorrt import for_tensorrt, in_float16, shift_drowns
 from regcache_export.errors import BundleError, DataError, ModelError
 from regcache_export.graph import INPUT_NAME, build_model, serialize

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder
-from regcache_deploy.quantization import Calibration, Quantizer, Uniform
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.quantization.nonuniform import LogSqrt2, TwinGelu, TwinSoftmax
+from regcache_deploy.quantization.quantizers import Quantizer, Uniform
+from regcache_deploy.quantization.simulate import Calibration
 from tests.tiny_plans import tiny_images
 
 FORMS = pytest.mark.parametrize("form", ["paper", "deploy"])

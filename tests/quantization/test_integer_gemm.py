@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regcache_deploy.quantization import SimulatedNumerics, integer_gemm, make_baseline
+from regcache_deploy.quantization import integer_gemm
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.integer_gemm import ROWS, CodedWeight, coded_linear
 from regcache_deploy.quantization.quantizers import Uniform, symmetric_weight
+from regcache_deploy.quantization.simulate import SimulatedNumerics
 from tests.search.search_helpers import (
     DEPTH,
     encoder_and_images,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.errors import ConfigError, DataError
-from regcache_deploy.quantization import BASELINES, Bits, Uniform, make_baseline
-from regcache_deploy.quantization.baselines import Form
+from regcache_deploy.quantization.baselines import BASELINES, Form, make_baseline
 from regcache_deploy.quantization.baselines.naive import Naive
 from regcache_deploy.quantization.histogram import OBSERVERS, Histogram, Observer, Range
+from regcache_deploy.quantization.quantizers import Bits, Uniform
 from regcache_deploy.quantization.streaming import (
     calibrate_stream,
     recalibrate_stream,

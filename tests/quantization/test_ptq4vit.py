@@ -7,13 +7,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.errors import ConfigError, DataError
-from regcache_deploy.quantization import Bits, Calibration, Uniform, make_baseline
-from regcache_deploy.quantization.baselines import Form, differences
+from regcache_deploy.quantization.baselines import Form, differences, make_baseline
 from regcache_deploy.quantization.baselines.ptq4vit import SPLITS, PTQ4ViT
 from regcache_deploy.quantization.nonuniform import ACTIVATION_MINIMUM, TwinGelu, TwinSoftmax
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Bits, Uniform
+from regcache_deploy.quantization.simulate import Calibration
 from tests.quantization.baseline_helpers import (
     FORMS,
     numbers,

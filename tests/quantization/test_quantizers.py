@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.encoders.canonical import ACTIVATIONS
-from regcache_deploy.quantization import Uniform
 from regcache_deploy.quantization.folds import reparametrize
 from regcache_deploy.quantization.nonuniform import (
     ACTIVATION_MINIMUM,
@@ -23,7 +22,7 @@ from regcache_deploy.quantization.observers import (
     squared_error,
     upper_quantiles,
 )
-from regcache_deploy.quantization.quantizers import symmetric_weight
+from regcache_deploy.quantization.quantizers import Uniform, symmetric_weight
 from tests.tiny_plans import seeded
 
 BITS = pytest.mark.parametrize("bits", [4, 6, 8])

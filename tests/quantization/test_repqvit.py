@@ -7,12 +7,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from regcache_deploy.encoders import Encoder, RegCache
-from regcache_deploy.quantization import Bits, Calibration, Uniform, make_baseline
-from regcache_deploy.quantization.baselines import Form
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCache
+from regcache_deploy.quantization.baselines import Form, make_baseline
 from regcache_deploy.quantization.nonuniform import LogSqrt2
 from regcache_deploy.quantization.observers import affine, percentile_range
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Bits, Uniform
+from regcache_deploy.quantization.simulate import Calibration
 from tests.quantization.baseline_helpers import (
     FORMS,
     numbers,

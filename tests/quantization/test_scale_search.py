@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.quantization import Uniform
 from regcache_deploy.quantization.gradients import RowSample, squared_gradients
-from regcache_deploy.quantization.quantizers import symmetric_weight
+from regcache_deploy.quantization.quantizers import Uniform, symmetric_weight
 from regcache_deploy.quantization.scale_search import (
     LinearSearch,
     Searched,

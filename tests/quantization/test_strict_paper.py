@@ -15,13 +15,14 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from regcache_deploy.errors import BundleError, ConfigError
-from regcache_deploy.quantization import BASELINES, Bits, Calibration, Quantizer, Uniform
-from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.baselines import BASELINES, make_baseline
 from regcache_deploy.quantization.nonuniform import LogSqrt2, TwinGelu, TwinSoftmax
 from regcache_deploy.quantization.plan import (
     calibration_of,
     make_plan,
 )
+from regcache_deploy.quantization.quantizers import Bits, Quantizer, Uniform
+from regcache_deploy.quantization.simulate import Calibration
 from regcache_deploy.quantization.strict_plan import (
     of_published,
     to_published,
@@ -29,7 +30,7 @@ from regcache_deploy.quantization.strict_plan import (
 from regcache_export.graph import build_model, serialize
 from regcache_export.graph.builder import GraphBuilder
 from regcache_export.graph.encoder import IR_VERSION, OPSET
-from regcache_export.graph.published import product, published_linear
+from regcache_export.graph.published_products import product, published_linear
 from regcache_export.inspect import integer_gemms
 from regcache_export.passes.base import FoldState
 from regcache_export.plan import Plan

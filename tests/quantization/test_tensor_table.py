@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from regcache_deploy.quantization import BASELINES, Bits, Quantizer, Uniform, make_baseline
+from regcache_deploy.quantization.baselines import BASELINES, make_baseline
 from regcache_deploy.quantization.baselines.table import (
     FLOAT,
     FORMS,
@@ -19,6 +19,7 @@ from regcache_deploy.quantization.baselines.table import (
 from regcache_deploy.quantization.encoder_folds import changing_folds
 from regcache_deploy.quantization.nonuniform import LogSqrt2, TwinGelu, TwinSoftmax
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Bits, Quantizer, Uniform
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.quantization.tensorrt_table import tensorrt_differences, tensorrt_forms
 from regcache_export.graph import build_model

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from regcache_deploy.cli.main import main
-from regcache_deploy.encoders import RegCache, RegCacheConfig
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.errors import DataError
 from regcache_deploy.report.html import write_page
 from regcache_deploy.report.plots import PICTURES, write_plots

@@ -14,8 +14,8 @@ from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import PairedComparison
 from regcache_deploy.report.result import ExportResult
 from regcache_deploy.report.terminal import print_result, print_search
-from regcache_deploy.search.held_out import Difference
 from regcache_deploy.search.result import Trial
+from regcache_deploy.search.statistics import Difference
 
 NOTHING = RegCacheConfig(1, 0, 1, 0)
 SCORE: Any = type("Score", (), {"value": 0.5, "fidelity": 0.5})

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from regcache_deploy.cli.main import main
-from regcache_deploy.quantization import Bits, make_baseline
-from regcache_deploy.quantization.baselines import Form
+from regcache_deploy.quantization.baselines import Form, make_baseline
 from regcache_deploy.quantization.baselines.table import tensor_table, with_observer
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.quantizers import Bits
 from regcache_deploy.quantization.reservoir import Reservoir
 from regcache_deploy.run.calibrate import graph_options_of
 from regcache_deploy.run.options import ExportOptions

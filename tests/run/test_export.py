@@ -75,6 +75,7 @@ def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(rows) > (1 if "--prefix-count" in fixed else 8)
     assert sorted(p.name for p in out.iterdir()) == [
         f"demo-{baseline}.regcache",
+        "parts",
         "plan.json",
         "plan.safetensors",
         "result.json",

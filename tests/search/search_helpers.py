@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.evaluation import FeatureFidelity
-from regcache_deploy.quantization import Bits, make_baseline
-from regcache_deploy.search import SearchProblem
-from regcache_deploy.search.cost import Work
+from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.quantizers import Bits
+from regcache_deploy.search.problem import SearchProblem
 from regcache_deploy.search.register.capture import (
     capture,
     rank_candidates,
 )
 from regcache_deploy.work.cache import PartCache
+from regcache_deploy.work.count import Work
 
 DEPTH = 4
 

@@ -10,15 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder, RegCache, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.errors import ConfigError
 from regcache_deploy.evaluation import FeatureFidelity, Score, ZeroShotTop1
-from regcache_deploy.quantization import BASELINES, Bits, SimulatedNumerics, make_baseline
-from regcache_deploy.search import SearchSettings, SearchSpace, measure_sensitivity, search
-from regcache_deploy.search.cost import Work, exhaustive_block_forwards
+from regcache_deploy.quantization.baselines import BASELINES, make_baseline
+from regcache_deploy.quantization.quantizers import Bits
+from regcache_deploy.quantization.simulate import SimulatedNumerics
+from regcache_deploy.search.cost import exhaustive_block_forwards
+from regcache_deploy.search.sensitivity import measure_sensitivity
+from regcache_deploy.search.settings import SearchSettings
+from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.statistics import gain_probability, survivors
 from regcache_deploy.search.stopping import Stop
-from regcache_deploy.search.strategies import race_budget
+from regcache_deploy.search.strategies import race_budget, search
+from regcache_deploy.work.count import Work
 from tests.search.search_helpers import (
     DEPTH,
     encoder_and_images,

@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from regcache_deploy.evaluation.image_sets import load_image_sets
-from regcache_deploy.quantization import Bits, make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.quantizers import Bits
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.search.ablation import VARIANTS, random_sink, run_ablation, write_ablation
-from regcache_deploy.search.cost import Work
+from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.find import find_choice
-from regcache_deploy.search.held_out import HeldOut
 from regcache_deploy.search.register.capture import (
     capture,
     rank_candidates,
 )
 from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.work.cache import PartCache
+from regcache_deploy.work.count import Work
 from regcache_deploy.work.progress import Reporter
 from tests.search.search_helpers import encoder_and_images
 
@@ -34,10 +35,10 @@ def test_every_corner_has_a_figure_with_paired_statistics_or_a_reason(tmp_path: 
         baseline="naive", search_images=48, calibration_images=8, limit=24, batch_size=48
     )
     sets = load_image_sets(options, model, quiet, tmp_path)
-    held_out = HeldOut(model.encoder, sets, PartCache(None, {}, Work()), 48, quiet)
-    rows = run_ablation(
-        options, model.encoder, sets, SearchSettings(), held_out, quiet, ["naive"], ["W8A8", "W6A6"]
-    )
+    cache, tokens = PartCache(None, {}, Work()), sets.calibration_tokens
+    held_out = Embedder("held-out", model.encoder, sets.evaluation, tokens, cache, 48, quiet)
+    judge = sets.judge(held_out.float_features)
+    rows = run_ablation(options, sets, held_out, judge, quiet, ["naive"], ["W8A8", "W6A6"])
     assert [(row.baseline, row.bits) for row in rows] == [("naive", "W8A8"), ("naive", "W6A6")]
     for row in rows:
         assert tuple(row.cells) == VARIANTS
@@ -49,7 +50,6 @@ def test_every_corner_has_a_figure_with_paired_statistics_or_a_reason(tmp_path: 
         make_baseline("naive", Bits(6, 6)),
         model.encoder,
         load_image_sets(alone, model, quiet),
-        SearchSettings(),
         quiet,
     )
     assert not second.result.best.is_empty

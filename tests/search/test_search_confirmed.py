@@ -10,9 +10,10 @@ import torch
 
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import ConfigError
-from regcache_deploy.search import SearchSettings, search
+from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.search.statistics import MIN_RELATIVE_GAIN
 from regcache_deploy.search.stopping import LOOKS, Floor, NotBetter
+from regcache_deploy.search.strategies import search
 from tests.search.test_search import (
     SPACE,
     Surface,

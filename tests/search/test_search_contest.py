@@ -13,7 +13,6 @@ from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import Score
 from regcache_deploy.evaluation.objective import ZeroShotTop1
 from regcache_deploy.search.contest import contested_images
-from regcache_deploy.search.cost import Work
 from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.stopping import Stop
@@ -21,6 +20,7 @@ from regcache_deploy.search.strategies import (
     race_budget,
     search,
 )
+from regcache_deploy.work.count import Work
 
 SPACE = SearchSpace((0, 1, 2), 2)
 DEPTH, CALIBRATION = 6, 64

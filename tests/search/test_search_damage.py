@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
+from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.errors import DataError
 from regcache_deploy.evaluation import FeatureFidelity
 from regcache_deploy.search.sensitivity import measure_sensitivity

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 import regcache_export
-from regcache_deploy.encoders import RegCacheConfig
 from regcache_deploy.encoders.load import DemoHead, load_model
+from regcache_deploy.encoders.model import LoadedModel
+from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import FeatureError, FeatureFidelity, Objective
-from regcache_deploy.evaluation.image_sets import load_image_sets
-from regcache_deploy.quantization import make_baseline
+from regcache_deploy.evaluation.image_sets import ImageSets, load_image_sets
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.baselines.naive import Naive
 from regcache_deploy.quantization.baselines.repqvit import RepQViT
 from regcache_deploy.quantization.histogram import Observer
 from regcache_deploy.run.options import ExportOptions
-from regcache_deploy.search.cost import Work
-from regcache_deploy.search.held_out import HeldOut
+from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.sensitivity import measure_sensitivity
 from regcache_deploy.work import cache
 from regcache_deploy.work.cache import PartCache
+from regcache_deploy.work.count import Work
 from regcache_deploy.work.progress import Reporter
 from tests.search.search_helpers import (
     encoder_and_images,
@@ -75,15 +76,17 @@ def test_the_code_hash_covers_what_the_quantizers_import() -> None:
 
 
 IN_THE_KEYS = {
+    "data/sets.py",
+    "data/settings.py",
     "encoders/load.py",
     "errors.py",
-    "options.py",
-    "progress.py",
-    "search/cache.py",
+    "search/settings.py",
     "search/space.py",
     "search/statistics.py",
-    "search_settings.py",
-    "data/sets.py",
+    "work/cache.py",
+    "work/count.py",
+    "work/progress.py",
+    "work/settings.py",
 }
 """What the modules of `CODE` import beside each other. Weights, pixels, choices and settings are
 hashed themselves; statistics are made of parts, not kept in them."""
@@ -115,6 +118,12 @@ def project_imports(file: Path) -> set[Path]:
     return found
 
 
+def _embedder(model: LoadedModel, sets: ImageSets, folder: Path | None) -> Embedder:
+    cache, quiet = PartCache(folder, {}, Work()), Reporter(quiet=True)
+    tokens = sets.calibration_tokens
+    return Embedder("held-out", model.encoder, sets.evaluation, tokens, cache, 8, quiet)
+
+
 @torch.no_grad()
 def test_held_out_features_keep_their_warnings(tmp_path: Path) -> None:
     """An input that is always zero is told again by the run that goes on from finished parts."""
@@ -126,7 +135,7 @@ def test_held_out_features_keep_their_warnings(tmp_path: Path) -> None:
     sets = load_image_sets(options, model, quiet)
     warned, files = [], []
     for _ in range(2):
-        held_out = HeldOut(model.encoder, sets, PartCache(tmp_path, {}, Work()), 8, quiet)
+        held_out = _embedder(model, sets, tmp_path)
         held_out.features("baseline", make_baseline("naive"), RegCacheConfig(0, 0, 0, 0), {})
         warned.append(held_out.warnings["baseline"])
         files.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()])
@@ -141,7 +150,7 @@ def test_held_out_features_are_those_of_the_observer(tmp_path: Path) -> None:
     sets = load_image_sets(options, model, quiet)
 
     def features(observer: Observer, folder: Path | None) -> Tensor:
-        held_out = HeldOut(model.encoder, sets, PartCache(folder, {}, Work()), 8, quiet)
+        held_out = _embedder(model, sets, folder)
         nothing = RegCacheConfig(0, 0, 0, 0)
         return held_out.features("baseline", Naive(observer=observer), nothing, {})
 

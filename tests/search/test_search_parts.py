@@ -18,19 +18,15 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.cli.main import main
-from regcache_deploy.encoders import Encoder, RegCacheConfig
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.open_clip_vit import from_open_clip
+from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.evaluation import FeatureError
 from regcache_deploy.evaluation.image_sets import load_image_sets
-from regcache_deploy.quantization import make_baseline
+from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.run.options import ExportOptions
-from regcache_deploy.search import (
-    SearchSpace,
-    search,
-)
 from regcache_deploy.search.clipping import Clipped
-from regcache_deploy.search.cost import Work
 from regcache_deploy.search.find import (
     FoundChoice,
     find_choice,
@@ -40,8 +36,10 @@ from regcache_deploy.search.register.capture import (
     rank_candidates,
 )
 from regcache_deploy.search.sensitivity import measure_proxy
-from regcache_deploy.search.settings import SearchSettings
+from regcache_deploy.search.space import SearchSpace
+from regcache_deploy.search.strategies import search
 from regcache_deploy.work import cache
+from regcache_deploy.work.count import Work
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.files import atomic_write_bytes
 from tests.search.search_helpers import (
@@ -224,7 +222,7 @@ from pathlib import Path
 import torch
 sys.path[:0] = json.loads(sys.argv[1])
 torch.set_num_threads(int(sys.argv[3]))
-from tests.search_helpers import encoder_and_images, problem_for
+from tests.search.search_helpers import encoder_and_images, problem_for
 from regcache_deploy.search import SearchSpace, search
 from regcache_deploy.evaluation import Score
 encoder, images = encoder_and_images(40)
@@ -264,11 +262,11 @@ def test_search_of_planted_sinks_finds_them_and_resumes(tmp_path: Path) -> None:
     options = ExportOptions(
         baseline="naive", search_images=96, calibration_images=12, limit=2, batch_size=48
     )
-    settings, quiet = SearchSettings(), Reporter(quiet=True)
+    quiet = Reporter(quiet=True)
 
     def run() -> FoundChoice:
         sets = load_image_sets(options, model, quiet, tmp_path)
-        return find_choice(options, make_baseline("naive"), model.encoder, sets, settings, quiet)
+        return find_choice(options, make_baseline("naive"), model.encoder, sets, quiet)
 
     found = run()
     assert found.sensitivity.layer == "blocks.6.mlp.fc2"
@@ -300,7 +298,7 @@ def test_a_search_without_outliers_ends_with_no_gain(tmp_path: Path, capsys: Any
         (["--ranking", "norm"], 2, "block_input, fc2_input"),
         (["--memory", "0"], 2, "--memory"),
         (["--objective", "top2"], 2, "top1"),
-        (["--error", "2"], 2, "probability"),
+        (["--error", "2"], 2, "0.001 to 0.5"),
         (["--model", "ViT-S-32-alt", "--pretrained", "random", "--objective", "top1"], 2, "labels"),
     ],
 )

@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders import Encoder
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.evaluation import Objective, ZeroShotTop1
-from regcache_deploy.search import SearchProblem, SearchSettings, SearchSpace, search
+from regcache_deploy.search.book import Advance
+from regcache_deploy.search.problem import SearchProblem
 from regcache_deploy.search.result import SearchResult
+from regcache_deploy.search.settings import SearchSettings
+from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.stopping import Floor
 from regcache_deploy.search.strategies import (
-    Advance,
     in_order,
+    search,
 )
 from tests.search.search_helpers import problem_for
 from tests.search.test_search import Counter
@@ -75,7 +78,7 @@ def test_pruned_grid_decides_as_the_full_grid(
     assert [sum(n) for n in steps.values()] == [len(SPACE.grid())] * 2
     # Hidden states are booked for all images, also where a choice is left before it sees them.
     unused = problem.work.block_forwards - counter.count
-    assert 0 <= unused <= problem.size * len(SPACE.blocks)
+    assert 0 <= unused <= problem.size * SPACE.blocks[-1]
     assert pruned.best == whole.best
     assert pruned.candidate == whole.candidate
     assert torch.allclose(pruned.score.per_image, whole.score.per_image, atol=1e-7)

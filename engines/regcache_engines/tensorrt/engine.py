@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import Array, FloatArray, check_features, check_images, read_contract
+from ..engine_base import BaseEngine, require_open
 from ..errors import EngineError
-from ..loaded import LoadedEngine, require_open
 from .device import Device, open_device
 from .probe import EngineName, import_runtime, probe
 from .sidecar import Sidecar
@@ -22,7 +22,7 @@ from .slot import Slot
 from .trt_api import make_logger
 
 
-class TensorRTEngine(LoadedEngine):
+class TensorRTEngine(BaseEngine):
     """An engine on the first GPU. `infer` may be called from many threads.
 
     Args:

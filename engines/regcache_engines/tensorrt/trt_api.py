@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EngineError
-
-if TYPE_CHECKING:
-    from .builder import BuildOptions, OnProgress
+from .build_options import BuildOptions, OnProgress
 
 
 def make_logger(trt: Any) -> Any:

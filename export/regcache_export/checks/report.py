@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 
 from ..errors import BundleError
-from .facts import GraphFacts, block_of
 from .fusion import why_not_int8
+from .graph_index import GraphIndex, block_of
 from .rules import RULES
 from .structure import Attention, attentions, linears
 
@@ -89,14 +89,14 @@ def check_tensorrt(model: onnx.ModelProto) -> Report:
     Raises:
         BundleError: the types of the graph contradict each other.
     """
-    facts = GraphFacts(model)
+    graph = GraphIndex(model)
     findings = tuple(
         Finding(name, node, message)
         for name, rule in RULES.items()
-        for node, message in rule(facts)
+        for node, message in rule(graph)
     )
-    by_block = {a: block_of(a.name) for a in attentions(facts)}
-    products = [(block_of(linear.name), linear) for linear in linears(facts)]
+    by_block = {a: block_of(a.name) for a in attentions(graph)}
+    products = [(block_of(linear.name), linear) for linear in linears(graph)]
     indices = sorted(
         {i for i in by_block.values() if i is not None} | {i for i, _ in products if i is not None}
     )

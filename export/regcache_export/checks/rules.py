@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import onnx
 from onnx import TensorProto
 
-from .facts import DEQUANTIZE, QUANTIZE, GraphFacts
 from .fusion import why_not_int8
+from .graph_index import DEQUANTIZE, QUANTIZE, GraphIndex
 from .structure import Attention, attentions
 
 MIN_OPSET, MAX_OPSET = 19, 25
@@ -37,144 +37,144 @@ FLOATS: dict[int, str] = {
 Findings = Iterator[tuple[str, str]]
 """Name of the node, and what is wrong with it."""
 
-Rule = Callable[[GraphFacts], Findings]
+Rule = Callable[[GraphIndex], Findings]
 
 
-def opset(facts: GraphFacts) -> Findings:
+def opset(graph: GraphIndex) -> Findings:
     """Float16 scales need 19; 25 is the newest documented one."""
-    if not MIN_OPSET <= facts.opset <= MAX_OPSET:
-        yield "graph", f"opset {facts.opset} is not {MIN_OPSET} to {MAX_OPSET}"
+    if not MIN_OPSET <= graph.opset <= MAX_OPSET:
+        yield "graph", f"opset {graph.opset} is not {MIN_OPSET} to {MAX_OPSET}"
 
 
-def operators(facts: GraphFacts) -> Findings:
+def operators(graph: GraphIndex) -> Findings:
     """Operators that the parser refuses, or that need a plugin."""
-    for node in facts.nodes:
+    for node in graph.nodes:
         if node.domain not in ("", "ai.onnx"):
             yield node.name, f"{node.domain}.{node.op_type} is no standard operator"
         elif node.op_type in REFUSED:
             yield node.name, f"TensorRT has no {node.op_type}"
 
 
-def zero_points(facts: GraphFacts) -> Findings:
+def zero_points(graph: GraphIndex) -> Findings:
     """Every zero point is 0."""
-    for node in facts.of(QUANTIZE, DEQUANTIZE):
-        value = facts.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    for node in graph.of(QUANTIZE, DEQUANTIZE):
+        value = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if value is not None and value.any():
             yield node.name, f"zero point {value.flat[abs(value).argmax()]} is not 0"
         elif value is None and len(node.input) > 2 and node.input[2]:
             yield node.name, "the zero point is computed at run time"
 
 
-def signed_codes(facts: GraphFacts) -> Findings:
+def signed_codes(graph: GraphIndex) -> Findings:
     """Codes are int8: uint8 is read as int8, which is another range."""
-    for node in facts.of(QUANTIZE, DEQUANTIZE):
+    for node in graph.of(QUANTIZE, DEQUANTIZE):
         code = node.output[0] if node.op_type == QUANTIZE else node.input[0]
-        if facts.element_type(code) == TensorProto.UINT8:
+        if graph.element_type(code) == TensorProto.UINT8:
             yield node.name, "codes are uint8; TensorRT reads them as int8"
 
 
-def pixels(facts: GraphFacts) -> Findings:
+def pixels(graph: GraphIndex) -> Findings:
     """TensorRT computes with no uint8, and moves none: uint8 pixels are cast at once."""
-    for node in facts.nodes:
+    for node in graph.nodes:
         if node.op_type in ("Cast", "Shape", QUANTIZE, DEQUANTIZE):
             continue
-        if any(facts.element_type(name) == TensorProto.UINT8 for name in node.input if name):
+        if any(graph.element_type(name) == TensorProto.UINT8 for name in node.input if name):
             yield node.name, f"{node.op_type} reads uint8; cast it to a float type first"
 
 
-def integer_bias(facts: GraphFacts) -> Findings:
+def integer_bias(graph: GraphIndex) -> Findings:
     """No int32 bias through DequantizeLinear, which is onnxruntime's default."""
-    for node in facts.of(DEQUANTIZE):
-        if facts.element_type(node.input[0]) == TensorProto.INT32:
+    for node in graph.of(DEQUANTIZE):
+        if graph.element_type(node.input[0]) == TensorProto.INT32:
             yield node.name, "an int32 constant is dequantized; keep the bias in floating point"
 
 
-def activation_scales(facts: GraphFacts) -> Findings:
+def activation_scales(graph: GraphIndex) -> Findings:
     """An activation has one scale, a weight one per output channel."""
-    for node in facts.of(QUANTIZE):
-        scale = facts.shape(node.input[1])
-        if node.input[0] not in facts.constants and scale not in ([], [1], None):
+    for node in graph.of(QUANTIZE):
+        scale = graph.shape(node.input[1])
+        if node.input[0] not in graph.constants and scale not in ([], [1], None):
             yield node.name, f"an activation has {scale} scales; take one"
-    for node in facts.of("MatMul"):
-        weight = facts.producer.get(node.input[1])
+    for node in graph.of("MatMul"):
+        weight = graph.producer.get(node.input[1])
         if weight is None or weight.op_type != DEQUANTIZE:
             continue
-        scale, shape = facts.shape(weight.input[1]), facts.shape(weight.input[0])
+        scale, shape = graph.shape(weight.input[1]), graph.shape(weight.input[0])
         axis = next((a.i for a in weight.attribute if a.name == "axis"), 1)
         if scale and scale != [1] and shape and axis % len(shape) != len(shape) - 1:
             yield node.name, f"the weight's scales run along axis {axis}, not its outputs"
 
 
-def float_types(facts: GraphFacts) -> Findings:
+def float_types(graph: GraphIndex) -> Findings:
     """A strongly typed network casts nothing by itself."""
-    for node in facts.of("MatMul", "Gemm", "Add", "Mul", "Concat", "Conv"):
-        types = {facts.element_type(name) for name in node.input if name} & FLOATS.keys()
+    for node in graph.of("MatMul", "Gemm", "Add", "Mul", "Concat", "Conv"):
+        types = {graph.element_type(name) for name in node.input if name} & FLOATS.keys()
         if len(types) > 1:
             yield node.name, f"inputs are {' and '.join(sorted(FLOATS[t] for t in types))}"
 
 
-def topk(facts: GraphFacts) -> Findings:
+def topk(graph: GraphIndex) -> Findings:
     """K is a constant of at most 3840."""
-    for node in facts.of("TopK"):
-        count = facts.array(node.input[1])
+    for node in graph.of("TopK"):
+        count = graph.array(node.input[1])
         if count is None:
             yield node.name, "K is computed at run time"
         elif int(count.flat[0]) > MAX_TOPK:
             yield node.name, f"K is {int(count.flat[0])}, and TensorRT ends at {MAX_TOPK}"
 
 
-def scatter(facts: GraphFacts) -> Findings:
+def scatter(graph: GraphIndex) -> Findings:
     """No reduction while scattering."""
-    for node in facts.of("ScatterElements", "ScatterND"):
+    for node in graph.of("ScatterElements", "ScatterND"):
         how = next((a.s.decode() for a in node.attribute if a.name == "reduction"), "none")
         if how != "none":
             yield node.name, f"reduction '{how}' is refused by TensorRT-RTX"
 
 
-def batch_expand(facts: GraphFacts) -> Findings:
+def batch_expand(graph: GraphIndex) -> Findings:
     """A constant is expanded to the batch before it joins a value that has one."""
-    for node in facts.of("Concat"):
-        sizes = {name: facts.shape(name) for name in node.input}
+    for node in graph.of("Concat"):
+        sizes = {name: graph.shape(name) for name in node.input}
         if not any(size and size[0] is None for size in sizes.values()):
             continue
         for name, size in sizes.items():
-            if name in facts.constants and size and len(size) > 1:
+            if name in graph.constants and size and len(size) > 1:
                 yield node.name, f"{name} has batch {size[0]} beside a batch that varies"
 
 
-def attention_operator(facts: GraphFacts) -> Findings:
+def attention_operator(graph: GraphIndex) -> Findings:
     """The Attention operator parses in float32, and then no kernel is found."""
-    for node in facts.of("Attention"):
-        if facts.element_type(node.input[0]) == TensorProto.FLOAT:
+    for node in graph.of("Attention"):
+        if graph.element_type(node.input[0]) == TensorProto.FLOAT:
             yield node.name, "Attention in float32 does not build; take float16"
 
 
-def packed_qkv(facts: GraphFacts) -> Findings:
+def packed_qkv(graph: GraphIndex) -> Findings:
     """A quantized linear is not split afterwards: it would run in float16."""
-    for node in facts.of("Split"):
-        source = facts.producer.get(node.input[0])
+    for node in graph.of("Split"):
+        source = graph.producer.get(node.input[0])
         if source is not None and source.op_type == "Add":
-            source = _first(facts, source, "MatMul")
+            source = _first(graph, source, "MatMul")
         if source is None or source.op_type != "MatMul":
             continue
-        weight = facts.producer.get(source.input[1])
+        weight = graph.producer.get(source.input[1])
         if weight is not None and weight.op_type == DEQUANTIZE:
             yield source.name, "its output is split; write one MatMul for each part"
 
 
-def output_quantization(facts: GraphFacts) -> Findings:
+def output_quantization(graph: GraphIndex) -> Findings:
     """No Q/DQ directly on the output of a linear or of the first attention product."""
-    for node in facts.of(QUANTIZE):
-        source = facts.producer.get(node.input[0])
+    for node in graph.of(QUANTIZE):
+        source = graph.producer.get(node.input[0])
         if source is not None and source.op_type == "Add":
-            source = _first(facts, source, "MatMul")
+            source = _first(graph, source, "MatMul")
         if source is not None and source.op_type in ("MatMul", "Gemm"):
             yield node.name, f"it quantizes the output of {source.name}; leave that in float"
 
 
-def attention_quantization(facts: GraphFacts) -> Findings:
+def attention_quantization(graph: GraphIndex) -> Findings:
     """Attention is quantized whole, and only where it fuses."""
-    for attention in attentions(facts):
+    for attention in attentions(graph):
         quantized = attention.quantized_operands
         if not quantized:
             continue
@@ -206,9 +206,9 @@ RULES: dict[str, Rule] = {
 """By the name that a finding carries."""
 
 
-def _first(facts: GraphFacts, node: onnx.NodeProto, operator: str) -> onnx.NodeProto | None:
+def _first(graph: GraphIndex, node: onnx.NodeProto, operator: str) -> onnx.NodeProto | None:
     """An input of `node` computed by `operator`, the other one being a constant."""
-    if not any(name in facts.constants for name in node.input):
+    if not any(name in graph.constants for name in node.input):
         return None
-    sources = (facts.producer.get(name) for name in node.input)
+    sources = (graph.producer.get(name) for name in node.input)
     return next((s for s in sources if s is not None and s.op_type == operator), None)

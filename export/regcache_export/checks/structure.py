@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx
 from onnx import TensorProto
 
-from .facts import DEQUANTIZE, GraphFacts
+from .graph_index import DEQUANTIZE, GraphIndex
 
 
 @dataclass(frozen=True)
@@ -51,28 +51,28 @@ class Attention:
         return len(self.quantized_operands) == len(self.OPERANDS)
 
 
-def attentions(facts: GraphFacts) -> list[Attention]:
+def attentions(graph: GraphIndex) -> list[Attention]:
     """Every Softmax between two MatMuls of computed values."""
     found = []
-    for softmax in facts.of("Softmax"):
-        first = facts.producer.get(softmax.input[0])
+    for softmax in graph.of("Softmax"):
+        first = graph.producer.get(softmax.input[0])
         while first is not None and first.op_type in ("Mul", "Add", "Div"):
-            first = facts.producer.get(first.input[0])
-        second = _reader(facts, softmax.output[0])
+            first = graph.producer.get(first.input[0])
+        second = _reader(graph, softmax.output[0])
         if first is None or first.op_type != "MatMul" or second is None:
             continue
         operands = zip(Attention.OPERANDS, (*first.input, *second.input), strict=True)
-        if any(_is_weight(facts, name) for name in (*first.input, *second.input)):
+        if any(_is_weight(graph, name) for name in (*first.input, *second.input)):
             continue  # attention pooling with a constant query: two plain products
-        keys, queries = facts.shape(first.input[1]), facts.shape(first.input[0])
+        keys, queries = graph.shape(first.input[1]), graph.shape(first.input[0])
         found.append(
             Attention(
                 name=first.name,
                 second=second.name,
                 quantized_operands=tuple(
-                    role for role, name in operands if facts.dequantized(name) is not None
+                    role for role, name in operands if graph.dequantized(name) is not None
                 ),
-                float_type=_float_name(facts, softmax.output[0]),
+                float_type=_float_name(graph, softmax.output[0]),
                 tokens=keys[-1] if keys else None,
                 head_size=queries[-1] if queries else None,
             )
@@ -80,36 +80,36 @@ def attentions(facts: GraphFacts) -> list[Attention]:
     return found
 
 
-def linears(facts: GraphFacts) -> list[Linear]:
+def linears(graph: GraphIndex) -> list[Linear]:
     """Every MatMul whose second operand is a constant."""
     found = []
-    for node in facts.of("MatMul"):
-        if not _is_weight(facts, node.input[1]):
+    for node in graph.of("MatMul"):
+        if not _is_weight(graph, node.input[1]):
             continue
-        weight = facts.producer.get(node.input[1])
-        quantized = weight is not None and facts.dequantized(node.input[0]) is not None
-        kind = "int8" if quantized else _float_name(facts, node.output[0])
+        weight = graph.producer.get(node.input[1])
+        quantized = weight is not None and graph.dequantized(node.input[0]) is not None
+        kind = "int8" if quantized else _float_name(graph, node.output[0])
         found.append(Linear(node.name, kind))
     return found
 
 
-def _is_weight(facts: GraphFacts, name: str) -> bool:
-    node = facts.producer.get(name)
+def _is_weight(graph: GraphIndex, name: str) -> bool:
+    node = graph.producer.get(name)
     if node is not None and node.op_type == DEQUANTIZE:
-        return node.input[0] in facts.constants
-    return name in facts.constants
+        return node.input[0] in graph.constants
+    return name in graph.constants
 
 
-def _reader(facts: GraphFacts, name: str) -> onnx.NodeProto | None:
+def _reader(graph: GraphIndex, name: str) -> onnx.NodeProto | None:
     """The MatMul that reads a value, through Q and DQ."""
-    for node in facts.consumers.get(name, ()):
+    for node in graph.consumers.get(name, ()):
         if node.op_type == "MatMul":
             return node
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            return _reader(facts, node.output[0])
+            return _reader(graph, node.output[0])
     return None
 
 
-def _float_name(facts: GraphFacts, name: str) -> str:
+def _float_name(graph: GraphIndex, name: str) -> str:
     names: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
-    return names.get(facts.element_type(name), "unknown")
+    return names.get(graph.element_type(name), "unknown")

@@ -13,9 +13,9 @@ import numpy as np
 
 from ..passes.base import FoldState
 from ..targets import AttentionForm
-from .builder import Array, GraphBuilder
-from .linear import FloatArray, linear
-from .published import product
+from .builder import Array, FloatArray, GraphBuilder
+from .linear import linear
+from .published_products import product
 from .rotary import Angles, rotate
 
 MICROSOFT = "com.microsoft"
@@ -42,7 +42,7 @@ def prefix_kv(state: FoldState, index: int) -> tuple[FloatArray, FloatArray]:
 
 
 @dataclass(frozen=True)
-class Parts:
+class AttentionInputs:
     """Queries, keys and values of one block, on their way into a form of attention.
 
     Attributes:
@@ -93,7 +93,7 @@ def attention(
     scale = None if state.query_scaled else spec.head_dim**-0.5
     prefix = prefix_kv(state, index) if state.has_prefix(index) else None
     form = ATTENTION_FORMS[builder.target.attention]
-    return form(builder, state, Parts(name, q, k, v, scale, prefix))
+    return form(builder, state, AttentionInputs(name, q, k, v, scale, prefix))
 
 
 def first_token(builder: GraphBuilder, name: str, tokens: str) -> str:
@@ -102,9 +102,9 @@ def first_token(builder: GraphBuilder, name: str, tokens: str) -> str:
     return builder.node(f"{name}/Slice", [tokens, start, end, axis])
 
 
-def standard_attention(builder: GraphBuilder, state: FoldState, parts: Parts) -> str:
+def standard_attention(builder: GraphBuilder, state: FoldState, inputs: AttentionInputs) -> str:
     """MatMul, Softmax, MatMul over `[B, H, N, d]`: standard operators."""
-    spec, name = state.encoder, parts.name
+    spec, name = state.encoder, inputs.name
     heads = builder.ints("shape/heads", [0, 0, spec.heads, spec.head_dim])
     q, k, v = (
         builder.node(
@@ -112,14 +112,14 @@ def standard_attention(builder: GraphBuilder, state: FoldState, parts: Parts) ->
             [builder.node(f"{name}/{role}/Reshape", [part, heads])],
             {"perm": [0, 2, 1, 3]},
         )
-        for role, part in (("q", parts.q), ("k", parts.k), ("v", parts.v))
+        for role, part in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v))
     )
-    if parts.scale is not None:
-        factor = builder.constant("attention_scale", np.asarray(parts.scale, np.float32))
+    if inputs.scale is not None:
+        factor = builder.constant("attention_scale", np.asarray(inputs.scale, np.float32))
         q = builder.node(f"{name}/q/Mul", [q, factor])
-    if parts.prefix is not None:
-        k = _with_prefix(builder, f"{name}/prefix_k", parts.prefix[0], k, axis=2)
-        v = _with_prefix(builder, f"{name}/prefix_v", parts.prefix[1], v, axis=2)
+    if inputs.prefix is not None:
+        k = _with_prefix(builder, f"{name}/prefix_k", inputs.prefix[0], k, axis=2)
+        v = _with_prefix(builder, f"{name}/prefix_v", inputs.prefix[1], v, axis=2)
     k = builder.node(f"{name}/qk/Transpose", [k], {"perm": [0, 1, 3, 2]})
     logits = product(builder, state, f"{name}.qk", q, k)
     weights = builder.node(f"{name}/Softmax", [logits], {"axis": -1})
@@ -130,25 +130,25 @@ def standard_attention(builder: GraphBuilder, state: FoldState, parts: Parts) ->
     )
 
 
-def multi_head_attention(builder: GraphBuilder, state: FoldState, parts: Parts) -> str:
+def multi_head_attention(builder: GraphBuilder, state: FoldState, inputs: AttentionInputs) -> str:
     """com.microsoft.MultiHeadAttention over `[B, N, D]`: no Reshape, no Transpose."""
-    spec, name = state.encoder, parts.name
-    k, v = parts.k, parts.v
-    if parts.prefix is not None:
-        rows = (prefix.transpose(0, 2, 1, 3).reshape(1, -1, spec.width) for prefix in parts.prefix)
+    spec, name = state.encoder, inputs.name
+    k, v = inputs.k, inputs.v
+    if inputs.prefix is not None:
+        rows = (prefix.transpose(0, 2, 1, 3).reshape(1, -1, spec.width) for prefix in inputs.prefix)
         k, v = (
             _with_prefix(builder, f"{name}/prefix_{role}", row, tokens, axis=1)
             for role, row, tokens in zip("kv", rows, (k, v), strict=True)
         )
     return builder.node(
         f"{name}/MultiHeadAttention",
-        [parts.q, k, v],
-        {"num_heads": spec.heads, "scale": float(1.0 if parts.scale is None else parts.scale)},
+        [inputs.q, k, v],
+        {"num_heads": spec.heads, "scale": float(1.0 if inputs.scale is None else inputs.scale)},
         domain=MICROSOFT,
     )
 
 
-Form = Callable[[GraphBuilder, FoldState, Parts], str]
+Form = Callable[[GraphBuilder, FoldState, AttentionInputs], str]
 
 ATTENTION_FORMS: dict[AttentionForm, Form] = {
     "standard": standard_attention,

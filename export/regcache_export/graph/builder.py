@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from ..targets import DEFAULT_TARGET, Target, find_target
 
 Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
 
 
 class GraphBuilder:

@@ -7,11 +7,11 @@ from typing import get_args
 import numpy as np
 
 from ..errors import BundleError, ConfigError, ModelError, UnsupportedEncoderError
+from ..integer_codes import CONTAINER_BITS, code_range
 from ..plan import Plan, TensorQuant
 from ..regcache_config import DeleteAt
 from ..spec import LINEARS, Activation, EncoderSpec, FinalNorm, Pool
 from ..targets import DEFAULT_TARGET, Target
-from .linear import CONTAINER_BITS, code_range
 
 MIN_BITS = 2
 

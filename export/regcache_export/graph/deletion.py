@@ -6,7 +6,7 @@ from ..passes.base import FoldState
 from .builder import GraphBuilder
 
 
-def delete_sinks(builder: GraphBuilder, plan: FoldState, name: str, tokens: str) -> str:
+def delete_sinks(builder: GraphBuilder, state: FoldState, name: str, tokens: str) -> str:
     """Drop the k~ patch tokens of largest l-inf norm, per image; special tokens stay in front.
 
     Blocks are equivariant under permutation of the tokens and both pools are invariant, so the
@@ -15,15 +15,15 @@ def delete_sinks(builder: GraphBuilder, plan: FoldState, name: str, tokens: str)
 
     Args:
         builder: graph under construction.
-        plan: what to bake; its regcache deletes.
+        state: what to bake; its regcache deletes.
         name: prefix of the nodes, e.g. `blocks.6.delete`.
         tokens: value `[B, N, D]`.
 
     Returns:
         Value `[B, N - k~, D]`.
     """
-    spec = plan.encoder
-    assert plan.regcache is not None
+    spec = state.encoder
+    assert state.regcache is not None
     special, patches = "", tokens
     if spec.num_prefix_tokens:
         special, patches = f"{name}/special", f"{name}/patches"
@@ -34,7 +34,7 @@ def delete_sinks(builder: GraphBuilder, plan: FoldState, name: str, tokens: str)
     norms = builder.node(
         f"{name}/ReduceMax", [magnitudes, builder.ints("axes/width", [2])], {"keepdims": 0}
     )
-    kept = builder.ints(f"{name}.kept", [spec.num_patches - plan.regcache.delete_count])
+    kept = builder.ints(f"{name}.kept", [spec.num_patches - state.regcache.delete_count])
     positions = f"{name}/positions"
     builder.node(
         f"{name}/TopK",

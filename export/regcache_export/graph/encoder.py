@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ..checks import require_tensorrt_rules
 from ..describe import metadata, tool_version
 from ..errors import BundleError
 from ..passes import FoldState, export_folds, run_folds
@@ -14,13 +15,14 @@ from ..targets import GraphOptions, find_target
 from .attention import MICROSOFT, attention, first_token
 from .builder import GraphBuilder
 from .check import check_exportable, check_target
-from .columns import in_columns
 from .deletion import delete_sinks
+from .float_layers import activation, float_constant, norm
 from .linear import linear
-from .parts import activation, float_constant, norm
 from .pooling import pool
 from .rotary import Angles, all_angles, angles_of_survivors
 from .shapes import add_shapes
+from .split_qkv import split_qkv
+from .tensorrt import to_tensorrt
 
 OPSET = 21
 """Newest opset of onnx 1.16; every operator used here runs from it in ONNX Runtime and TensorRT."""
@@ -105,12 +107,9 @@ def in_target_form(model: onnx.ModelProto, plan: Plan, options: GraphOptions) ->
     """
     target = find_target(options.target)
     if target.narrow_products:
-        return in_columns(model, plan.encoder)
+        return split_qkv(model, plan.encoder)
     if target.form == "as_written":
         return model
-    from ..checks import require_tensorrt_rules
-    from .tensorrt import to_tensorrt
-
     changed = to_tensorrt(model, plan, options.body)
     require_tensorrt_rules(changed)
     return changed

@@ -16,46 +16,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..passes.base import FoldState
-from ..plan import LinearQuant, TensorQuant
+from ..plan import LinearQuant
 from ..targets import LinearForm
-from .builder import Array, GraphBuilder
-
-FloatArray = npt.NDArray[np.float32]
-
-CONTAINER_BITS = 8
-
-
-def code_range(quant: TensorQuant) -> tuple[int, int]:
-    """Smallest and largest integer code; below 8 bits, a part of the 8-bit container's range."""
-    if quant.signed:
-        return -(2 ** (quant.bits - 1)), 2 ** (quant.bits - 1) - 1
-    return 0, 2**quant.bits - 1
-
-
-def container(quant: TensorQuant) -> type[np.int8] | type[np.uint8]:
-    """The integer type that holds the codes."""
-    return np.int8 if quant.signed else np.uint8
-
-
-def weight_codes(weight: Array, quant: TensorQuant) -> Array:
-    """Integer codes `[C_out, C_in]` of a weight `[C_out, C_in]`.
-
-    Computed in float32, ties to even: the very operations of the PyTorch simulation, so that the
-    codes are equal bit for bit.
-    """
-    shape = (-1, 1) if quant.per_channel else ()
-    scale = quant.scale.astype(np.float32).reshape(shape)
-    zero_point = quant.zero_point.astype(np.float32).reshape(shape)
-    low, high = code_range(quant)
-    codes: Array = np.clip(np.rint(weight.astype(np.float32) / scale) + zero_point, low, high)
-    return codes.astype(container(quant))
+from .builder import Array, FloatArray, GraphBuilder
+from .published_products import published_linear
+from .quantize import (
+    clip_to_codes,
+    input_parameters,
+    quantize_activation,
+    quantized_weight,
+    weight_constants,
+)
 
 
 @dataclass(frozen=True)
-class LinearParts:
+class LinearInputs:
     """One linear layer, on its way into a form.
 
     Attributes:
@@ -93,16 +70,14 @@ def linear(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
         bias = bias * row_scale
     offset = bias.astype(np.float32) if bias.any() else None
     if name in state.published:
-        from .published import published_linear  # which is built from the parts of this file
-
         return published_linear(builder, name, x, weight, offset, state.published[name], row_scale)
     if quant is None:
         return _float_linear(builder, name, x, weight, offset, row_scale)
     if name in state.input_shift:
         shift = np.asarray(state.input_shift[name], np.float32)
         x = builder.node(f"{name}/shift/Add", [x, builder.constant(f"{name}.input_shift", shift)])
-    parts = LinearParts(name, x, weight, offset, quant, row_scale)
-    return LINEAR_FORMS[builder.target.linear](builder, parts)
+    layer = LinearInputs(name, x, weight, offset, quant, row_scale)
+    return LINEAR_FORMS[builder.target.linear](builder, layer)
 
 
 def _float_linear(
@@ -122,123 +97,41 @@ def _float_linear(
     return builder.node(f"{name}/Add", [y, builder.constant(f"{name}.bias", bias)])
 
 
-def qdq_linear(builder: GraphBuilder, parts: LinearParts) -> str:
+def qdq_linear(builder: GraphBuilder, layer: LinearInputs) -> str:
     """QuantizeLinear, DequantizeLinear, MatMul, Add: standard operators."""
-    name, quant = parts.name, parts.quant
-    x = quantize_activation(builder, name, parts.x, quant.input)
-    w = quantized_weight(builder, name, parts.weight, quant.weight, parts.row_scale)
+    name, quant = layer.name, layer.quant
+    x = quantize_activation(builder, name, layer.x, quant.input)
+    w = quantized_weight(builder, name, layer.weight, quant.weight, layer.row_scale)
     y = builder.node(f"{name}/MatMul", [x, w])
-    if parts.bias is None:
+    if layer.bias is None:
         return y
-    stored = builder.constant(f"{name}.bias", parts.bias.reshape(1, 1, -1))
+    stored = builder.constant(f"{name}.bias", layer.bias.reshape(1, 1, -1))
     return builder.node(f"{name}/Add", [y, stored])
 
 
-def integer_to_float_linear(builder: GraphBuilder, parts: LinearParts) -> str:
+def integer_to_float_linear(builder: GraphBuilder, layer: LinearInputs) -> str:
     """QuantizeLinear to uint8 and com.microsoft.MatMulIntegerToFloat, with the bias inside.
 
     Signed activation codes are stored with 128 added: the kernel is fast for u8s8 only, and adds
     the zero point's share by itself. The integers that are multiplied stay the same.
     """
-    name, quant = parts.name, parts.quant
+    name, quant = layer.name, layer.quant
     scale, zero_point = input_parameters(builder, name, quant.input, np.uint8)
-    x = _clip(builder, name, parts.x, quant.input)
+    x = clip_to_codes(builder, name, layer.x, quant.input)
     codes = builder.node(f"{name}/QuantizeLinear", [x, scale, zero_point])
-    weight, weight_scale, weight_zero_point = _weight_constants(
-        builder, name, parts.weight, quant.weight, parts.row_scale
+    weight, weight_scale, weight_zero_point = weight_constants(
+        builder, name, layer.weight, quant.weight, layer.row_scale
     )
     inputs = [codes, weight, scale, weight_scale, zero_point]
     # without weight zero points the kernel has no correction to add to every element
-    inputs.append(weight_zero_point if parts.quant.weight.zero_point.any() else "")
-    inputs.append("" if parts.bias is None else builder.constant(f"{name}.bias", parts.bias))
+    inputs.append(weight_zero_point if layer.quant.weight.zero_point.any() else "")
+    inputs.append("" if layer.bias is None else builder.constant(f"{name}.bias", layer.bias))
     while not inputs[-1]:
         inputs.pop()
     return builder.node(f"{name}/MatMulIntegerToFloat", inputs, domain="com.microsoft")
 
 
-LINEAR_FORMS: dict[LinearForm, Callable[[GraphBuilder, LinearParts], str]] = {
+LINEAR_FORMS: dict[LinearForm, Callable[[GraphBuilder, LinearInputs], str]] = {
     "qdq": qdq_linear,
     "integer_to_float": integer_to_float_linear,
 }
-
-
-def input_parameters(
-    builder: GraphBuilder, name: str, quant: TensorQuant, stored: type[np.int8] | type[np.uint8]
-) -> tuple[str, str]:
-    """Scale and zero point of an activation; signed codes may be stored as uint8, 128 higher."""
-    zero_point = int(quant.zero_point.reshape(()))
-    if quant.signed and stored is np.uint8:
-        zero_point += 2 ** (CONTAINER_BITS - 1)
-    scale = np.asarray(np.float32(quant.scale.reshape(())))
-    return (
-        builder.constant(f"{name}.input_scale", scale),
-        builder.constant(f"{name}.input_zero_point", np.asarray(zero_point, stored)),
-    )
-
-
-def quantize_activation(builder: GraphBuilder, name: str, x: str, quant: TensorQuant) -> str:
-    """Q and DQ of an activation with one scale."""
-    x = _clip(builder, name, x, quant)
-    parameters = input_parameters(builder, name, quant, container(quant))
-    codes = builder.node(f"{name}/QuantizeLinear", [x, *parameters])
-    return builder.node(f"{name}/DequantizeLinear", [codes, *parameters])
-
-
-def _clip(builder: GraphBuilder, name: str, x: str, quant: TensorQuant) -> str:
-    """Below 8 bits, cut at the values of the outermost codes.
-
-    QuantizeLinear saturates only at the container's range. The bounds are `code * scale` rounded
-    to float32; dividing them by the scale again is off by an ulp at most, and rounds to the same
-    code.
-    """
-    if quant.bits == CONTAINER_BITS:
-        return x
-    scale, zero_point = np.float32(quant.scale.reshape(())), int(quant.zero_point.reshape(()))
-    low, high = code_range(quant)
-    bounds = [
-        # numpy 1 makes float64 of an int times a float32 scalar
-        builder.constant(f"{name}.input_{end}", np.asarray(np.float32(code - zero_point) * scale))
-        for end, code in (("min", low), ("max", high))
-    ]
-    return builder.node(f"{name}/Clip", [x, *bounds])
-
-
-def _weight_constants(
-    builder: GraphBuilder,
-    name: str,
-    weight: Array,
-    quant: TensorQuant,
-    row_scale: Array | None,
-) -> list[str]:
-    """Codes `[C_in, C_out]`, scale and zero point, each `[C_out]` or a scalar."""
-    scale = quant.scale.astype(np.float32)
-    zero_point = quant.zero_point
-    per_column = quant.per_channel or row_scale is not None
-    if per_column:
-        scale = np.broadcast_to(scale, len(weight))
-        zero_point = np.broadcast_to(zero_point, len(weight))
-    if row_scale is not None:
-        scale = scale * row_scale
-    shape = (-1,) if per_column else ()
-    return [
-        builder.constant(f"{name}.weight", weight_codes(weight, quant).T),
-        builder.constant(f"{name}.weight_scale", scale.astype(np.float32).reshape(shape)),
-        builder.constant(
-            f"{name}.weight_zero_point", zero_point.astype(container(quant)).reshape(shape)
-        ),
-    ]
-
-
-def quantized_weight(
-    builder: GraphBuilder,
-    name: str,
-    weight: Array,
-    quant: TensorQuant,
-    row_scale: Array | None,
-) -> str:
-    """Codes of a weight `[C_out, C_in]` as a constant and their DQ: value `[C_in, C_out]`."""
-    inputs = _weight_constants(builder, name, weight, quant, row_scale)
-    # onnx wants an axis only where there is more than one scale; 1 is C_out
-    per_column = quant.per_channel or row_scale is not None
-    attributes = {"axis": 1} if per_column else None
-    return builder.node(f"{name}/weight/DequantizeLinear", inputs, attributes)

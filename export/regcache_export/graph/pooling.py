@@ -11,43 +11,43 @@ import numpy as np
 
 from ..passes.base import FoldState
 from .builder import Array, GraphBuilder
-from .parts import activation, float_constant, gemm, norm
+from .float_layers import activation, float_constant, gemm, norm
 
 
-def pool(builder: GraphBuilder, plan: FoldState, tokens: str) -> str:
+def pool(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
     """Tokens `[B, N, D]` to embeddings `[B, E]`."""
-    spec = plan.encoder
+    spec = state.encoder
     if spec.pool == "cls":
         # LayerNorm works token by token: only the pooled token needs it
         token = builder.constant("cls_position", np.asarray(0, np.int64))
         pooled = builder.node("pool/Gather", [tokens, token], {"axis": 1})
         if spec.final_norm != "none":
-            pooled = norm(builder, plan, "norm", pooled)
+            pooled = norm(builder, state, "norm", pooled)
     else:
         if spec.num_prefix_tokens and not spec.pool_include_prefix:
-            tokens = _without_prefix_tokens(builder, plan, tokens)
+            tokens = _without_prefix_tokens(builder, state, tokens)
         if spec.final_norm == "before_pool":
-            tokens = norm(builder, plan, "norm", tokens)
+            tokens = norm(builder, state, "norm", tokens)
         if spec.pool == "map":
-            pooled = _map(builder, plan, tokens)
+            pooled = _map(builder, state, tokens)
         else:
             axes = builder.ints("axes/tokens", [1])
             pooled = builder.node("pool/ReduceMean", [tokens, axes], {"keepdims": 0})
         if spec.final_norm == "after_pool":
-            pooled = norm(builder, plan, "norm", pooled)
+            pooled = norm(builder, state, "norm", pooled)
     if not spec.projection:
         return pooled
-    return gemm(builder, "proj", pooled, plan.weights["proj.weight"], plan.weights["proj.bias"])
+    return gemm(builder, "proj", pooled, state.weights["proj.weight"], state.weights["proj.bias"])
 
 
-def _without_prefix_tokens(builder: GraphBuilder, plan: FoldState, tokens: str) -> str:
-    spec = plan.encoder
+def _without_prefix_tokens(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
+    spec = state.encoder
     ends = {"first_patch": spec.num_prefix_tokens, "end": spec.num_tokens, "axis": 1}
     bounds = [builder.ints(f"pool/{name}", [value]) for name, value in ends.items()]
     return builder.node("pool/Slice", [tokens, *bounds])
 
 
-def _map(builder: GraphBuilder, plan: FoldState, tokens: str) -> str:
+def _map(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
     """Attention of one constant query over tokens `[B, N, D]`, to `[B, A]`.
 
     Because the query is a constant, neither keys nor values are computed. A head's logit
@@ -55,7 +55,7 @@ def _map(builder: GraphBuilder, plan: FoldState, tokens: str) -> str:
     token, and softmax ignores it), and the mean of projected tokens is the projected mean token:
     `2 N D H` multiplications in place of `2 N D A`.
     """
-    spec, w = plan.encoder, plan.weights
+    spec, w = state.encoder, state.weights
     heads, head_dim = spec.pool_heads, spec.pool_width // spec.pool_heads
     keys, values = np.split(w["pool.kv.weight"].astype(np.float64), 2)
     query = w["pool.query"].astype(np.float64).reshape(heads, head_dim) * head_dim**-0.5
@@ -76,11 +76,11 @@ def _map(builder: GraphBuilder, plan: FoldState, tokens: str) -> str:
     )
     out_weight, out_bias = w["pool.out_proj.weight"], _output_bias(w)
     pooled = gemm(builder, "pool.out_proj", mixed, out_weight, out_bias)
-    normed = norm(builder, plan, "pool.norm", pooled)
+    normed = norm(builder, state, "pool.norm", pooled)
     if not spec.pool_mlp_width:
         return normed
     hidden = gemm(builder, "pool.mlp.fc1", normed, w["pool.mlp.fc1.weight"], w["pool.mlp.fc1.bias"])
-    hidden = activation(builder, plan, "pool.mlp.act", hidden)
+    hidden = activation(builder, state, "pool.mlp.act", hidden)
     update = gemm(builder, "pool.mlp.fc2", hidden, w["pool.mlp.fc2.weight"], w["pool.mlp.fc2.bias"])
     return builder.node("pool.mlp/residual/Add", [pooled, update])
 

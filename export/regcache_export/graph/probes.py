@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..errors import BundleError
+from ..integer_codes import code_range
 from ..plan import Plan
-from .linear import code_range
 
 MAX_PROBES = 3
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..passes.base import FoldState
 from .builder import GraphBuilder
-from .parts import float_constant
+from .float_layers import float_constant
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..plan import LinearQuant, Plan
-from ..published import PublishedQuant
+from ..published_quant import PublishedQuant
 from ..regcache_config import RegCacheConfig
 from ..spec import EncoderSpec
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..integer_codes import weight_codes
 from ..plan import LinearQuant, TensorQuant
 from .base import Float64, FoldState, PassResult, Stage
 
@@ -58,8 +59,6 @@ def centred(quant: TensorQuant) -> tuple[TensorQuant, float] | None:
 
 def dequantized(weight: Float64, quant: TensorQuant) -> Float64:
     """The weight `[C_out, C_in]` that the integer GEMM multiplies with."""
-    from ..graph.linear import weight_codes  # the graph package imports the passes
-
     codes = weight_codes(weight, quant).astype(np.float64)
     shape = (-1, 1) if quant.per_channel else ()
     result: Float64 = (codes - quant.zero_point.reshape(shape)) * quant.scale.astype(

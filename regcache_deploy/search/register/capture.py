@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...encoders.canonical import (
-    Encoder,
-    FloatNumerics,
-)
+from ...encoders.canonical import Encoder
+from ...encoders.watching import Watched
 from ...errors import DataError
 
 TOP_CANDIDATES = 100
@@ -64,19 +62,6 @@ class CandidatePool:
     def sorted(self) -> list[Candidate]:
         """Largest norm first."""
         return sorted(self._heap, reverse=True)
-
-
-class _Fc2Input(FloatNumerics):
-    """Float arithmetic that keeps the input of one block's fc2."""
-
-    def __init__(self, block: int) -> None:
-        self.name = f"blocks.{block}.mlp.fc2"
-        self.input: Tensor | None = None
-
-    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if name == self.name:
-            self.input = x
-        return super().linear(name, x, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -135,10 +120,11 @@ def rank_candidates(
             if index in pools:
                 pools[index].add(tokens, first, special)
 
-        numerics = _Fc2Input(sensitive_block)
-        encoder.run_blocks(encoder.embed(images), 0, last + 1, numerics, observe=observe)
-        assert numerics.input is not None
-        fc2_pool.add(numerics.input, first, special)
+        def see(name: str, x: Tensor, first: int = first) -> None:
+            if name == f"blocks.{sensitive_block}.mlp.fc2":
+                fc2_pool.add(x, first, special)
+
+        encoder.run_blocks(encoder.embed(images), 0, last + 1, Watched(see), observe=observe)
         first += len(images)
     if not first:
         raise DataError("the register needs reference images, and there are none")

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .engine import Array, FloatArray
 from .errors import EngineError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .engine import Array, FloatArray
-
 Contract = tuple[tuple[int, int], int, "str | None"]
 """Image size, output length and pixel layout, as `engine.read_contract` gives them."""
 
 
-class LoadedEngine(ABC):
+class BaseEngine(ABC):
     """Base of the engines; `infer` is theirs."""
 
     _contract: Contract

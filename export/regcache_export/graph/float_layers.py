@@ -15,22 +15,22 @@ def float_constant(builder: GraphBuilder, name: str, value: Array) -> str:
     return builder.constant(name, value.astype(np.float32))
 
 
-def norm(builder: GraphBuilder, plan: FoldState, name: str, x: str) -> str:
+def norm(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     """LayerNorm over the last axis with the weights `name.weight` and `name.bias`."""
     parameters = [
-        float_constant(builder, f"{name}.{part}", plan.weights[f"{name}.{part}"])
+        float_constant(builder, f"{name}.{part}", state.weights[f"{name}.{part}"])
         for part in ("weight", "bias")
     ]
     return builder.node(
         f"{name}/LayerNormalization",
         [x, *parameters],
-        {"axis": -1, "epsilon": plan.encoder.norm_eps},
+        {"axis": -1, "epsilon": state.encoder.norm_eps},
     )
 
 
-def activation(builder: GraphBuilder, plan: FoldState, name: str, x: str) -> str:
+def activation(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     """The encoder's MLP activation."""
-    kind = plan.encoder.activation
+    kind = state.encoder.activation
     if kind == "quick_gelu":
         factor = builder.constant("quick_gelu_factor", np.asarray(QUICK_GELU_FACTOR, np.float32))
         gate = builder.node(f"{name}/gate/Mul", [x, factor])

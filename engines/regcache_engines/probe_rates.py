@@ -10,7 +10,7 @@ import numpy as np
 from .bundle import Bundle
 from .engine import Array
 from .errors import EngineError
-from .onnxruntime_engine import import_onnxruntime
+from .onnxruntime_session import open_session
 
 
 def probe_rates(
@@ -32,18 +32,11 @@ def probe_rates(
     probes: list[dict[str, Any]] = bundle.manifest["graph"].get("probes", [])
     if not probes:
         raise EngineError(f"{bundle.path} has no probes; export it with --probes 3")
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
     outputs = [probe["output"] for probe in probes]
     saturated, seen = np.zeros((len(probes), 2)), np.zeros(len(probes))
+    session = open_session(bundle.model_path, threads=threads)
+    name = session.get_inputs()[0].name
     try:
-        session = onnxruntime.InferenceSession(
-            str(bundle.model_path), options, providers=["CPUExecutionProvider"]
-        )
-        name = session.get_inputs()[0].name
         for images in batches:
             for i, codes in enumerate(session.run(outputs, {name: images})):
                 for end, code in enumerate(("low", "high")):

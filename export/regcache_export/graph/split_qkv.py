@@ -26,16 +26,16 @@ _PER_COLUMN = {
 }
 
 
-def in_columns(model: onnx.ModelProto, spec: EncoderSpec) -> onnx.ModelProto:
+def split_qkv(model: onnx.ModelProto, spec: EncoderSpec) -> onnx.ModelProto:
     """Split the quantized QKV products of a graph of `spec`; `model` is changed in place."""
     editor = GraphEditor(model.graph)
     for index in range(spec.depth):
-        _split_qkv(editor, f"blocks.{index}.attn")
+        _split_block(editor, f"blocks.{index}.attn")
     editor.drop_unused_constants()
     return model
 
 
-def _split_qkv(editor: GraphEditor, name: str) -> None:
+def _split_block(editor: GraphEditor, name: str) -> None:
     packed, split = f"{name}.qkv/{OPERATOR}", f"{name}/Split"
     nodes = {node.name: node for node in editor.nodes}
     if packed not in nodes:

@@ -1,6 +1,6 @@
 """Quantizers as they were published, for a graph that computes exactly what a paper says.
 
-No INT8 runtime has them as one operator; `graph.published` builds each from standard ones.
+No INT8 runtime has them as one operator; `graph.published_products` builds each from standard ones.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ import numpy as np
 from onnx import TensorProto
 
 from ..passes.base import FoldState
-from ..published import HALVES, PublishedQuant
-from .builder import Array, GraphBuilder
-from .linear import FloatArray, quantize_activation, quantized_weight
-from .parts import float_constant
+from ..published_quant import HALVES, PublishedQuant
+from .builder import Array, FloatArray, GraphBuilder
+from .float_layers import float_constant
+from .quantize import quantize_activation, quantized_weight
 
 
 def published_linear(

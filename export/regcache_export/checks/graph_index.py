@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from ..errors import BundleError
-from ..graph.builder import Array
+
+Array = npt.NDArray[Any]
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Cast"})
@@ -18,7 +21,7 @@ MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "
 _BLOCK = re.compile(r"(?:^|\W)blocks\.(\d+)\.")
 
 
-class GraphFacts:
+class GraphIndex:
     """A model, indexed. Types and shapes come from ONNX's own inference.
 
     Raises:

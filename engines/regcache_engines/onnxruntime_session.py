@@ -1,0 +1,146 @@
+"""Where every ONNX Runtime session is made: one import, one set of options, one kind of error.
+
+What is compared, certified, measured and deployed must compute alike, so no other place sets
+options of a session.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .cpu_flags import may_saturate
+from .errors import EngineError
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+"""Distributions that install the same `onnxruntime` module over one another."""
+
+SLEEP_BETWEEN_CALLS = "session.force_spinning_stop"
+"""Spinning, the threads take the cores from every other session of the process
+(benchmarks/spinning.py)."""
+
+EXACT_PRODUCTS = "session.x64quantprecision"
+"""Optimized graphs then multiply u8 by u8: exact where u8s8 products saturate, and the same bits
+but 1.45 times the CPU time where they do not (demo, AMD EPYC with VNNI). A graph as written, not
+optimized, keeps its products."""
+
+
+def open_session(
+    model: Path | bytes,
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    optimized_model: Path | None = None,
+    provider: str = CPU_PROVIDER,
+    devices: Sequence[Any] = (),
+) -> Any:
+    """A session that really runs on the provider that was asked for.
+
+    Args:
+        model: an `.onnx` file, or its bytes.
+        threads: threads inside an operator; None takes one per physical core.
+        optimize: False runs the graph as written, node by node.
+        optimized_model: where to write the graph after the optimizations.
+        provider: execution provider.
+        devices: those of a plug-in provider (`get_ep_devices`), which is not asked for by name.
+
+    Raises:
+        EngineError: onnxruntime is missing, the provider does not run here, or the model does not
+            load.
+    """
+    onnxruntime = import_onnxruntime()
+    options = _session_options(onnxruntime, threads, optimize, optimized_model)
+    by_name: dict[str, Any] = {}
+    if devices:
+        options.add_provider_for_devices(list(devices), {})
+    else:
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise EngineError(
+                f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. "
+                "For CUDA, install the extra 'gpu' in place of 'cpu'"
+            )
+        by_name["providers"] = [provider]
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, **by_name)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise EngineError(_load_message(onnxruntime, model, provider, error)) from error
+    # a provider whose libraries do not load is listed as available, and replaced by the CPU
+    running = session.get_providers()
+    if running[0] != provider:
+        raise EngineError(
+            f"{provider} was asked for, but ONNX Runtime fell back to {running[0]}; its CUDA or "
+            "TensorRT libraries do not load (run: regcache doctor)"
+        )
+    return session
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, warning where two distributions of it overwrite one another.
+
+    Raises:
+        EngineError: it is not installed, or its binary does not load.
+    """
+    try:
+        module = importlib.import_module("onnxruntime")
+        module.InferenceSession  # noqa: B018  (a half-removed package imports as an empty namespace)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(
+            "this needs onnxruntime, which is not installed or does not load "
+            f"({error}); run: pip install 'regcache-deploy[cpu]'"
+        ) from error
+    installed = installed_distributions()
+    if len(installed) > 1:
+        warnings.warn(
+            f"{' and '.join(installed)} are both installed and overwrite each other's files; "
+            "which one runs depends on the order of installation. Uninstall both, then install "
+            "one",
+            stacklevel=2,
+        )
+    return module
+
+
+def installed_distributions() -> list[str]:
+    """Which of the distributions that own the `onnxruntime` module are installed."""
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def _session_options(
+    onnxruntime: Any, threads: int | None, optimize: bool, optimized_model: Path | None
+) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that an optimized graph is tied to this machine
+    options.add_session_config_entry(SLEEP_BETWEEN_CALLS, "1")
+    if may_saturate():
+        options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized_model is not None:
+        options.optimized_model_filepath = str(optimized_model)
+    return options
+
+
+def _load_message(onnxruntime: Any, model: Path | bytes, provider: str, error: Exception) -> str:
+    name = "the graph in memory" if isinstance(model, bytes) else model
+    runtime = "ONNX Runtime" if provider == CPU_PROVIDER else f"ONNX Runtime's {provider}"
+    hint = "If the file is damaged, export it again"
+    if any(word in str(error).lower() for word in ("opset", "ir version")):
+        version = getattr(onnxruntime, "__version__", "")
+        hint = f"ONNX Runtime {version} is older than the file: upgrade it"
+    return f"{runtime} cannot load {name}: {error}. {hint}"

@@ -1,0 +1,54 @@
+"""Which images a run takes, and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..work.paths import require_folder
+from ..work.settings import MachineSettings, in_range, setting
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Images to calibrate, search and evaluate on.
+
+    Raises:
+        ConfigError: a number is out of range, or held-out images without others.
+    """
+
+    data: Path | None = setting(
+        None,
+        "images to calibrate and search on, one folder per class (default: the demo's)",
+        "DIR",
+    )
+    eval_data: Path | None = setting(None, "images to evaluate on, laid out alike", "DIR")
+    limit: int | None = setting(None, "evaluate on at most N images", "N")
+    calibration_images: int = setting(64, "images to calibrate on", "N")
+    search_images: int = setting(512, "images to search on", "N")
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.eval_data is not None:
+            raise ConfigError(
+                "--eval-data needs --data: images to calibrate and search on must be other "
+                "images than those to evaluate on"
+            )
+        in_range("--limit", self.limit, 2)
+        in_range("--calibration-images", self.calibration_images, 1)
+        in_range("--search-images", self.search_images, 1)
+
+    def check_folders(self) -> None:
+        """Raise DataError where an image folder is not there."""
+        for folder in (self.data, self.eval_data):
+            if folder is not None:
+                require_folder(folder)
+
+
+@dataclass(frozen=True)
+class ImageSettings(DataSettings, MachineSettings):
+    """The images, and what decides how they are drawn and batched."""
+
+    def __post_init__(self) -> None:
+        DataSettings.__post_init__(self)
+        MachineSettings.__post_init__(self)

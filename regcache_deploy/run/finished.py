@@ -1,0 +1,61 @@
+"""A finished search, for an export that bakes its choice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..data.settings import DataSettings
+from ..encoders.settings import ModelSettings
+from ..errors import ConfigError
+from ..search.settings import SearchSettings
+from ..work.paths import DETAILS
+from .options import ExportOptions
+
+
+QUANTIZER = ("baseline", "bits", "observer")
+MACHINE = ("batch_size", "seed")
+
+
+def searched_options(run: Path) -> dict[str, Any]:
+    """The options that decided a search, and its choice as numbers that are fixed.
+
+    Raises:
+        ConfigError: `run` holds no finished search.
+    """
+    path = run / DETAILS
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        stored = document["options"]
+        rooms = (ModelSettings, DataSettings, SearchSettings)
+        names = [*QUANTIZER, *MACHINE, *(f.name for room in rooms for f in fields(room))]
+        found = {name: stored[name] for name in names}
+        found["sensitive_layer"] = document["sensitive_layer"]
+        for name in ("prefix_block", "prefix_count", "delete_count"):
+            found[name] = document[name]
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"--from {run}: there is no {DETAILS}; take the folder of a finished `regcache search`"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--from {run}: {path} cannot be used ({error!r})") from error
+    return found
+
+
+def parts_of(run: Path) -> Path:
+    """Folder of the parts that a run has finished."""
+    return run / "parts"
+
+
+def check_unchanged(options: ExportOptions, run: Path) -> None:
+    """Raise ConfigError where an option on the command line is not the search's."""
+    own = options.to_json()
+    for name, value in searched_options(run).items():
+        if own[name] != value:
+            word = name.replace("_", "-")
+            raise ConfigError(
+                f"--from {run} was searched with {word} {value}, not {own[name]}; leave --{word} "
+                "out, or search again"
+            )

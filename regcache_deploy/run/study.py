@@ -1,0 +1,203 @@
+"""What search and export share: load -> image sets -> find -> corners -> scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.sets import skipped_lines
+from ..encoders.load import LoadedModel, load_model
+from ..encoders.regcache import RegCacheConfig
+from ..errors import ConfigError
+from ..evaluation import Objective, Score
+from ..evaluation.corners import calibrate_corner, corner_configs
+from ..evaluation.image_sets import ImageSets, load_image_sets
+from ..quantization.baselines import Baseline, make_baseline
+from ..quantization.choice import chosen_baseline
+from ..quantization.settings import AUTO, layer_name, layer_names
+from ..quantization.simulate import Calibration
+from ..report.result import ExportResult
+from ..search.embedder import Embedder
+from ..search.find import FoundChoice, find_choice
+from ..search.float_layers import choose_float
+from ..search.statistics import Difference, compare_scores
+from ..work.count import Work
+from ..work.progress import Reporter
+from .finished import parts_of
+from .options import ExportOptions
+
+
+@dataclass
+class Study:
+    """One encoder and one quantizer with the choice that was found, and its corners.
+
+    Attributes:
+        baseline: with the linears that stay in float.
+        features: corner -> embeddings `[n, E]` of the held-out images; `paper/` in front where
+            every quantizer is as published. An export exchanges `regcache` and adds `deployed`.
+        over_budget: a warning where `--keep-float auto` did not meet its budget.
+    """
+
+    options: ExportOptions
+    model: LoadedModel
+    sets: ImageSets
+    baseline: Baseline
+    found: FoundChoice
+    held_out: Embedder
+    features: dict[str, Tensor]
+    over_budget: tuple[str, ...]
+    began: float = field(repr=False)
+
+    @property
+    def config(self) -> RegCacheConfig:
+        return self.found.result.best
+
+    def calibrate(self) -> Calibration:
+        """The choice's quantizers, on the whole encoder."""
+        return calibrate_corner(
+            self.baseline,
+            self.model.encoder,
+            self.sets.calibration_tokens,
+            self.config,
+            self.found.register,
+        )
+
+    @cached_property
+    def judge(self) -> Objective:
+        """The metric of the held-out images."""
+        return self.sets.judge(self.features["fp32"])
+
+    def scores(self) -> dict[str, Score]:
+        """Corner -> score on the held-out images."""
+        return {name: self.judge.score(features) for name, features in self.features.items()}
+
+    def accuracy(self) -> dict[str, float]:
+        """Corner -> value, without the published forms."""
+        return {n: s.value for n, s in self.scores().items() if not n.startswith("paper/")}
+
+    def result(self, **more: Any) -> ExportResult:
+        """What both commands report; `more` is what only one of them knows."""
+        options, found, scores = self.options, self.found, self.scores()
+        reference = scores["fp32"]
+        paired: Mapping[str, Difference] = {
+            name: compare_scores(self.judge.name, reference, score, options.seed)
+            for name, score in scores.items()
+            if name != "fp32"
+        }
+        warnings = (
+            *skipped_lines(self.sets.search, self.sets.evaluation),
+            *self.held_out.warnings["regcache"],
+            *self.over_budget,
+        )
+        return ExportResult(
+            model=self.model.name,
+            baseline=options.baseline,
+            bits=options.bits,
+            sensitive_layer=found.sensitivity.layer,
+            prefix_block_candidates=found.space.blocks,
+            config=self.config,
+            depth=self.model.encoder.spec.depth,
+            search_accuracy=found.result.score.value,
+            search_metric=found.objective.name,
+            metric=self.judge.name,
+            n_search=len(self.sets.search),
+            n_eval=len(self.sets.evaluation),
+            accuracy=self.accuracy(),
+            paired=paired,
+            paper_form={
+                name.removeprefix("paper/"): score.value
+                for name, score in scores.items()
+                if name.startswith("paper/")
+            },
+            in_float=tuple(
+                name
+                for name in self.model.encoder.spec.linears()
+                if name in self.baseline.keep_float
+            ),
+            warnings=warnings,
+            caution=self.model.caution,
+            seconds=time.monotonic() - self.began,
+            search_cost=found.cost.to_json(),
+            not_tried=found.result.not_tried,
+            trials=found.result.trials,
+            **more,
+        )
+
+
+@torch.no_grad()
+def run_study(
+    options: ExportOptions,
+    reporter: Reporter,
+    parts: Path | None = None,
+    model: LoadedModel | None = None,
+) -> Study:
+    """Search, and embed the held-out images in every corner.
+
+    A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
+    folder, or in the one that is given, which several runs may share. A `model` that is given takes
+    the place of the one that the options name.
+
+    Raises:
+        RegCacheError: with the exit code of its kind; finished parts stay.
+    """
+    began = time.monotonic()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = model or load_model(
+        options.model, options.pretrained, options.image_size, options.templates
+    )
+    check_choice(options, model)
+    sets = load_image_sets(options, model, reporter, parts or parts_of(options.output_dir))
+    encoder, baseline = model.encoder, chosen_baseline(options)
+    found = find_choice(options, baseline, encoder, sets, reporter, options.keep_float == AUTO)
+    config, kept = found.result.best, sets.cache.counting(Work())
+
+    def embedder(title: str, images: Any) -> Embedder:
+        tokens = sets.calibration_tokens
+        return Embedder(title, encoder, images, tokens, kept, options.batch_size, reporter)
+
+    over_budget: tuple[str, ...] = ()
+    if options.keep_float == AUTO:
+        searched = embedder("search images", sets.search)
+        over_budget = choose_float(baseline, searched, sets, found, options.budget)
+    held_out = embedder("held-out images", sets.evaluation)
+    features = {"fp32": held_out.float_features}
+    for name, corner in corner_configs(config).items():
+        features[name] = held_out.features(name, baseline, corner, found.register)
+    if baseline.differences and baseline.form == "deploy":
+        paper = make_baseline(baseline.name, baseline.bits, "paper")
+        for name in ("baseline", "regcache"):
+            features[f"paper/{name}"] = held_out.features(
+                f"{name}, published form", paper, corner_configs(config)[name], found.register
+            )
+    return Study(options, model, sets, baseline, found, held_out, features, over_budget, began)
+
+
+def check_choice(options: ExportOptions, model: LoadedModel) -> None:
+    """Refuse numbers that this encoder cannot have, before any image is read.
+
+    Raises:
+        ConfigError: a block or a count is out of range, or a linear is not there.
+    """
+    spec = model.encoder.spec
+    RegCacheConfig(
+        prefix_block=options.prefix_block or 0,
+        prefix_count=options.prefix_count or 0,
+        delete_block=0,
+        delete_count=options.delete_count or 0,
+    ).check(spec)
+    named = dict[str, str]()
+    if options.keep_float != AUTO:
+        named |= dict.fromkeys(sorted(layer_names(options.keep_float)), "--keep-float")
+    if options.sensitive_layer is not None:
+        option = "--sensitive-layer"
+        named[layer_name(option, options.sensitive_layer)] = option
+    for name in named.keys() - set(spec.linears()):
+        raise ConfigError(f"{named[name]} {name}: this encoder has blocks 0..{spec.depth - 1}")

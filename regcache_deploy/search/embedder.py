@@ -1,0 +1,80 @@
+"""A fixed set of images under any quantized encoder; finished embeddings are kept like trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.images import Images
+from ..encoders.canonical import Encoder
+from ..encoders.regcache import RegCacheConfig
+from ..evaluation.corners import calibrate_corner, simulate
+from ..quantization.baselines import Baseline
+from ..quantization.simulate import Calibration, Quantization
+from ..work.cache import PartCache
+from ..work.progress import Reporter
+from .problem import register_hash
+
+
+@dataclass
+class Embedder:
+    """Embeds one image set.
+
+    Attributes:
+        title: of the images, for progress.
+        encoder: in floating point.
+        images: what is embedded.
+        tokens: `[c, N, D]` of the calibration images at the input of block 0.
+        cache: keeps embeddings.
+        batch_size: images per forward pass.
+        reporter: shows progress.
+        warnings: of the calibrations, by the name of what was embedded; also where the embedding
+            was finished before.
+    """
+
+    title: str
+    encoder: Encoder
+    images: Images
+    tokens: Tensor
+    cache: PartCache
+    batch_size: int
+    reporter: Reporter
+
+    warnings: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+
+    @property
+    def float_features(self) -> Tensor:
+        """Embeddings `[n, E]` of the float model."""
+        return self._features("fp32", lambda: Calibration(self.encoder, Quantization()))
+
+    def features(
+        self, name: str, baseline: Baseline, config: RegCacheConfig, register: Mapping[int, Tensor]
+    ) -> Tensor:
+        """Embeddings `[n, E]` with the whole encoder calibrated for one choice."""
+        key = {
+            "quantizer": baseline.identity(),
+            "config": config.to_json(),
+            "register": register_hash(register if config.has_prefix else {}),
+        }
+        calibrate = partial(
+            calibrate_corner, baseline, self.encoder, self.tokens, config, dict(register)
+        )
+        return self._features(name, calibrate, **key)
+
+    def _features(self, name: str, calibrate: Any, **key: Any) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            batches = -(-len(self.images) // self.batch_size)
+            with self.reporter.stage(f"{self.title}: {name}", batches) as advance:
+                calibration = calibrate()
+                found = simulate(calibration, self.images.batches(self.batch_size), advance)
+            text = "\n".join(calibration.warnings).encode()
+            return {"features": found, "warnings": torch.tensor(list(text), dtype=torch.uint8)}
+
+        part = self.cache.part("embedding", compute, images=self.images.fingerprint(), **key)
+        self.warnings[name] = tuple(bytes(part["warnings"].tolist()).decode().splitlines())
+        return part["features"]

@@ -1,0 +1,78 @@
+"""Figures and names as text, the same way on the page and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def metric_title(name: str) -> str:
+    return {"top1": "top-1", "cosine": "cosine", "mse": "1 - relative error"}[name]
+
+
+def value_text(metric: str, value: float) -> str:
+    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"
+
+
+def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return ""
+    digits = 2 if metric == "top1" else 5
+    return (
+        f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
+    )
+
+
+def p_text(pair: dict[str, Any] | None) -> str:
+    return "" if pair is None else f"{pair['p_value']:.2g}"
+
+
+def count_text(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def for_rich(text: str) -> str:
+    """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
+    from rich.markup import escape
+
+    return escape(text.encode(errors="backslashreplace").decode())
+
+
+def speedup_head(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Head of the column of ratios, with the file that they are over where it is one."""
+    over = {row["speedup_over"] for row in rows if "speedup" in row}
+    return f"faster than {over.pop()} [95 %]" if len(over) == 1 else "faster [95 %]"
+
+
+def no_gain_text(tried: Iterable[tuple[int, int]], end: str = "") -> str:
+    """Why nothing was chosen.
+
+    Args:
+        tried: prefix and delete counts of every evaluation.
+        end: follows a comma.
+    """
+    prefixes, deletions = zip(*tried, strict=True)
+    kinds = {"prefix": max(prefixes), "deletion": max(deletions)}
+    asked = " and ".join(f"no {kind}" for kind, most in kinds.items() if most)
+    if not asked:
+        return "No prefix and no deletion: neither was asked for."
+    return f"No gain: {asked} beat the baseline alone on the search images{',' * bool(end)}{end}."
+
+
+def not_tried_lines(choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a search's budget kept it from asking, in one line, and how to have it asked."""
+    if not choices:
+        return []
+    counts = {
+        "copies of the prefix": [choice["prefix_count"] for choice in choices],
+        "deleted tokens": [choice["delete_count"] for choice in choices],
+    }
+    ranges = [
+        f"{min(found)} to {max(found)} {name}" if len(set(found)) > 1 else f"{found[0]} {name}"
+        for name, found in counts.items()
+    ]
+    plural = "s were" if len(choices) > 1 else " was"
+    return [
+        f"{len(choices)} choice{plural} not tried, for lack of budget: {' with '.join(ranges)}; "
+        "raise --search-images or --budget-fraction."
+    ]

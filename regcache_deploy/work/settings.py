@@ -1,0 +1,64 @@
+"""Options, defined once: a field of a frozen dataclass says its default and its words of help.
+
+Every room has settings of its own, which hold what it reads. `cli/arguments.py` makes the command
+line (and with it the configuration file) from the fields, `run/options.py` one object from the
+rooms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError
+
+MAX_THREADS = 1024
+
+
+def setting(default: Any, text: str, metavar: str | None = None) -> Any:
+    """A field of a settings class.
+
+    Args:
+        default: its value where the user says nothing; None means that the command decides.
+        text: for `--help`.
+        metavar: stands for the value there.
+    """
+    return field(default=default, metadata={"help": text, "metavar": metavar})
+
+
+def in_range(option: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Raise ConfigError unless `low <= value <= high`; None is always in range."""
+    if value is None or (value >= low and (high is None or value <= high)):
+        return
+    limits = f"at least {low}" if high is None else f"{low} to {high}"
+    raise ConfigError(f"{option} {value} is out of range: take {limits}")
+
+
+def one_of(option: str, value: str, words: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the value is one of the words."""
+    if value not in words:
+        raise ConfigError(f"{option} {value}: take one of {', '.join(words)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError where numpy's generators would refuse `seed`."""
+    in_range("--seed", seed, 0, 2**32 - 1)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """What a run takes of the machine, and its seed. Raises ConfigError out of range."""
+
+    batch_size: int = setting(32, "images per forward pass", "N")
+    threads: int | None = setting(None, "CPU threads", "N")
+    seed: int = setting(0, "for every random choice", "N")
+
+    def __post_init__(self) -> None:
+        in_range("--batch-size", self.batch_size, 1)
+        in_range("--threads", self.threads, 1, MAX_THREADS)
+        check_seed(self.seed)
