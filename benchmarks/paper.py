@@ -125,7 +125,9 @@ def _measure(
         )
         options.check_paths()
     reporter = Reporter(quiet=not args.verbose)
-    result = run_search(options, SearchSettings(), reporter, parts=place / "parts", model=shallow)
+    result = run_search(
+        options, SearchSettings(two_counts=False), reporter, parts=place / "parts", model=shallow
+    )
     scale = 100 if result.metric == "top1" else 1
     config = result.config
     return {

@@ -43,6 +43,7 @@ class ExportOptions:
         bits: widths of weights and activations, written W8A8.
         observer: how `naive` sets an activation's range; the others have ways of their own.
         prefix_block, prefix_count, delete_count: fix a choice instead of searching it.
+        range_delete_count: tokens absent while ranges are set; None is searched, or `delete_count`.
         calibration_images, search_images: how many images each stage takes.
         batch_size: images per forward pass.
         threads: CPU threads; None leaves the libraries' own choice.
@@ -77,6 +78,7 @@ class ExportOptions:
     prefix_block: int | None = None
     prefix_count: int | None = None
     delete_count: int | None = None
+    range_delete_count: int | None = None
     calibration_images: int = 64
     search_images: int = 512
     batch_size: int = 32
@@ -113,6 +115,7 @@ class ExportOptions:
         _in_range("--prefix-block", self.prefix_block, 0)
         _in_range("--prefix-count", self.prefix_count, 0, MAX_PREFIX_COUNT)
         _in_range("--delete-count", self.delete_count, 0)
+        _in_range("--range-delete-count", self.range_delete_count, self.delete_count or 0)
         _in_range("--calibration-images", self.calibration_images, 1)
         _in_range("--search-images", self.search_images, 1)
         _in_range("--batch-size", self.batch_size, 1)

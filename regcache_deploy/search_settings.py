@@ -36,6 +36,8 @@ class SearchSettings:
         delete_at: sinks leave at the input of block k, or between its attention and its MLP.
         objective: `auto` is top-1 where there are labels and a text head, else cosine.
         memory: budget for hidden states, GiB.
+        two_counts: the ranges may be set without sinks that the graph keeps, which saturate then;
+            False is the published method, in which every absent token is deleted.
         error: probability with which racing may drop the best choice, and with which a gain is
             claimed where there is none.
 
@@ -49,6 +51,7 @@ class SearchSettings:
     candidates: str = "average"
     delete_at: str = "block_input"
     objective: str = "auto"
+    two_counts: bool = True
     memory: float = 4.0
     error: float = 0.05
 

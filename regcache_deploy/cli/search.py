@@ -32,6 +32,7 @@ OPTIONS = (
     "prefix_block",
     "prefix_count",
     "delete_count",
+    "range_delete_count",
     "calibration_images",
     "search_images",
     "batch_size",
@@ -72,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="chance that racing drops the best choice, or finds a gain in noise "
         "(default %(default)s)",
+    )
+    reading.add_argument(
+        "--two-counts",
+        action=argparse.BooleanOptionalAction,
+        default=settings.two_counts,
+        help="also set ranges without sinks that the graph keeps; --no-two-counts is as published "
+        "(default: yes)",
     )
     add_choice_arguments(parser)
     parser.add_argument(

@@ -87,6 +87,13 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
     add_count(choice, "--prefix-block", default.prefix_block, "first block that sees the prefix")
     add_count(choice, "--prefix-count", default.prefix_count, "copies of the prefix; 0 is none")
     add_count(choice, "--delete-count", default.delete_count, "sink tokens to delete; 0 is none")
+    add_count(
+        choice,
+        "--range-delete-count",
+        default.range_delete_count,
+        "sink tokens absent while ranges are set; those that are not deleted saturate "
+        "(alone: --delete-count is searched; with --delete-count alone: the same)",
+    )
 
 
 def add_count(

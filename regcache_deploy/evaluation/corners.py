@@ -1,4 +1,4 @@
-"""Every comparison has its corners: the baseline alone, prefix only, delete only, both."""
+"""Every comparison has its corners: the baseline alone, each half, saturation, and the choice."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 
 def corner_configs(config: RegCacheConfig) -> dict[str, RegCacheConfig]:
-    """The four corners of a choice, by their names in reports."""
+    """The corners of a choice, by their names in reports.
+
+    `delete_only` keeps both delete counts and has no prefix. `saturate` has the prefix, ranges set
+    without the sinks, and a graph that deletes none of them.
+    """
     return {
-        "baseline": replace(config, prefix_count=0, delete_count=0),
-        "prefix_only": replace(config, delete_count=0),
+        "baseline": replace(config, prefix_count=0).deleting(0),
+        "prefix_only": config.deleting(0),
         "delete_only": replace(config, prefix_count=0),
+        "saturate": config.deleting(0, config.range_delete_count),
         "regcache": config,
     }
 
@@ -87,11 +92,16 @@ def evaluate_corners(
     with reporter.stage("evaluation of all corners", (len(runs) + 1) * batches) as advance:
         plain = Calibration(encoder, Quantization())
         features["fp32"] = simulate(plain, sets.evaluation.batches(batch_size), advance)
+        ran: dict[tuple[RegCacheConfig, str], tuple[Tensor, Calibration]] = {}
         for name, corner, quantizer in runs:
-            calibration = calibrate_corner(
-                quantizer, encoder, sets.calibration_tokens, corner, register
-            )
-            features[name] = simulate(calibration, sets.evaluation.batches(batch_size), advance)
-            if name == "regcache":
-                chosen = calibration
-    return features, chosen
+            key = corner, quantizer.form
+            if key in ran:
+                advance(batches)
+            else:
+                calibration = calibrate_corner(
+                    quantizer, encoder, sets.calibration_tokens, corner, register
+                )
+                found = simulate(calibration, sets.evaluation.batches(batch_size), advance)
+                ran[key] = found, calibration
+            features[name] = ran[key][0]
+    return features, ran[config, baseline.form][1]

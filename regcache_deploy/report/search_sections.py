@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .format import count_text, difference_text, metric_title, p_text, value_text
+from .format import (
+    absent_count,
+    count_text,
+    deletion_text,
+    difference_text,
+    metric_title,
+    p_text,
+    value_text,
+)
 from .parts import Section, Table, plot_picture
 
 CORNER_TITLES = {
@@ -14,6 +22,7 @@ CORNER_TITLES = {
     "baseline": "baseline alone",
     "prefix_only": "prefix only",
     "delete_only": "delete only",
+    "saturate": "prefix + saturation",
     "regcache": "RegCache",
     "deployed": "RegCache, deployed",
 }
@@ -50,13 +59,13 @@ def accuracy_lines(document: dict[str, Any]) -> list[str]:
 def decision(folder: Path, document: dict[str, Any]) -> Section:
     """What was chosen."""
     gain = document.get("gain")
-    has_prefix, deletes = document["prefix_count"] > 0, document["delete_count"] > 0
+    has_prefix, absent = document["prefix_count"] > 0, absent_count(document) > 0
     text = []
     if gain is None:
         text = ["The export keeps no pictures; `regcache search` draws them."]
     elif not gain["found"]:
         tried = nothing_tried_helps(
-            (trial["prefix_count"], trial["delete_count"]) for trial in document["trials"]
+            (trial["prefix_count"], absent_count(trial)) for trial in document["trials"]
         )
         text.append(
             f"No gain: {tried} beat the baseline alone on the search images, so none is used."
@@ -74,10 +83,8 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
         ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
         [
-            "deleted tokens per image",
-            f"{document['delete_count']} in block {document['delete_block']}"
-            if deletes
-            else "none",
+            "sink tokens per image",
+            f"{deletion_text(document)} in block {document['delete_block']}" if absent else "none",
         ],
         [
             "search objective",
@@ -188,7 +195,14 @@ def tokens(folder: Path, document: dict[str, Any]) -> Section | None:
                 f"The {document['delete_count']} patches that are deleted, on search images.",
             )
         )
-    return Section("tokens", "The sink tokens", pictures=pictures)
+    text = []
+    if saturated := absent_count(document) - document["delete_count"]:
+        text.append(
+            f"The ranges were set without {saturated} more tokens per image than are deleted. In "
+            "floating point, as drawn here, they stay massive; in the quantized encoder they "
+            f"saturate at fc2 of block {document['delete_block']}."
+        )
+    return Section("tokens", "The sink tokens", text, pictures=pictures)
 
 
 def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
@@ -202,6 +216,8 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
     for row in rows:
         lines = []
         for variant in VARIANTS:
+            if variant not in row["cells"]:
+                continue  # written before there was this row
             cell = row["cells"][variant]
             if cell["value"] is None:
                 lines.append([TITLES[variant], "-", cell["reason"], ""])
@@ -218,7 +234,7 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
         choice = row["choice"]
         caption = (
             f"{row['baseline']}, {row['bits']}: prefix {choice['prefix_count']} from block "
-            f"{choice['prefix_block']}, {choice['delete_count']} deleted in block "
+            f"{choice['prefix_block']}, {deletion_text(choice)} in block "
             f"{choice['delete_block']}"
         )
         tables.append(

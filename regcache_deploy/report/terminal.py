@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..result import CORNERS, ExportResult
-from .format import difference_text, for_rich, p_text
+from .format import deletion_text, difference_text, for_rich, p_text
 from .search_sections import NONE_ASKED_FOR, nothing_tried_helps
 
 CORNER_TITLES = {
@@ -15,6 +15,7 @@ CORNER_TITLES = {
     "baseline": "baseline alone",
     "prefix_only": "prefix only",
     "delete_only": "delete only",
+    "saturate": "prefix + saturation",
     "regcache": "RegCache (simulated)",
     "deployed": "RegCache (deployed, ONNX Runtime)",
 }
@@ -64,7 +65,7 @@ def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untype
     choice = row["choice"]
     table = Table(
         title=f"{row['baseline']}, {row['bits']} (prefix {choice['prefix_count']} from block "
-        f"{choice['prefix_block']}, {choice['delete_count']} deleted)"
+        f"{choice['prefix_block']}, {deletion_text(choice)})"
     )
     for name in ("", _metric(metric), "against the baseline [95 %]", "p"):
         table.add_column(name, justify="right" if name == _metric(metric) else "left")
@@ -112,8 +113,9 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "chosen prefix block": str(config.prefix_block) if config.has_prefix else "none",
         "prefix-add blocks": f"{blocks[0]}..{blocks[-1]}" if blocks else "none",
         "prefix count": str(config.prefix_count),
-        "delete block": str(config.delete_block) if config.deletes else "none",
+        "delete block": str(config.delete_block) if config.range_delete_count else "none",
         "delete count": str(config.delete_count),
+        "absent while ranges are set": str(config.range_delete_count),
         f"search {_metric(result.search_metric)}": (
             f"{_value(result.search_metric, result.search_accuracy)} on {result.n_search} images"
         ),
@@ -176,7 +178,7 @@ def _footnotes(result: ExportResult) -> list[str]:
 def _no_gain(result: ExportResult, p: str = "") -> str:
     """Why nothing was chosen."""
     configs = [trial.config for trial in result.trials]
-    tried = nothing_tried_helps((c.prefix_count, c.delete_count) for c in configs)
+    tried = nothing_tried_helps((c.prefix_count, c.range_delete_count) for c in configs)
     if not tried:
         return NONE_ASKED_FOR
     return f"No gain: {tried} beat the baseline alone on these images{p}."

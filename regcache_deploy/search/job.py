@@ -65,9 +65,17 @@ class FoundChoice:
 
 
 def search_space(
-    options: ExportOptions, encoder: Encoder, block: int, delete_at: str = "block_input"
+    options: ExportOptions,
+    encoder: Encoder,
+    block: int,
+    delete_at: str = "block_input",
+    two_counts: bool = False,
 ) -> SearchSpace:
-    """The paper's space around the sensitive block, less what the user fixed."""
+    """The paper's space around the sensitive block, less what the user fixed.
+
+    With `two_counts`, ranges may be set without tokens that the graph keeps. A delete count that
+    the user fixed alone is that of both.
+    """
     space = SearchSpace(
         tuple(range(max(0, block - LOOK_BACK), block + 1)),
         block,
@@ -78,8 +86,12 @@ def search_space(
         space = replace(space, blocks=(options.prefix_block,))
     if options.prefix_count is not None:
         space = replace(space, prefix=(options.prefix_count,))
+    if two_counts and options.delete_count is None:
+        space = replace(space, ranges=space.delete)
     if options.delete_count is not None:
         space = replace(space, delete=(options.delete_count,))
+    if options.range_delete_count is not None:
+        space = replace(space, ranges=(options.range_delete_count,))
     return space
 
 
@@ -122,6 +134,8 @@ def find_choice(
 ) -> FoundChoice:
     """Search RegCache's numbers for one encoder, one baseline and one bit width.
 
+    Its cost is told beside that of the published grid, whatever the space.
+
     Raises:
         ConfigError: an objective that these images cannot have, or a folder that is full.
         DataError: non-finite activations.
@@ -145,7 +159,9 @@ def find_choice(
             seed=options.seed,
             advance=advance,
         )
-    space = search_space(options, encoder, sensitivity.block, settings.delete_at)
+    space = search_space(
+        options, encoder, sensitivity.block, settings.delete_at, settings.two_counts
+    )
     with reporter.stage("register candidates", len(space.blocks)) as advance:
         ranking, captures = find_captures(encoder, sets, space, settings, options.batch_size)
         advance(len(space.blocks))
@@ -170,7 +186,9 @@ def find_choice(
     block = best.prefix_block if best.has_prefix else space.blocks[-1]
     cost = SearchCost(
         block_forwards=cache.work.block_forwards,
-        exhaustive_block_forwards=exhaustive_block_forwards(space, depth, size, calibration, walks),
+        exhaustive_block_forwards=exhaustive_block_forwards(
+            space.published, depth, size, calibration, walks
+        ),
         seconds=time.monotonic() - began,
         resumed_block_forwards=cache.work.resumed,
         hidden_state_bytes=problem.budget.used,
