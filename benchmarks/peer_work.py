@@ -27,6 +27,7 @@ from regcache_deploy.planning import make_plan
 from regcache_deploy.progress import Reporter
 from regcache_deploy.quantization import Bits, Calibration, Quantization, make_baseline
 from regcache_deploy.quantization.tensorrt import for_tensorrt
+from regcache_deploy.report.format import deletion_text
 from regcache_deploy.search.job import find_choice
 from regcache_deploy.search_settings import SearchSettings
 from regcache_export.graph import build_model, serialize
@@ -226,5 +227,5 @@ class Work:
             return f"no prefix and no deletion ({how})"
         return (
             f"prefix {config.prefix_count} from block {config.prefix_block}, "
-            f"{config.delete_count} deleted in block {config.delete_block} ({how})"
+            f"{deletion_text(config.to_json())} in block {config.delete_block} ({how})"
         )
