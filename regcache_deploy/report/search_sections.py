@@ -116,7 +116,7 @@ def cost(folder: Path, document: dict[str, Any]) -> Section | None:
     grid = spent["exhaustive_block_forwards"]
     text = [
         f"{count_text(spent['block_forwards'])} block-forwards (one image through one block), all "
-        f"preparations included. The full grid takes {count_text(grid)}, "
+        f"preparations included. The published grid (t, tau, k~) takes {count_text(grid)}, "
         f"{grid / spent['block_forwards']:.1f} times as many. "
         f"{spent['seconds']:.0f} s; largest process size "
         f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."

@@ -87,7 +87,7 @@ def _search_footnotes(result: ExportResult) -> list[str]:
     proxy = details["sensitivity"]["proxy"]["block"]
     recall = ", ".join(f"block {t} {share:.0%}" for t, share in details["ranking_recall"].items())
     lines = [
-        f"Cost: {cost['block_forwards']:,} block-forwards in all; the full grid takes "
+        f"Cost: {cost['block_forwards']:,} block-forwards in all; the published grid takes "
         f"{cost['exhaustive_block_forwards']:,}.",
         f"Most sensitive block by the one-pass proxy: {proxy}.",
         f"Recall of fc2-input candidates by block-input ranking: {recall}.",
