@@ -125,6 +125,7 @@ def _measure(
         )
         options.check_paths()
     reporter = Reporter(quiet=not args.verbose)
+    options = replace(options, two_counts=False)
     result = run_search(options, reporter, parts=place / "parts", model=shallow)
     scale = 100 if result.metric == "top1" else 1
     config = result.config

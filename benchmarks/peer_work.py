@@ -29,6 +29,7 @@ from regcache_deploy.quantization.simulate import Calibration, Quantization
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.search.find import find_choice
+from regcache_deploy.work.format import deletion_text
 from regcache_deploy.work.progress import Reporter
 from regcache_export.graph import build_model, serialize
 from regcache_export.plan import Plan
@@ -225,5 +226,5 @@ class Work:
             return f"no prefix and no deletion ({how})"
         return (
             f"prefix {config.prefix_count} from block {config.prefix_block}, "
-            f"{config.delete_count} deleted in block {config.delete_block} ({how})"
+            f"{deletion_text(config.to_json())} in block {config.delete_block} ({how})"
         )

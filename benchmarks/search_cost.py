@@ -104,7 +104,8 @@ def _choice(prefix: str, found: FoundChoice) -> dict[str, Any]:
     config = found.result.best
     return {
         f"{prefix}_choice": f"t={config.prefix_block} tau={config.prefix_count} "
-        f"k={config.delete_block} deleted={config.delete_count}",
+        f"k={config.delete_block} deleted={config.delete_count} "
+        f"absent={config.range_delete_count}",
         f"{prefix}_value": found.result.score.value,
     }
 

@@ -28,6 +28,10 @@ class RegCache:
     config: RegCacheConfig
     register: Mapping[int, Tensor] = field(default_factory=dict)
 
+    def for_ranges(self) -> RegCache:
+        """What is in place while ranges are set; the graph may delete fewer tokens."""
+        return RegCache(self.config.for_ranges(), self.register)
+
 
 def delete_sinks(tokens: Tensor, count: int, num_prefix_tokens: int) -> Tensor:
     """Drop the `count` patch tokens of largest l-inf norm, per image.

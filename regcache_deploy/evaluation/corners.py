@@ -1,4 +1,4 @@
-"""Every comparison has its corners: the baseline alone, prefix only, delete only, both."""
+"""Every comparison has its corners: the baseline alone, each half, saturation, and the choice."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from torch import Tensor
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache, RegCacheConfig
-from ..quantization.baselines import Baseline, make_baseline
-from ..quantization.simulate import Calibration, Quantization
-from ..work.progress import Reporter
+from ..quantization.baselines import Baseline
+from ..quantization.simulate import Calibration
 
 if TYPE_CHECKING:
-    from .image_sets import ImageSets
+    pass
 
 
 def corner_configs(config: RegCacheConfig) -> dict[str, RegCacheConfig]:
-    """The four corners of a choice, by their names in reports."""
+    """The corners of a choice, by their names in reports.
+
+    `delete_only` keeps both delete counts and has no prefix. `saturate` has the prefix, ranges set
+    without the sinks, and a graph that deletes none of them; `delete` deletes them all, as
+    published.
+    """
     return {
-        "baseline": replace(config, prefix_count=0, delete_count=0),
-        "prefix_only": replace(config, delete_count=0),
+        "baseline": replace(config, prefix_count=0).deleting(0),
+        "prefix_only": config.deleting(0),
         "delete_only": replace(config, prefix_count=0),
+        "saturate": config.deleting(0, config.range_delete_count),
+        "delete": config.for_ranges(),
         "regcache": config,
     }
 
@@ -59,39 +65,3 @@ def simulate(
         features.append(calibration.encoder(images, numerics, calibration.regcache))
         advance(1)
     return torch.cat(features)
-
-
-@torch.no_grad()
-def evaluate_corners(
-    baseline: Baseline,
-    encoder: Encoder,
-    sets: ImageSets,
-    config: RegCacheConfig,
-    register: dict[int, Tensor],
-    batch_size: int,
-    reporter: Reporter,
-) -> tuple[dict[str, Tensor], Calibration]:
-    """Run the evaluation images through FP32 and every corner.
-
-    Returns:
-        Corner -> embeddings `[n, E]`, with `paper/baseline` and `paper/regcache` where the
-        published quantizers differ from the deployed ones; and the calibration of `regcache`.
-    """
-    configs = corner_configs(config)
-    runs = [(name, corner, baseline) for name, corner in configs.items()]
-    if baseline.differences and baseline.form == "deploy":
-        paper = make_baseline(baseline.name, baseline.bits, "paper")
-        runs += [(f"paper/{name}", configs[name], paper) for name in ("baseline", "regcache")]
-    features: dict[str, Tensor] = {}
-    batches = -(-len(sets.evaluation) // batch_size)
-    with reporter.stage("evaluation of all corners", (len(runs) + 1) * batches) as advance:
-        plain = Calibration(encoder, Quantization())
-        features["fp32"] = simulate(plain, sets.evaluation.batches(batch_size), advance)
-        for name, corner, quantizer in runs:
-            calibration = calibrate_corner(
-                quantizer, encoder, sets.calibration_tokens, corner, register
-            )
-            features[name] = simulate(calibration, sets.evaluation.batches(batch_size), advance)
-            if name == "regcache":
-                chosen = calibration
-    return features, chosen

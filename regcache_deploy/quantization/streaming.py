@@ -85,7 +85,7 @@ def stream_limits(
         bits: layer -> width of its codes; the layers to observe.
         observer: `minmax`; `percentile` clips at the 99.99th of |x|; `mse` at the limit of least
             squared error.
-        regcache: active in the passes.
+        regcache: active in the passes, with every token absent that its ranges are set without.
 
     Raises:
         ConfigError: an unknown observer.
@@ -93,13 +93,14 @@ def stream_limits(
             activations; the message names the layer.
     """
     check_observer(observer)
+    present = regcache.for_ranges() if regcache else None
     ranges = {name: Range() for name in bits}
 
     def widen(name: str, x: Tensor) -> None:
         if name in ranges:
             ranges[name].update(x)
 
-    images = _pass(encoder, batches, regcache, widen)
+    images = _pass(encoder, batches, present, widen)
     if not images:
         raise DataError("calibration needs at least one image")
     largest = {name: found.max_abs for name, found in ranges.items()}
@@ -111,7 +112,7 @@ def stream_limits(
         if name in histograms:
             histograms[name].update(x)
 
-    again = _pass(encoder, batches, regcache, count)
+    again = _pass(encoder, batches, present, count)
     if again != images:
         raise DataError(f"the second pass found {again} images and the first one {images}")
     limits = largest | {n: h.clipping(observer, bits[n]) for n, h in histograms.items()}

@@ -53,7 +53,8 @@ def for_tensorrt(calibration: Calibration, tokens: Tensor, attention: bool = Tru
         for name, layer in calibration.quantization.linears.items()
     }
     observer = _Calibrator(Quantization(linears), blocks, encoder.spec.depth, regcache)
-    encoder.run_blocks(tokens, numerics=observer, regcache=regcache)
+    ranges = regcache.for_ranges() if regcache else None
+    encoder.run_blocks(tokens, numerics=observer, regcache=ranges)
     return replace(calibration, quantization=Quantization(observer.linears, observer.found))
 
 

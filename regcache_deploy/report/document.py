@@ -13,7 +13,15 @@ from ..errors import DataError
 from ..work.paths import DETAILS
 
 RESULT = "result.json"
-SAME_RUN = ("model", "baseline", "bits", "prefix_block", "prefix_count", "delete_count")
+SAME_RUN = (
+    "model",
+    "baseline",
+    "bits",
+    "prefix_block",
+    "prefix_count",
+    "delete_count",
+    "range_delete_count",
+)
 MEASURED = ("accuracy", "paired", "n_eval", "metric", "agreement", "bundle")
 """What an export measured itself, on its own held-out images, with the deployed graph."""
 

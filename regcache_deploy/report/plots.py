@@ -9,6 +9,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
+from ..work.format import absent_count
 from .drawing import COLOURS, FLOOR, GAP, MUTED, ROLES, draw_svg, new_figure
 
 
@@ -105,12 +106,12 @@ def deleted(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
 
 
 def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
-    """Every evaluated (tau, k~), each at its most images, with the choice."""
+    """Every evaluated (tau, k~ of the ranges), each at its most images, with the choice."""
     from matplotlib.ticker import MaxNLocator
 
     best: dict[tuple[int, int], dict[str, Any]] = {}
     for trial in document["trials"]:
-        key = trial["prefix_count"], trial["delete_count"]
+        key = trial["prefix_count"], absent_count(trial)
         rank = (trial["images"], trial["value"])
         if key not in best or rank > (best[key]["images"], best[key]["value"]):
             best[key] = trial
@@ -119,7 +120,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     figure, axes = new_figure(5.2, 3.9)
     dots = axes.scatter(
         [t["prefix_count"] for t in trials],
-        [t["delete_count"] for t in trials],
+        [absent_count(t) for t in trials],
         c=[t["value"] for t in trials],
         s=[60 + 160 * (t["images"] == most) for t in trials],
         marker="s",
@@ -128,7 +129,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     )
     axes.scatter(
         [document["prefix_count"]],
-        [document["delete_count"]],
+        [absent_count(document)],
         marker="*",
         s=90,
         color="white",
@@ -138,7 +139,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
         zorder=3,
     )
     axes.set_xlabel("prefix count τ")
-    axes.set_ylabel("delete count k̃")
+    axes.set_ylabel("delete count k̃ of the ranges")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(0.08)

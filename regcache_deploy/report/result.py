@@ -15,7 +15,16 @@ from regcache_engines.files import atomic_write_bytes
 from ..encoders.regcache import RegCacheConfig
 from ..search.result import Trial
 
-CORNERS = ("fp32", "baseline", "prefix_only", "delete_only", "regcache", "deployed")
+CORNERS = (
+    "fp32",
+    "baseline",
+    "prefix_only",
+    "delete_only",
+    "saturate",
+    "delete",
+    "regcache",
+    "deployed",
+)
 
 
 class Paired(Protocol):
@@ -101,6 +110,7 @@ class ExportResult:
             "prefix_count": config.prefix_count,
             "delete_block": config.delete_block,
             "delete_count": config.delete_count,
+            "range_delete_count": config.range_delete_count,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
             "n_search": self.n_search,
@@ -128,6 +138,7 @@ def write_trials(path: Path, trials: Sequence[Trial], objective: str) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = ["stage", "prefix_block", "prefix_count", "delete_block", "delete_count"]
+    columns += ["range_delete_count"]
     writer.writerow([*columns, "objective", "value", "fidelity", "n", "block_forwards"])
     for trial in trials:
         config = trial.config
@@ -136,8 +147,9 @@ def write_trials(path: Path, trials: Sequence[Trial], objective: str) -> None:
                 trial.stage,
                 config.prefix_block if config.has_prefix else "",
                 config.prefix_count,
-                config.delete_block if config.deletes else "",
+                config.delete_block if config.range_delete_count else "",
                 config.delete_count,
+                config.range_delete_count,
                 objective,
                 f"{trial.score.value:.6f}",
                 f"{trial.score.fidelity:.6f}",

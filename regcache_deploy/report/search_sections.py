@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..work.format import (
+    absent_count,
     count_text,
+    deletion_text,
     difference_text,
     metric_title,
     no_gain_text,
@@ -21,6 +23,8 @@ CORNER_TITLES = {
     "baseline": "baseline alone",
     "prefix_only": "prefix only",
     "delete_only": "delete only",
+    "saturate": "prefix + saturation",
+    "delete": "prefix + deletion, as published",
     "regcache": "RegCache",
     "deployed": "RegCache, deployed",
 }
@@ -55,12 +59,12 @@ def accuracy_lines(document: dict[str, Any]) -> list[str]:
 def decision(folder: Path, document: dict[str, Any]) -> Section:
     """What was chosen."""
     gain = document.get("gain")
-    has_prefix, deletes = document["prefix_count"] > 0, document["delete_count"] > 0
+    has_prefix, absent = document["prefix_count"] > 0, absent_count(document) > 0
     text = []
     if gain is None:
         text = ["The export keeps no pictures; `regcache search` draws them."]
     elif not gain["found"]:
-        tried = [(trial["prefix_count"], trial["delete_count"]) for trial in document["trials"]]
+        tried = [(trial["prefix_count"], absent_count(trial)) for trial in document["trials"]]
         text.append(no_gain_text(tried, " so none is used"))
     elif gain["p_value"] < 1:
         text.append(
@@ -74,10 +78,8 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
         ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
         [
-            "deleted tokens per image",
-            f"{document['delete_count']} in block {document['delete_block']}"
-            if deletes
-            else "none",
+            "sink tokens per image",
+            f"{deletion_text(document)} in block {document['delete_block']}" if absent else "none",
         ],
         [
             "search objective",
@@ -96,7 +98,7 @@ def cost(folder: Path, document: dict[str, Any]) -> Section | None:
     grid = spent["exhaustive_block_forwards"]
     text = [
         f"{count_text(spent['block_forwards'])} block-forwards (one image through one block), all "
-        f"preparations included. The full grid takes {count_text(grid)}, "
+        f"preparations included. The published grid (t, tau, k~) takes {count_text(grid)}, "
         f"{grid / spent['block_forwards']:.1f} times as many. "
         f"{spent['seconds']:.0f} s; largest process size "
         f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."
@@ -181,7 +183,14 @@ def tokens(folder: Path, document: dict[str, Any]) -> Section | None:
                 f"The {document['delete_count']} patches that are deleted, on search images.",
             )
         )
-    return Section("tokens", "The sink tokens", pictures=pictures)
+    text = []
+    if saturated := absent_count(document) - document["delete_count"]:
+        text.append(
+            f"The ranges were set without {saturated} more tokens per image than are deleted. In "
+            "floating point, as drawn here, they stay massive; in the quantized encoder they "
+            f"saturate at fc2 of block {document['delete_block']}."
+        )
+    return Section("tokens", "The sink tokens", text, pictures=pictures)
 
 
 def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
@@ -195,6 +204,8 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
     for row in rows:
         lines = []
         for variant in VARIANTS:
+            if variant not in row["cells"]:
+                continue  # written before there was this row
             cell = row["cells"][variant]
             if cell["value"] is None:
                 lines.append([TITLES[variant], "-", cell["reason"], ""])
@@ -211,7 +222,7 @@ def ablation(folder: Path, document: dict[str, Any]) -> Section | None:
         choice = row["choice"]
         caption = (
             f"{row['baseline']}, {row['bits']}: prefix {choice['prefix_count']} from block "
-            f"{choice['prefix_block']}, {choice['delete_count']} deleted in block "
+            f"{choice['prefix_block']}, {deletion_text(choice)} in block "
             f"{choice['delete_block']}"
         )
         tables.append(

@@ -7,22 +7,22 @@ import sys
 from typing import Any
 
 from ..work.format import (
+    deletion_text,
     difference_text,
     for_rich,
     no_gain_text,
     not_tried_lines,
     p_text,
 )
-from .result import (
-    CORNERS,
-    ExportResult,
-)
+from .result import CORNERS, ExportResult
 
 CORNER_TITLES = {
     "fp32": "FP32",
     "baseline": "baseline alone",
     "prefix_only": "prefix only",
     "delete_only": "delete only",
+    "saturate": "prefix + saturation",
+    "delete": "prefix + deletion, as published",
     "regcache": "RegCache (simulated)",
     "deployed": "RegCache (deployed, ONNX Runtime)",
 }
@@ -72,7 +72,7 @@ def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untype
     choice = row["choice"]
     table = Table(
         title=f"{row['baseline']}, {row['bits']} (prefix {choice['prefix_count']} from block "
-        f"{choice['prefix_block']}, {choice['delete_count']} deleted)"
+        f"{choice['prefix_block']}, {deletion_text(choice)})"
     )
     for name in ("", _metric(metric), "against the baseline [95 %]", "p"):
         table.add_column(name, justify="right" if name == _metric(metric) else "left")
@@ -94,7 +94,7 @@ def _search_footnotes(result: ExportResult) -> list[str]:
     proxy = details["sensitivity"]["proxy"]["block"]
     recall = ", ".join(f"block {t} {share:.0%}" for t, share in details["ranking_recall"].items())
     lines = [
-        f"Cost: {cost['block_forwards']:,} block-forwards in all; the full grid takes "
+        f"Cost: {cost['block_forwards']:,} block-forwards in all; the published grid takes "
         f"{cost['exhaustive_block_forwards']:,}.",
         f"Most sensitive block by the one-pass proxy: {proxy}.",
         f"Recall of fc2-input candidates by block-input ranking: {recall}.",
@@ -121,8 +121,9 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "chosen prefix block": str(config.prefix_block) if config.has_prefix else "none",
         "prefix-add blocks": f"{blocks[0]}..{blocks[-1]}" if blocks else "none",
         "prefix count": str(config.prefix_count),
-        "delete block": str(config.delete_block) if config.deletes else "none",
+        "delete block": str(config.delete_block) if config.range_delete_count else "none",
         "delete count": str(config.delete_count),
+        "absent while ranges are set": str(config.range_delete_count),
         f"search {_metric(result.search_metric)}": (
             f"{_value(result.search_metric, result.search_accuracy)} on {result.n_search} images"
         ),
@@ -186,7 +187,7 @@ def _footnotes(result: ExportResult) -> list[str]:
 def _no_gain(result: ExportResult, p: str = "") -> str:
     """Why nothing was chosen."""
     configs = [trial.config for trial in result.trials]
-    return no_gain_text([(c.prefix_count, c.delete_count) for c in configs], p)
+    return no_gain_text([(c.prefix_count, c.range_delete_count) for c in configs], p)
 
 
 def _metric(name: str) -> str:

@@ -14,7 +14,6 @@ from ..search.settings import SearchSettings
 from ..work.paths import DETAILS
 from .options import ExportOptions
 
-
 QUANTIZER = ("baseline", "bits", "observer")
 MACHINE = ("batch_size", "seed")
 
@@ -33,7 +32,7 @@ def searched_options(run: Path) -> dict[str, Any]:
         names = [*QUANTIZER, *MACHINE, *(f.name for room in rooms for f in fields(room))]
         found = {name: stored[name] for name in names}
         found["sensitive_layer"] = document["sensitive_layer"]
-        for name in ("prefix_block", "prefix_count", "delete_count"):
+        for name in ("prefix_block", "prefix_count", "delete_count", "range_delete_count"):
             found[name] = document[name]
     except FileNotFoundError as error:
         raise ConfigError(

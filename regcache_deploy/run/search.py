@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ..encoders.load import LoadedModel
-from ..work.paths import DETAILS
 from ..report.plots import write_plots
 from ..report.result import ExportResult, write_json, write_trials
 from ..search.ablation import run_ablation, write_ablation
 from ..search.find import FoundChoice
 from ..search.pictures import picture_data
 from ..search.settings import SearchSettings
+from ..work.paths import DETAILS
 from ..work.progress import Reporter
 from .options import ExportOptions
 from .study import Study, run_study

@@ -192,6 +192,7 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
         prefix_count=options.prefix_count or 0,
         delete_block=0,
         delete_count=options.delete_count or 0,
+        range_delete_count=max(options.delete_count or 0, options.range_delete_count or 0),
     ).check(spec)
     named = dict[str, str]()
     if options.keep_float != AUTO:

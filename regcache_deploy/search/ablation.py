@@ -33,7 +33,17 @@ from .settings import FindSettings, SearchSettings
 from .statistics import compare_scores
 
 ABLATION_BITS = ("W8A8", "W6A6", "W4A4")
-VARIANTS = ("fp32", "baseline", "clipping", "random_sink", "prefix_only", "delete_only", "both")
+VARIANTS = (
+    "fp32",
+    "baseline",
+    "clipping",
+    "random_sink",
+    "prefix_only",
+    "delete_only",
+    "saturate",
+    "delete",
+    "both",
+)
 TITLES = {
     "fp32": "FP32",
     "baseline": "baseline",
@@ -41,6 +51,8 @@ TITLES = {
     "random_sink": "random-sink prefix",
     "prefix_only": "prefix only",
     "delete_only": "delete only",
+    "saturate": "prefix + saturation",
+    "delete": "prefix + deletion, as published",
     "both": "both (RegCache)",
 }
 
@@ -50,6 +62,7 @@ COLUMNS = (
     "prefix_block",
     "prefix_count",
     "delete_count",
+    "range_delete_count",
     "row",
     "value",
     "difference_to_fp32",
@@ -141,7 +154,7 @@ def write_ablation(path: Path, rows: Iterable[AblationRow], setup: Mapping[str, 
     writer = csv.DictWriter(buffer, [*setup, *COLUMNS], restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        chosen = ("prefix_block", "prefix_count", "delete_count")
+        chosen = ("prefix_block", "prefix_count", "delete_count", "range_delete_count")
         numbers = {name: row.choice[name] for name in chosen}
         if not numbers["prefix_count"]:
             del numbers["prefix_block"]  # says nothing without a prefix
@@ -215,9 +228,9 @@ def _row(
 
 def _missing(variant: str, found: FoundChoice) -> str:
     config = found.result.best
-    if variant in ("random_sink", "prefix_only") and not config.has_prefix:
+    if variant in ("random_sink", "prefix_only", "saturate", "delete") and not config.has_prefix:
         return "the search chose no prefix"
-    if variant == "delete_only" and not config.deletes:
+    if variant in ("delete_only", "saturate", "delete") and not config.range_delete_count:
         return "the search chose no deletion"
     if variant == "both" and config.is_empty:
         return "no gain: the search chose neither"

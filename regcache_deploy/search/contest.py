@@ -29,15 +29,12 @@ FEWEST = 24
 TOLERANCE = 0.1
 """Of the contested images: what loses more tells that its whole column of taus is hopeless."""
 
-CORNERS = 4
-"""Full evaluations that the corners of the best choice may still take."""
-
-RESERVE = CORNERS + 3
-"""What asking leaves in the budget: the corners, and three to confirm."""
+TO_CONFIRM = 3
+"""Full evaluations that asking leaves in the budget, beside the corners of the best choice."""
 
 ROUNDS = 3
 
-Column = tuple[bool, int, int]
+Column = tuple[bool, int, int, int]
 
 
 def contest(
@@ -53,24 +50,25 @@ def contest(
     Returns:
         Choices that were not asked for lack of budget.
     """
-    size = book.problem.size
+    size, corners = book.problem.size, space.corner_count
+    reserve = corners + TO_CONFIRM
     dropped: set[RegCacheConfig] = set()
     book.full(alive[0], "final")
     for _ in range(ROUNDS):
         leader = book.leader
         anchors = [leader]
         for config in _ends(leader, alive):
-            if config in book.complete or allowance.covers(config, size, reserve=RESERVE):
+            if config in book.complete or allowance.covers(config, size, reserve=reserve):
                 book.full(config, "final")
                 anchors.append(config)
         rows = contested_images([book.complete[config] for config in anchors])
-        ahead, missed = _ask(book, _rivals(leader, alive, space), rows, allowance)
+        ahead, missed = _ask(book, _rivals(leader, alive, space), rows, allowance, reserve)
         dropped = (dropped | missed) - set(book.complete)
         beaten: set[Column] = set()
         for config in _by_trust(ahead, leader):
             if column(config) in beaten:
                 continue
-            if not allowance.covers(config, size, reserve=CORNERS):
+            if not allowance.covers(config, size, reserve=corners):
                 dropped.add(config)
             elif book.full(config, "final").value < book.complete[book.leader].value:
                 beaten |= {column(config)} - {column(leader)}
@@ -81,7 +79,8 @@ def contest(
 
 def column(config: RegCacheConfig) -> Column:
     """What choices that differ in nothing but tau share."""
-    return config.has_prefix, config.prefix_block, config.delete_count
+    counts = config.range_delete_count, config.delete_count
+    return config.has_prefix, config.prefix_block, *counts
 
 
 def contested_images(scores: Sequence[Score]) -> Tensor:
@@ -112,6 +111,7 @@ def _ask(
     rivals: Iterable[RegCacheConfig],
     rows: Tensor,
     allowance: Allowance,
+    reserve: int,
 ) -> tuple[list[RegCacheConfig], set[RegCacheConfig]]:
     """Rivals no worse on `rows` than the best one, best first; and those not asked."""
     best = float(book.complete[book.leader].per_image[rows].sum())
@@ -121,7 +121,7 @@ def _ask(
     for config in rivals:
         if config in book.complete or column(config) in hopeless:
             continue
-        if not allowance.covers(config, len(rows), reserve=RESERVE):
+        if not allowance.covers(config, len(rows), reserve=reserve):
             missed.add(config)
             continue
         outcomes[config] = book.ask(config, "contested images", rows)
@@ -146,8 +146,9 @@ def _rivals(
 ) -> list[RegCacheConfig]:
     """The leader's column, nearest tau first; the survivors; the columns of other target blocks.
 
-    The delete count is what the screen tells best, tau what it tells worst: so every tau of the
-    leader's delete count is a rival.
+    The delete count of the ranges is what the screen tells best, tau what it tells worst: so every
+    tau of the leader's delete counts is a rival. Behind its column come other delete counts of the
+    graph: once the sinks are out of the ranges, they differ by a few images.
     """
 
     def distance(config: RegCacheConfig) -> tuple[int, float]:
@@ -155,10 +156,16 @@ def _rivals(
         return abs(config.prefix_block - leader.prefix_block), float(step)
 
     same_count = [
-        space.config(block, tau, leader.delete_count)
+        space.config(block, tau, leader.delete_count, leader.range_delete_count)
         for block in space.blocks
         for tau in space.prefix
     ]
     same_count.sort(key=distance)
     own = [config for config in same_count if column(config) == column(leader)]
-    return list(dict.fromkeys([*own, *alive, *same_count]))
+    others = [
+        space.config(leader.prefix_block, leader.prefix_count, count, leader.range_delete_count)
+        for count in space.deleted(leader.range_delete_count)
+    ]
+    others.sort(key=lambda choice: abs(choice.delete_count - leader.delete_count))
+    rivals = dict.fromkeys([*own, *others, *alive, *same_count])
+    return [rival for rival in rivals if space.holds(rival)]

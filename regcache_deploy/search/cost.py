@@ -53,7 +53,8 @@ class SearchCost:
 
     Attributes:
         block_forwards: everything, from the float features to the decision.
-        exhaustive_block_forwards: see `exhaustive_block_forwards`; the grid alone.
+        exhaustive_block_forwards: see `exhaustive_block_forwards`; the published grid of (t, tau,
+            k~) alone, also where a second delete count was searched.
         seconds: wall time of this run.
         resumed_block_forwards: part of `block_forwards` that an earlier run had done.
         hidden_state_bytes: most bytes of hidden states held in memory at once.

@@ -73,7 +73,11 @@ class FoundChoice:
 
 
 def search_space(settings: FindSettings, encoder: Encoder, block: int) -> SearchSpace:
-    """The paper's space around the sensitive block, less what the user settings."""
+    """The paper's space around the sensitive block, less what the user fixed.
+
+    With `two_counts`, ranges may be set without tokens that the graph keeps. A delete count that
+    the user fixed alone is that of both.
+    """
     first = block if settings.prefix_blocks == "only" else max(0, block - LOOK_BACK)
     space = SearchSpace(
         tuple(range(first, block + 1)),
@@ -86,8 +90,12 @@ def search_space(settings: FindSettings, encoder: Encoder, block: int) -> Search
         space = replace(space, blocks=(settings.prefix_block,))
     if settings.prefix_count is not None:
         space = replace(space, prefix=(settings.prefix_count,))
+    if settings.two_counts and settings.delete_count is None:
+        space = replace(space, ranges=space.delete)
     if settings.delete_count is not None:
         space = replace(space, delete=(settings.delete_count,))
+    if settings.range_delete_count is not None:
+        space = replace(space, ranges=(settings.range_delete_count,))
     return space
 
 
@@ -129,6 +137,8 @@ def find_choice(
     rank_layers: bool = False,
 ) -> FoundChoice:
     """Search RegCache's numbers for one encoder, one baseline and one bit width.
+
+    Its cost is told beside that of the published grid, whatever the space.
 
     Args:
         rank_layers: measure every linear even where the choice does not depend on it.
@@ -199,7 +209,9 @@ def find_choice(
     block = best.prefix_block if best.has_prefix else space.blocks[-1]
     cost = SearchCost(
         block_forwards=cache.work.block_forwards,
-        exhaustive_block_forwards=exhaustive_block_forwards(space, depth, size, calibration, walks),
+        exhaustive_block_forwards=exhaustive_block_forwards(
+            space.published, depth, size, calibration, walks
+        ),
         seconds=time.monotonic() - began,
         resumed_block_forwards=cache.work.resumed,
         hidden_state_bytes=problem.budget.used,

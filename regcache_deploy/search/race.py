@@ -1,8 +1,10 @@
 """The race: many choices on few images, few choices on all of them.
 
 1. Screen, on a small subset. It follows the structure of the problem: the number of sinks does not
-   depend on the prefix, so delete counts are compared at one prefix; tau acts through log tau, so
-   a few values show its slope; then steps to neighbours.
+   depend on the prefix, so delete counts are compared at one prefix, those of the ranges with
+   everything absent deleted and with nothing deleted: too few absent is a disaster either way, too
+   many costs only what is deleted; tau acts through log tau, so a few values show its slope; then
+   steps to neighbours.
 2. What may still be best by the paired bootstrap (`statistics.survivors`) goes on. With a smooth
    objective: to more images, its leader's neighbours with it, and the last ones to all images. With
    top-1: to the images near the decision boundary, which alone tell good choices apart
@@ -25,7 +27,7 @@ from ..evaluation.objective import smooth_accuracy
 from .book import Allowance, TrialBook
 from .contest import contest
 from .result import preference
-from .space import SearchSpace
+from .space import Counts, SearchSpace
 from .statistics import survivors
 
 FIRST_IMAGES = 32
@@ -35,8 +37,8 @@ PROBE_PREFIX = 4
 COARSE_PREFIX = (1, 2, 8, 15)
 REFINEMENTS = 6
 KEPT_DELETES = 2
-FULL_RESERVE = 6
-"""Full evaluations that the screening leaves in the budget: four corners and two finalists."""
+FINALISTS_KEPT = 2
+"""Full evaluations that the screening leaves in the budget, beside the corners."""
 
 Pool = dict[RegCacheConfig, Score]
 
@@ -83,19 +85,25 @@ class Race:
         prefixes = [tau for tau in space.prefix if tau] or [0]
         probe = nearest(PROBE_PREFIX, prefixes)
         block = nearest(space.delete_block, space.blocks)
-        if 0 in space.prefix and 0 in space.delete:
+        if space.holds(space.nothing):
             start = self._look(pool, space.nothing, "screen: nothing", rows)
             if start is not None:
                 self.scale = float(start.margin.abs().median())
-        for count in space.delete:  # whatever the budget: without these, nothing has been tried
-            config = space.config(block, probe, count)
-            self._look(pool, config, "screen: delete count", rows, forced=True)
-        counts = list(dict.fromkeys(c.delete_count for c in self._ranked(pool)))[:KEPT_DELETES]
-        for count in counts:
-            if 0 in space.prefix:
-                self._look(pool, space.config(block, 0, count), "screen: no prefix", rows)
+        for absent in space.absent:
+            for count in ends(space.deleted(absent)):
+                config = space.config(block, probe, count, absent)
+                # One for every count whatever the budget: without these, nothing has been tried.
+                forced = count == max(space.deleted(absent))
+                self._look(pool, config, "screen: delete count", rows, forced=forced)
+        if space.two_counts:
+            self._between(pool, block, probe, rows)
+        for absent, count in self._kept_counts(pool):
+            alone = space.config(block, 0, count, absent)
+            if space.holds(alone):
+                self._look(pool, alone, "screen: no prefix", rows)
             for other in space.blocks:
-                self._look(pool, space.config(other, probe, count), "screen: block", rows)
+                config = space.config(other, probe, count, absent)
+                self._look(pool, config, "screen: block", rows)
         for config in self._ranked(pool)[:2]:
             for tau in COARSE_PREFIX:
                 if tau in space.prefix:
@@ -103,9 +111,32 @@ class Race:
                         config.prefix_block if config.has_prefix else block,
                         tau,
                         config.delete_count,
+                        config.range_delete_count,
                     )
                     self._look(pool, choice, "screen: prefix count", rows)
         self._refine(pool, rows, FIRST_IMAGES, "screen: neighbours")
+
+    def _between(self, pool: Pool, block: int, probe: int, rows: Tensor) -> None:
+        """Delete half of what is absent, where the ends look best."""
+        ranges = [c.range_delete_count for c in self._ranked(pool) if c.range_delete_count]
+        for absent in list(dict.fromkeys(ranges))[:KEPT_DELETES]:
+            half = nearest(absent // 2, self.space.deleted(absent))
+            config = self.space.config(block, probe, half, absent)
+            self._look(pool, config, "screen: delete count", rows)
+
+    def _kept_counts(self, pool: Pool) -> list[Counts]:
+        """The best delete counts; with two of them, the best of every kind.
+
+        On few images all that saturates looks alike, so the two best would be neighbours.
+        """
+        ranked = [(c.range_delete_count, c.delete_count) for c in self._ranked(pool)]
+        if not self.space.two_counts:
+            return list(dict.fromkeys(ranked))[:KEPT_DELETES]
+        kinds: dict[tuple[bool, bool], Counts] = {}
+        for absent, count in ranked:
+            if absent or not kinds:
+                kinds.setdefault((count == absent, count == 0), (absent, count))
+        return list(kinds.values())
 
     def _refine(self, pool: Pool, rows: Tensor, calibration: int | None, stage: str) -> None:
         for _ in range(REFINEMENTS):
@@ -127,7 +158,8 @@ class Race:
         forced: bool = False,
     ) -> Score | None:
         if config not in pool:
-            covered = self.allowance.covers(config, len(rows), calibration, FULL_RESERVE)
+            reserve = self.space.corner_count + FINALISTS_KEPT
+            covered = self.allowance.covers(config, len(rows), calibration, reserve)
             # The first one is always affordable: a race needs a runner.
             if pool and not forced and not covered:
                 self.missed[config] = None
@@ -156,15 +188,14 @@ class Race:
             self.book.full(config, "corner")
         self.book.full(alive[0], "final")
         for config in alive[1:]:
-            if len(self.book.complete) >= FINALISTS + 4 or not self.allowance.covers(
-                config, self.size
-            ):
+            most = FINALISTS + self.space.corner_count
+            if len(self.book.complete) >= most or not self.allowance.covers(config, self.size):
                 self.missed[config] = None
                 continue
             self.book.full(config, "final")
 
     def _corners(self, forced: bool) -> None:
-        """Nothing, prefix only and delete only beside the best: everybody looks at them."""
+        """The corners beside the best: everybody looks at them."""
         for config in self.space.corners_of(self.book.leader):
             if forced or self.allowance.covers(config, self.size):
                 self.book.full(config, "corner")
@@ -193,19 +224,38 @@ class Race:
 def neighbours(config: RegCacheConfig, space: SearchSpace) -> list[RegCacheConfig]:
     """Choices one step away in tau or k~ or both, and the other target blocks.
 
+    A step of the ranges' count keeps what is special about the graph's: all of them, none, or a
+    number between, which takes steps of its own.
+
     The best block depends on tau: on a planted ViT-B/16 block k was the worst of four at tau 4 and
     the best one at tau 6. So all of them are asked wherever the walk through tau has come.
     """
     out = [
-        space.config(config.prefix_block, tau, count)
+        space.config(config.prefix_block, tau, count, absent)
         for tau in around(config.prefix_count, space.prefix)
-        for count in around(config.delete_count, space.delete)
+        for absent, count in _beside(config, space)
     ]
     if config.has_prefix:
+        tau, count, absent = config.prefix_count, config.delete_count, config.range_delete_count
+        out += [space.config(block, tau, count, absent) for block in space.blocks]
         out += [
-            space.config(block, config.prefix_count, config.delete_count) for block in space.blocks
+            space.config(config.prefix_block, tau, other, absent)
+            for other in around(count, space.deleted(absent))
         ]
-    return list(dict.fromkeys(out))
+    return [choice for choice in dict.fromkeys(out) if space.holds(choice)]
+
+
+def _beside(config: RegCacheConfig, space: SearchSpace) -> list[Counts]:
+    found = []
+    for absent in around(config.range_delete_count, space.absent):
+        wanted = config.delete_count if config.saturates else absent
+        found.append((absent, nearest(wanted, space.deleted(absent))))
+    return found
+
+
+def ends(values: tuple[int, ...]) -> list[int]:
+    """The last and the first one."""
+    return list(dict.fromkeys([*values[-1:], *values[:1]]))
 
 
 def around(value: int, allowed: tuple[int, ...]) -> tuple[int, ...]:

@@ -58,6 +58,12 @@ class SearchResult:
         return [trial for trial in self.trials if trial.images == most]
 
 
-def preference(config: RegCacheConfig, score: Score) -> tuple[float, float, int, int, int]:
-    """Best value, then fidelity; then the smaller intervention."""
-    return (*score.key, -config.prefix_count, -config.delete_count, config.prefix_block)
+def preference(config: RegCacheConfig, score: Score) -> tuple[float, float, int, int, int, int]:
+    """Best value, then fidelity; then the smaller intervention, then the fewer tokens."""
+    return (
+        *score.key,
+        -config.prefix_count,
+        -config.range_delete_count,
+        config.delete_count,
+        config.prefix_block,
+    )

@@ -64,6 +64,11 @@ class SearchSettings:
         "the prefix is seen from its block on, or in the sensitive block only (DINOv2 in v4)",
     )
     objective: str = _word("objective", "auto is top-1 with labels and a text encoder, else cosine")
+    two_counts: bool = setting(
+        True,
+        "also set ranges without sinks that the graph keeps, which saturate then; "
+        "--no-two-counts is the published method",
+    )
     error: float = setting(
         0.05, "chance that racing drops the best choice, or finds a gain in noise", "P"
     )
@@ -103,11 +108,18 @@ class FixedChoice:
     prefix_block: int | None = setting(None, "first block that sees the prefix", "N")
     prefix_count: int | None = setting(None, "copies of the prefix; 0 is none", "N")
     delete_count: int | None = setting(None, "sink tokens to delete; 0 is none", "N")
+    range_delete_count: int | None = setting(
+        None,
+        "sink tokens absent while ranges are set; those that are not deleted saturate (alone: "
+        "--delete-count is searched; with --delete-count alone: the same)",
+        "N",
+    )
 
     def __post_init__(self) -> None:
         in_range("--prefix-block", self.prefix_block, 0)
         in_range("--prefix-count", self.prefix_count, 0, MAX_PREFIX_COUNT)
         in_range("--delete-count", self.delete_count, 0)
+        in_range("--range-delete-count", self.range_delete_count, self.delete_count or 0)
         if self.sensitive_layer is not None:
             layer_name("--sensitive-layer", self.sensitive_layer)
 

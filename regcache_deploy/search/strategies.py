@@ -31,8 +31,12 @@ def race_budget(
     walks: int = 1,
     share: float = SHARE,
 ) -> int:
-    """Block-forwards of the default strategy: a share of the exhaustive grid."""
-    return int(share * exhaustive_block_forwards(space, depth, n, calibration, walks))
+    """Block-forwards of the default strategy: a share of the published grid of (t, tau, k~).
+
+    A second delete count makes the space larger and the budget not.
+    """
+    grid = exhaustive_block_forwards(space.published, depth, n, calibration, walks)
+    return int(share * grid)
 
 
 def search(

@@ -31,6 +31,18 @@ def count_text(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
 
 
+def absent_count(choice: Mapping[str, Any]) -> int:
+    """Tokens that were absent while the ranges were set; a file from before has one count."""
+    return int(choice.get("range_delete_count", choice["delete_count"]))
+
+
+def deletion_text(choice: Mapping[str, Any]) -> str:
+    """Both delete counts of a choice in words, for example `0 deleted, 6 saturated`."""
+    deleted = int(choice["delete_count"])
+    saturated = absent_count(choice) - deleted
+    return f"{deleted} deleted" + (f", {saturated} saturated" if saturated else "")
+
+
 def for_rich(text: str) -> str:
     """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
     from rich.markup import escape
@@ -65,7 +77,7 @@ def not_tried_lines(choices: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     counts = {
         "copies of the prefix": [choice["prefix_count"] for choice in choices],
-        "deleted tokens": [choice["delete_count"] for choice in choices],
+        "absent tokens": [absent_count(choice) for choice in choices],
     }
     ranges = [
         f"{min(found)} to {max(found)} {name}" if len(set(found)) > 1 else f"{found[0]} {name}"

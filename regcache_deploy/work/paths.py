@@ -10,7 +10,6 @@ from ..errors import (
     DataError,
 )
 
-
 DETAILS = "search.json"
 """What a search leaves in its run folder."""
 

@@ -69,9 +69,10 @@ def test_float_graph_equals_the_encoder(switches: dict[str, Any], regcache: bool
     [
         {"delete_at": "mlp_input"},
         {"prefix_count": 0},
-        {"delete_count": 0},
+        {"delete_count": 0, "range_delete_count": 0},
         {"prefix_block": 0, "delete_block": 2},
-        {"prefix_block": 2, "delete_block": 0, "delete_count": 11, "prefix_count": 64},
+        {"prefix_block": 2, "delete_block": 0, "prefix_count": 64}
+        | {"delete_count": 11, "range_delete_count": 11},
     ],
     ids=str,
 )

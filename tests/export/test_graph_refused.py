@@ -88,7 +88,7 @@ def test_incomplete_or_broken_plans_are_refused() -> None:
     with pytest.raises(BundleError, match=r"blocks\.9"):
         build_model(replace(plan, linears=extra))
     with pytest.raises(ConfigError, match="delete count 12"):
-        build_model(replace(plan, regcache=replace(CHOICE, delete_count=12)))
+        build_model(replace(plan, regcache=CHOICE.deleting(12)))
 
 
 def test_unsupported_structures_are_refused() -> None:

@@ -130,9 +130,16 @@ def test_every_structure(switches: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"delete_at": "mlp_input"}, {"delete_at": "mlp_input", "delete_block": 2}], ids=str
+    "changes",
+    [
+        {"delete_at": "mlp_input"},
+        {"delete_at": "mlp_input", "delete_block": 2},
+        {"delete_count": 0},
+        {"delete_count": 1, "delete_at": "mlp_input"},
+    ],
+    ids=str,
 )
-def test_deletion_in_front_of_the_mlp(changes: dict[str, Any]) -> None:
+def test_deletion_in_front_of_the_mlp_and_none(changes: dict[str, Any]) -> None:
     tiny = encoder()
     calibration = calibrated(tiny, "naive", tiny_regcache(tiny, replace(CHOICE, **changes)))
     images = tiny_images(8)

@@ -46,6 +46,7 @@ def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFi
         "prefix_count",
         "delete_block",
         "delete_count",
+        "range_delete_count",
         "search_accuracy",
         "results_csv",
         "bundle",
@@ -58,6 +59,8 @@ def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFi
         "baseline",
         "prefix_only",
         "delete_only",
+        "saturate",
+        "delete",
         "regcache",
         "deployed",
     }

@@ -132,7 +132,8 @@ class Baseline(ABC):
             tokens: `[B, N, D]` at the input of block `start`: from the float model, or, for a
                 sequential baseline, from the quantized one.
             start: first block to calibrate.
-            regcache: active during calibration; it must not change blocks before `start`.
+            regcache: active during calibration, with every token absent that its ranges are set
+                without; it must not change blocks before `start`.
             progress: told after every block.
 
         Raises:
@@ -140,14 +141,15 @@ class Baseline(ABC):
         """
         if not len(tokens):
             raise DataError("calibration needs at least one image")
-        encoder = fold_encoder(encoder, self.folds, tokens, start, regcache)
+        ranges = regcache.for_ranges() if regcache else None
+        encoder = fold_encoder(encoder, self.folds, tokens, start, ranges)
         quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
-        context = self.prepare(encoder, tokens, start, regcache)
+        context = self.prepare(encoder, tokens, start, ranges)
         folded, survivors = encoder, Survivors()
         for index in range(start, encoder.spec.depth):
             record = self.record()
-            tokens = encoder.block(index, tokens, record, regcache, survivors)
+            tokens = encoder.block(index, tokens, record, ranges, survivors)
             result = self.calibrate_block(index, encoder, record, register.get(index), context)
             del record
             for name, layer in result.quantization.linears.items():
