@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .quantization.published import of_published, split_published
 from .quantization.quantizers import Quantizer, Uniform
 from .quantization.simulate import Calibration, LinearQuantization, Quantization
+from .quantization.treated_input import treated_arrays, treated_of
 
 
 def make_plan(
@@ -63,7 +64,11 @@ def make_plan(
         encoder=spec,
         weights={name: _array(calibration.encoder.weights[name]) for name in spec.weight_shapes()},
         linears={
-            name: LinearQuant(_uniform(name, layer.input), _uniform(name, layer.weight))
+            name: LinearQuant(
+                _uniform(name, layer.input),
+                _uniform(name, layer.weight),
+                *treated_arrays(layer.treated),
+            )
             for name, layer in quantization.linears.items()
         },
         matmuls={
@@ -88,7 +93,9 @@ def calibration_of(plan: Plan) -> Calibration:
     weights = {name: torch.from_numpy(np.array(plan.weights[name])) for name in plan.weights}
     quantization = Quantization(
         {
-            name: LinearQuantization(_quantizer(layer.input), _quantizer(layer.weight))
+            name: LinearQuantization(
+                _quantizer(layer.input), _quantizer(layer.weight), treated_of(layer)
+            )
             for name, layer in plan.linears.items()
         },
         {

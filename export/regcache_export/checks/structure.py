@@ -86,6 +86,9 @@ def linears(facts: GraphFacts) -> list[Linear]:
     for node in facts.of("MatMul"):
         if not _is_weight(facts, node.input[1]):
             continue
+        few = facts.producer.get(node.input[0])
+        if few is not None and few.op_type == "Gather" and few.input[1] in facts.constants:
+            continue  # a few channels of a linear's input, beside its integer product
         weight = facts.producer.get(node.input[1])
         quantized = weight is not None and facts.dequantized(node.input[0]) is not None
         kind = "int8" if quantized else _float_name(facts, node.output[0])
