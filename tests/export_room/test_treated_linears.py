@@ -37,14 +37,13 @@ from tests.tiny_plans import PREPROCESS, tame_encoder, tiny_encoder, tiny_images
 pytest.importorskip("onnxruntime")
 
 FACTORS, CHANNELS, BOTH = "blocks.0.mlp.fc2", "blocks.1.mlp.fc2", "blocks.2.mlp.fc2"
-FC1, OUT_PROJ = "blocks.0.mlp.fc1", "blocks.1.attn.out_proj"
+FC1 = "blocks.0.mlp.fc1"
 
 HOW = {
     FACTORS: TreatedInput(torch.exp2(torch.arange(80) % 7 - 3.0)),
     CHANNELS: TreatedInput(None, torch.tensor([7])),
     BOTH: TreatedInput(torch.exp2(torch.arange(80) % 5 - 2.0), torch.tensor([3, 11, 79])),
     FC1: TreatedInput(None, torch.tensor([0, 47])),
-    OUT_PROJ: TreatedInput(None, torch.tensor([5, 6])),
 }
 
 
@@ -211,6 +210,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "infinite": (FACTORS, {"input_multiplier": np.full(80, np.inf, np.float32)}),
     "too few": (FACTORS, {"input_multiplier": np.ones(79, np.float32)}),
     "qkv": ("blocks.0.attn.qkv", {"float_channels": np.array([1])}),
+    "out_proj": ("blocks.0.attn.out_proj", {"float_channels": np.array([1])}),
     "twice": (CHANNELS, {"float_channels": np.array([1, 1])}),
     "beyond": (CHANNELS, {"float_channels": np.array([80])}),
     "negative": (CHANNELS, {"float_channels": np.array([-1])}),

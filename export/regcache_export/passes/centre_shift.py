@@ -40,7 +40,7 @@ class CentreShift:
             linears = {**state.linears, name: replace(layer, input=quant)}
             moved = weight.sum(axis=1)
             if not name.endswith(MULTIPLIED_ROLE):
-                # their input is shifted where it is made, so the float channels see it, too
+                # the input is shifted where it is made, so the float channels see it, too
                 moved = moved + float_weight(whole, layer).sum(axis=1)
             bias = before + moved * shift
             state = state.changed({f"{name}.bias": bias}, linears=linears)
