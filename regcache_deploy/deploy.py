@@ -98,6 +98,7 @@ def _deployment(options: ExportOptions, model: LoadedModel, calibration: Calibra
         reparametrized=REPARAMETRIZATION not in options.left_out,
         observer=options.observer,
         deployed_as=forms,
+        treated=calibration.quantization.treatment_notes(),
     )
 
 

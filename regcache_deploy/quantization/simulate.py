@@ -51,6 +51,11 @@ class Quantization:
         kept = {name: layer for name, layer in self.linears.items() if name not in layers}
         return Quantization(kept, self.matmuls)
 
+    def treatment_notes(self) -> dict[str, str]:
+        """`LAYER.input` -> how it is treated, for the table of quantizers; none for the others."""
+        notes = {f"{name}.input": q.treated.note() for name, q in self.linears.items()}
+        return {name: note for name, note in notes.items() if note}
+
     def only(self, layer: str) -> Quantization:
         """Just one linear quantized, as the sensitivity analysis wants it."""
         return Quantization({layer: self.linears[layer]})

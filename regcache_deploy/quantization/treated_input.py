@@ -61,6 +61,13 @@ class TreatedInput:
             return y
         return y + F.linear(x[..., self.float_channels], weight[:, self.float_channels])
 
+    def note(self) -> str:
+        """In words, to follow a quantizer's description; empty where nothing is done."""
+        parts = [] if self.multiplier is None else [", smoothed by channel"]
+        if self.float_channels is not None:
+            parts.append(f", {len(self.float_channels)} channels in float")
+        return "".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Numbers, for keys of what is kept of a calibration."""
         return {name: None if v is None else v.tolist() for name, v in vars(self).items()}

@@ -26,6 +26,7 @@ from regcache_deploy.quantization import (
 from regcache_deploy.quantization.baselines.base import Baseline
 from regcache_deploy.quantization.baselines.ptq4vit import PTQ4ViT
 from regcache_deploy.quantization.baselines.repqvit import RepQViT
+from regcache_deploy.quantization.baselines.table import Deployment, tensor_table
 from regcache_deploy.quantization.encoder_folds import apply_folds
 from regcache_deploy.quantization.gradients import RowSample
 from regcache_deploy.quantization.output_error import OutputError, Reading
@@ -312,6 +313,23 @@ def test_the_identity_tells_treatments_apart() -> None:
     assert kept.identity() != plain
     assert small_baseline("ptq4vit", EVERYTHING).fast().treatment == EVERYTHING
     assert RepQViT(range_rule="output_error").identity() != RepQViT().identity()
+
+
+def test_the_table_of_quantizers_tells() -> None:
+    encoder = spiked(tame_encoder())
+    found = calibrate("repqvit", Treatment(float_channels=1), encoder)
+    notes = found.quantization.treatment_notes()
+    assert notes == {"blocks.1.mlp.fc2.input": ", 1 channels in float"}
+    deployment = Deployment(treated=notes, range_rule="output_error")
+    rows = {
+        row["tensor"]: row["graph"]
+        for row in tensor_table("repqvit", Bits(), encoder.spec, deployment)
+    }
+    assert rows["blocks.1.mlp.fc2.input"].endswith(
+        "range by output error, 1 channels in float, 8 bits"
+    )
+    assert rows["blocks.0.mlp.fc2.input"].endswith("range by output error, 8 bits")
+    assert "output error" not in rows["blocks.1.mlp.fc1.input"]
 
 
 def test_refused_settings() -> None:
