@@ -23,12 +23,16 @@ from .published_quant import PublishedQuant
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
 from .tensor_quant import LinearQuant, TensorQuant
+from .treated import problem_of
 
 __all__ = ["SCHEMA", "LinearQuant", "Plan", "TensorQuant"]
 
 SCHEMA = 1
 
 LINEAR_ROLES = ("input", "weight")
+TREATMENTS = {"input_multiplier": np.float32, "float_channels": np.int64}
+"""Optional tensors of a linear's input; a plan without treated inputs has none of them."""
+
 MATMUL_ROLES = ("left", "right")
 
 Array = npt.NDArray[Any]
@@ -80,6 +84,10 @@ class Plan:
             name: _described(tensors, name, LINEAR_ROLES, (layer.input, layer.weight))
             for name, layer in self.linears.items()
         }
+        for name, layer in self.linears.items():
+            for part, kind in TREATMENTS.items():
+                if (value := getattr(layer, part)) is not None:
+                    tensors[f"quant/{name}/{part}"] = value.astype(kind)
         matmuls = {
             name: _described(tensors, name, MATMUL_ROLES, operands)
             for name, operands in self.matmuls.items()
@@ -132,7 +140,10 @@ class Plan:
                 raise BundleError(f"{path} does not belong to its plan.json (SHA-256 differs)")
             tensors: dict[str, Array] = load_file(path)
             linears = {
-                name: LinearQuant(*_quantizers(tensors, name, LINEAR_ROLES, layer))
+                name: LinearQuant(
+                    *_quantizers(tensors, name, LINEAR_ROLES, layer),
+                    *(tensors.get(f"quant/{name}/{part}") for part in TREATMENTS),
+                )
                 for name, layer in document["linears"].items()
             }
             matmuls = {
@@ -168,6 +179,12 @@ class Plan:
         for name, shape in self.encoder.weight_shapes().items():
             if name not in self.weights or self.weights[name].shape != shape:
                 raise BundleError(f"the plan lacks weight {name} of shape {shape}")
+        for name, layer in self.linears.items():
+            if f"{name}.weight" not in self.weights:
+                continue  # the exporter says which linear it is
+            problem = problem_of(name, layer, self.weights[f"{name}.weight"].shape[1])
+            if problem:
+                raise BundleError(f"{problem}; calibrate again")
         if self.regcache:
             for block in self.regcache.prefix_blocks(self.encoder.depth):
                 if block not in self.register:

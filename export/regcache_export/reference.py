@@ -180,6 +180,9 @@ class _Run:
         known = self.reference.constants
         grid = quantized(known, name, x, self.reference.offsets.get(name, 0), self.record)
         product = grid @ weight_values(known, name)
+        if f"{name}.float_channels" in known:
+            few = x[..., known[f"{name}.float_channels"]]
+            product = product + few @ known[f"{name}.float_weight"].astype(np.float64)
         bias = known.get(f"{name}.bias")
         return product if bias is None else product + bias.astype(np.float64).reshape(-1)
 

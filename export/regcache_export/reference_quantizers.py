@@ -61,10 +61,12 @@ def weight_values(constants: Constants, name: str) -> Float64:
 
 
 def _affine(constants: Constants, name: str, x: Float64, offset: int, record: Record) -> Float64:
-    """[Add, Clip,] QuantizeLinear, DequantizeLinear."""
+    """[Mul, Add, Clip,] QuantizeLinear, DequantizeLinear."""
     scale = float(constants[f"{name}.input_scale"])
     stored = constants[f"{name}.input_zero_point"]
     zero_point, limits = int(stored), np.iinfo(stored.dtype)
+    if f"{name}.input_multiplier" in constants:
+        x = x * constants[f"{name}.input_multiplier"].astype(np.float64)
     if f"{name}.input_shift" in constants:
         x = x + float(constants[f"{name}.input_shift"])
     if f"{name}.input_min" in constants:

@@ -30,7 +30,16 @@ class TensorQuant:
 
 @dataclass(frozen=True)
 class LinearQuant:
-    """Quantizers of one linear layer as deployed."""
+    """Quantizers of one linear layer as deployed.
+
+    Attributes:
+        input: of the input, behind its factors.
+        weight: of the weight, with the factors taken out (`treated.integer_weight`).
+        input_multiplier: float32 `[C_in]`, powers of two on the input before it is quantized.
+        float_channels: int64 `[c]`, input channels whose share is computed in floating point.
+    """
 
     input: TensorQuant
     weight: TensorQuant
+    input_multiplier: Array | None = None
+    float_channels: Array | None = None

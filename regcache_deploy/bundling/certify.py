@@ -80,12 +80,15 @@ class ForcedNumerics(SimulatedNumerics):
         assert isinstance(quantizer, Uniform)
         assert isinstance(weights, Uniform)
         middle = origin(quantizer)
+        treated = layer.treated
+        given, x = x, treated.input(x)
         codes = quantizer.codes(x)
         steps = x / quantizer.scale + (quantizer.zero_point - middle)
         codes = self._record(name, steps, codes - middle) + middle
-        integers = self._once(name, lambda: weights.integers(weight))
+        integers = self._once(name, lambda: weights.integers(treated.weight(weight)))
         product = F.linear(codes - quantizer.zero_point, integers)
-        return product * (quantizer.scale * weights.scale.flatten()) + bias
+        y = product * (quantizer.scale * weights.scale.flatten()) + bias
+        return treated.add_float(y, given, weight)
 
     def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         operands = self.quantization.matmuls.get(name)

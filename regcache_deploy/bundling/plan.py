@@ -50,6 +50,7 @@ def plan_of(
     if find_target(target).form == "tensorrt":
         forms = tensorrt_forms(baseline.name, calibration)
     spec = model.encoder.spec
+    range_rule = getattr(baseline, "range_rule", "percentile")
     deployment = Deployment(
         bits=Bits(settings.weight_bits, settings.activation_bits),
         keep_float=set(spec.linears()) - calibration.quantization.linears.keys(),
@@ -58,6 +59,8 @@ def plan_of(
         reparametrized=REPARAMETRIZATION not in settings.left_out,
         observer=settings.observer,
         deployed_as=forms,
+        treated=calibration.quantization.treatment_notes(),
+        range_rule=range_rule,
     )
     bits = Bits(*settings.requested_bits)
     provenance = {
@@ -71,6 +74,8 @@ def plan_of(
         "search_data_sha256": sets.search.fingerprint(),
         "search_objective": sets.objective.name,
         "search_value": found.score.value,
+        "range_rule": range_rule,
+        "treatment": baseline.treatment.to_json(),
         "quantizers": tensor_table(baseline.name, bits, spec, deployment),
         **more,
         "versions": {

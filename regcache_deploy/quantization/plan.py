@@ -13,24 +13,12 @@ from torch import Tensor
 from regcache_export.plan import LinearQuant, Plan, TensorQuant
 
 from ..encoders.canonical import Encoder
-from ..encoders.regcache import (
-    RegCache,
-    RegCacheConfig,
-)
+from ..encoders.regcache import RegCache, RegCacheConfig
 from ..errors import ConfigError
-from .quantizers import (
-    Quantizer,
-    Uniform,
-)
-from .simulate import (
-    Calibration,
-    LinearQuantization,
-    Quantization,
-)
-from .strict_plan import (
-    of_published,
-    split_published,
-)
+from .quantizers import Quantizer, Uniform
+from .simulate import Calibration, LinearQuantization, Quantization
+from .strict_plan import of_published, split_published
+from .treated_input import treated_arrays, treated_of
 
 
 def make_plan(
@@ -76,7 +64,11 @@ def make_plan(
         encoder=spec,
         weights={name: _array(calibration.encoder.weights[name]) for name in spec.weight_shapes()},
         linears={
-            name: LinearQuant(_uniform(name, layer.input), _uniform(name, layer.weight))
+            name: LinearQuant(
+                _uniform(name, layer.input),
+                _uniform(name, layer.weight),
+                *treated_arrays(layer.treated),
+            )
             for name, layer in quantization.linears.items()
         },
         matmuls={
@@ -101,7 +93,9 @@ def calibration_of(plan: Plan) -> Calibration:
     weights = {name: torch.from_numpy(np.array(plan.weights[name])) for name in plan.weights}
     quantization = Quantization(
         {
-            name: LinearQuantization(_quantizer(layer.input), _quantizer(layer.weight))
+            name: LinearQuantization(
+                _quantizer(layer.input), _quantizer(layer.weight), treated_of(layer)
+            )
             for name, layer in plan.linears.items()
         },
         {

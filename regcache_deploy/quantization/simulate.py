@@ -13,16 +13,21 @@ from ..encoders.canonical import FLOAT, Encoder, Numerics
 from ..encoders.regcache import RegCache
 from .integer_gemm import CodedWeight, coded_linear
 from .quantizers import Quantizer, Uniform
+from .treated_input import UNTREATED, TreatedInput
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class LinearQuantization:
-    """Quantizers of one linear layer: its input activation and its weight `[C_out, C_in]`."""
+    """Quantizers of one linear layer: its input activation and its weight `[C_out, C_in]`.
+
+    Both are those of the treated input and weight.
+    """
 
     input: Quantizer
     weight: Quantizer
+    treated: TreatedInput = UNTREATED
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Quantization:
         kept = {name: layer for name, layer in self.linears.items() if name not in layers}
         return Quantization(kept, self.matmuls)
 
+    def treatment_notes(self) -> dict[str, str]:
+        """`LAYER.input` -> how it is treated, for the table of quantizers; none for the others."""
+        notes = {f"{name}.input": q.treated.note() for name, q in self.linears.items()}
+        return {name: note for name, note in notes.items() if note}
+
     def only(self, layer: str) -> Quantization:
         """Just one linear quantized, as the sensitivity analysis wants it."""
         return Quantization({layer: self.linears[layer]})
@@ -67,11 +77,14 @@ class SimulatedNumerics:
         layer = self.quantization.linears.get(name)
         if layer is None:
             return FLOAT.linear(name, x, weight, bias)
-        a, w = layer.input, layer.weight
+        a, w, treated = layer.input, layer.weight, layer.treated
         if isinstance(a, Uniform) and isinstance(w, Uniform) and a.scale.numel() == 1:
-            coded = self._once(name, lambda: CodedWeight.of(weight, w))
-            return coded_linear(x, a, coded, bias)
-        return F.linear(a(x), self._once(name, lambda: w(weight)), bias)
+            coded = self._once(name, lambda: CodedWeight.of(treated.weight(weight), w))
+            y = coded_linear(treated.input(x), a, coded, bias)
+        else:
+            rows = self._once(name, lambda: w(treated.weight(weight)))
+            y = F.linear(a(treated.input(x)), rows, bias)
+        return treated.add_float(y, x, weight)
 
     def _once(self, name: str, quantize: Callable[[], T]) -> T:
         if name not in self._weights:

@@ -7,7 +7,7 @@ counts values in bins of fixed width. What is kept does not grow with the number
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from .encoder_folds import CALIBRATION_FOLDS, apply_folds
 from .histogram import Histogram, Observer, Range, check_observer
 from .quantizers import Bits, Uniform, symmetric_weight
 from .simulate import Calibration, LinearQuantization, Quantization
+from .treated_input import UNTREATED, TreatedInput
 
 Batches = Callable[[], Iterable[Tensor]]
 """Makes a fresh iterator over tokens `[b, N, D]` at the input of block 0, once per pass."""
@@ -76,6 +77,7 @@ def stream_limits(
     bits: Mapping[str, int],
     observer: Observer = "minmax",
     regcache: RegCache | None = None,
+    treated: Mapping[str, TreatedInput] | None = None,
 ) -> StreamedLimits:
     """Observe the inputs of some linears in the float model.
 
@@ -86,6 +88,7 @@ def stream_limits(
         observer: `minmax`; `percentile` clips at the 99.99th of |x|; `mse` at the limit of least
             squared error.
         regcache: active in the passes, with every token absent that its ranges are set without.
+        treated: layer -> how its input is treated before it is quantized.
 
     Raises:
         ConfigError: an unknown observer.
@@ -96,9 +99,13 @@ def stream_limits(
     present = regcache.for_ranges() if regcache else None
     ranges = {name: Range() for name in bits}
 
+    def seen(name: str, x: Tensor) -> Tensor:
+        how = (treated or {}).get(name, UNTREATED)
+        return how.ranged(how.input(x))
+
     def widen(name: str, x: Tensor) -> None:
         if name in ranges:
-            ranges[name].update(x)
+            ranges[name].update(seen(name, x))
 
     images = _pass(encoder, batches, present, widen)
     if not images:
@@ -110,7 +117,7 @@ def stream_limits(
 
     def count(name: str, x: Tensor) -> None:
         if name in histograms:
-            histograms[name].update(x)
+            histograms[name].update(seen(name, x))
 
     again = _pass(encoder, batches, present, count)
     if again != images:
@@ -150,7 +157,7 @@ def recalibrate_stream(
 ) -> tuple[Calibration, StreamedLimits]:
     """The same calibration with the ranges of its activations measured anew.
 
-    Weights, their quantizers, RegCache and the linears in float stay what they are.
+    Weights, their quantizers, treated inputs, RegCache and the linears in float stay what they are.
 
     Raises:
         ConfigError: an activation with a zero point: its range belongs to another method.
@@ -164,9 +171,12 @@ def recalibrate_stream(
                 f"the input of {name} has a zero point, which the stream does not set"
             )
         widths[name] = quantizer.bits
-    found = stream_limits(calibration.encoder, batches, widths, observer, calibration.regcache)
+    treated = {name: layer.treated for name, layer in calibration.quantization.linears.items()}
+    found = stream_limits(
+        calibration.encoder, batches, widths, observer, calibration.regcache, treated
+    )
     linears = {
-        name: LinearQuantization(_symmetric(name, found.limits[name], widths[name]), layer.weight)
+        name: replace(layer, input=_symmetric(name, found.limits[name], widths[name]))
         for name, layer in calibration.quantization.linears.items()
     }
     quantization = Quantization(linears, calibration.quantization.matmuls)

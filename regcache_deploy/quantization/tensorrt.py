@@ -112,9 +112,10 @@ def _linear(
         rows = weight.scale.numel()
         factor = torch.ones(rows, 1, dtype=torch.float64)
         factor[: rows // 3] = query_factor
-    return LinearQuantization(
-        replace(x, scale=in_float16(x.scale)),
-        replace(weight, scale=in_float16(weight.scale, factor)),
+    return replace(
+        layer,
+        input=replace(x, scale=in_float16(x.scale)),
+        weight=replace(weight, scale=in_float16(weight.scale, factor)),
     )
 
 
@@ -154,7 +155,8 @@ class _Calibrator(SimulatedNumerics):
         layer = self.linears.get(name)
         if layer is not None and isinstance(layer.input, Uniform) and _is_asymmetric(layer.input):
             other = replace(layer, input=_half(_covering(layer.input)))
-            if shift_drowns(x, weight, bias, layer, other):
+            seen, rows = layer.treated.input(x), layer.treated.weight(weight)
+            if shift_drowns(seen, rows, bias, layer, other):
                 self.linears[name] = other
                 self.quantization = Quantization(self.linears)
         return super().linear(name, x, weight, bias)

@@ -184,7 +184,9 @@ def _by_sample(
     baseline.folds = ()  # they are in the weights
     if isinstance(baseline, RepQViT):
         baseline.reparametrize = REPARAMETRIZATION not in _options_of(plan).left_out
+        baseline.range_rule = plan.provenance.get("range_rule", baseline.range_rule)
     baseline.keep_float = frozenset(set(plan.encoder.linears()) - quantized.keys())
+    baseline.kept_inputs = {name: layer.treated for name, layer in quantized.items()}
     tokens = before.encoder.embed(reservoir.sample)
     after = baseline.calibrate(before.encoder, tokens, regcache=before.regcache)
     return after, StreamedLimits({}, {}, reservoir.seen, reservoir.state_bytes)

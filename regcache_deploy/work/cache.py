@@ -64,6 +64,7 @@ EXPORT_CODE = (
     "regcache_config.py",
     "spec.py",
     "tensor_quant.py",
+    "treated.py",
 )
 """The same below `regcache_export`: quantizers apply its exact folds before they calibrate."""
 

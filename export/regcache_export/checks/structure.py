@@ -86,6 +86,9 @@ def linears(graph: GraphIndex) -> list[Linear]:
     for node in graph.of("MatMul"):
         if not _is_weight(graph, node.input[1]):
             continue
+        few = graph.producer.get(node.input[0])
+        if few is not None and few.op_type == "Gather" and few.input[1] in graph.constants:
+            continue  # a few channels of a linear's input, beside its integer product
         weight = graph.producer.get(node.input[1])
         quantized = weight is not None and graph.dequantized(node.input[0]) is not None
         kind = "int8" if quantized else _float_name(graph, node.output[0])

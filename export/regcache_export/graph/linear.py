@@ -20,6 +20,7 @@ import numpy as np
 from ..passes.base import FoldState
 from ..plan import LinearQuant
 from ..targets import LinearForm
+from ..treated import float_weight, integer_weight
 from .builder import Array, FloatArray, GraphBuilder
 from .published_products import published_linear
 from .quantize import (
@@ -38,7 +39,7 @@ class LinearInputs:
     Attributes:
         name: e.g. `blocks.3.mlp.fc2`; prefix of every node and initializer of the layer.
         x: value `[B, N, C_in]`.
-        weight: `[C_out, C_in]`.
+        weight: `[C_out, C_in]` of the integer product.
         bias: float32 `[C_out]`, or None; with `row_scale` in it.
         quant: its quantizers.
         row_scale: factors `[C_out]` on the output of the product, or None.
@@ -73,11 +74,36 @@ def linear(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
         return published_linear(builder, name, x, weight, offset, state.published[name], row_scale)
     if quant is None:
         return _float_linear(builder, name, x, weight, offset, row_scale)
+    treated = x
+    if quant.input_multiplier is not None:
+        factors = builder.constant(f"{name}.input_multiplier", quant.input_multiplier)
+        treated = builder.node(f"{name}/multiplier/Mul", [x, factors])
     if name in state.input_shift:
-        shift = np.asarray(state.input_shift[name], np.float32)
-        x = builder.node(f"{name}/shift/Add", [x, builder.constant(f"{name}.input_shift", shift)])
-    layer = LinearInputs(name, x, weight, offset, quant, row_scale)
-    return LINEAR_FORMS[builder.target.linear](builder, layer)
+        shift = builder.constant(
+            f"{name}.input_shift", np.asarray(state.input_shift[name], np.float32)
+        )
+        treated = builder.node(f"{name}/shift/Add", [treated, shift])
+    rows = integer_weight(weight, quant)
+    layer = LinearInputs(name, treated, rows, offset, quant, row_scale)
+    y = LINEAR_FORMS[builder.target.linear](builder, layer)
+    return y if quant.float_channels is None else _with_float_channels(builder, name, x, y, state)
+
+
+def _with_float_channels(builder: GraphBuilder, name: str, x: str, y: str, state: FoldState) -> str:
+    """`y` and the float product of a few channels of `x`.
+
+    Gather, MatMul and Add of c channels cost an Add more than they compute; and no runtime takes
+    a MatMul of c columns for a part of the integer product.
+    """
+    quant = state.linears[name]
+    assert quant.float_channels is not None
+    channels = builder.constant(f"{name}.float_channels", quant.float_channels)
+    few = builder.node(f"{name}/float_channels/Gather", [x, channels], {"axis": 2})
+    columns = float_weight(state.weights[f"{name}.weight"], quant).astype(np.float32)
+    product = builder.node(
+        f"{name}/float_channels/MatMul", [few, builder.constant(f"{name}.float_weight", columns.T)]
+    )
+    return builder.node(f"{name}/float_channels/Add", [y, product])
 
 
 def _float_linear(

@@ -4,6 +4,7 @@
 |---|---|---|
 | `key-bias`, `value-bias`, `layer-scale` | before calibration, every baseline's deployed form | |
 | `value-balance` | before calibration, on request | ranges of a float pass |
+| `smoothing` (SmoothQuant) | inside a calibration, on request | factors that it searches |
 | `reparametrization` (RepQ-ViT) | inside the calibration of `repqvit` | ranges per channel |
 | `attention-scale`, `cls-only` | at export | |
 | `centre-shift` | at export, for targets without zero points | quantizers |
@@ -28,6 +29,7 @@ from .key_bias import KeyBias
 from .layer_scale import LayerScale
 from .pixels import BakePreprocess
 from .reparametrization import Reparametrization
+from .smoothing import Smoothing
 from .value_balance import ValueBalance
 from .value_bias import ValueBias
 
@@ -74,6 +76,7 @@ __all__ = [
     "Pass",
     "PassResult",
     "Reparametrization",
+    "Smoothing",
     "ValueBalance",
     "check_switchable",
     "export_folds",

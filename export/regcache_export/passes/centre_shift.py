@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..integer_codes import weight_codes
-from ..plan import LinearQuant, TensorQuant
+from ..plan import TensorQuant
+from ..treated import MULTIPLIED_ROLE, float_weight, integer_weight
 from .base import Float64, FoldState, PassResult, Stage
 
 NORMS = {"attn.qkv": "norm1", "mlp.fc1": "norm2"}
@@ -33,11 +34,16 @@ class CentreShift:
             if (shifted := centred(layer.input)) is None:
                 continue
             quant, shift = shifted
-            weight = dequantized(state.double(f"{name}.weight"), layer.weight)
+            whole = state.double(f"{name}.weight")
+            weight = dequantized(integer_weight(whole, layer), layer.weight)
             before = state.double(f"{name}.bias")
             state = _subtract(state, name, shift)
-            linears = {**state.linears, name: LinearQuant(quant, layer.weight)}
-            bias = before + weight.sum(axis=1) * shift
+            linears = {**state.linears, name: replace(layer, input=quant)}
+            moved = weight.sum(axis=1)
+            if not name.endswith(MULTIPLIED_ROLE):
+                # the input is shifted where it is made, so the float channels see it, too
+                moved = moved + float_weight(whole, layer).sum(axis=1)
+            bias = before + moved * shift
             state = state.changed({f"{name}.bias": bias}, linears=linears)
             if name.endswith("attn.qkv"):
                 # the cached keys and values are projections in floating point, not by W_q

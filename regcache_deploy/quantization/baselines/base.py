@@ -12,13 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regcache_export.spec import EncoderSpec
+
 from ...encoders.canonical import Encoder
 from ...encoders.regcache import RegCache
 from ...encoders.rotary import Survivors
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from ..encoder_folds import CALIBRATION_FOLDS, fold_encoder
+from ..output_error import Reading
 from ..quantizers import Bits, Quantizer, Uniform
 from ..simulate import Calibration, Quantization
+from ..treated_input import TreatedInput
+from ..treatment import Treatment
+from ..treatment_search import Chooser
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,10 +61,12 @@ class BlockRecord:
     Attributes:
         inputs: layer name -> input of the linear, `[B, N, C_in]`.
         operands: matmul name -> its two operands.
+        chooser: decides how the inputs of linears are treated.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     operands: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    chooser: Chooser = field(default_factory=Chooser)
 
     def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         check_finite(name, x)
@@ -100,14 +108,19 @@ class Baseline(ABC):
         """Exact folds before calibration; the published form is that of the original weights."""
         self.keep_float: frozenset[str] = frozenset()
         """Linears that stay in floating point."""
+        self.treatment = Treatment()
+        """What may be done to the inputs of linears before they are quantized."""
+        self.kept_inputs: dict[str, TreatedInput] | None = None
+        """Treated inputs of an earlier calibration, by linear, in place of a search."""
 
     def fast(self) -> Baseline:
         """A cheaper setting of this baseline for use inside a search; itself if there is none."""
         return self
 
     def like(self, other: Baseline) -> Self:
-        """This baseline with the folds and the float layers of another one."""
+        """This baseline with the folds, float layers and treatment of another one."""
         self.folds, self.keep_float = other.folds, other.keep_float
+        self.treatment, self.kept_inputs = other.treatment, other.kept_inputs
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -137,10 +150,13 @@ class Baseline(ABC):
             progress: told after every block.
 
         Raises:
+            ConfigError: a treatment of inputs in the paper form, which has none.
             DataError: no images, or non-finite activations.
         """
         if not len(tokens):
             raise DataError("calibration needs at least one image")
+        if self.form == "paper" and not self.treatment.is_empty:
+            raise ConfigError("the published form of a baseline smooths nothing; take 'deploy'")
         ranges = regcache.for_ranges() if regcache else None
         encoder = fold_encoder(encoder, self.folds, tokens, start, ranges)
         quantization, warnings = Quantization(), list[str]()
@@ -149,6 +165,7 @@ class Baseline(ABC):
         folded, survivors = encoder, Survivors()
         for index in range(start, encoder.spec.depth):
             record = self.record()
+            record.chooser = self.chooser(encoder.spec)
             tokens = encoder.block(index, tokens, record, ranges, survivors)
             result = self.calibrate_block(index, encoder, record, register.get(index), context)
             del record
@@ -163,6 +180,10 @@ class Baseline(ABC):
                 progress(index - start + 1, encoder.spec.depth - start)
         changed = RegCache(regcache.config, register) if regcache else None
         return Calibration(folded, quantization, changed, tuple(warnings))
+
+    def chooser(self, spec: EncoderSpec) -> Chooser:
+        """What decides how the inputs of this encoder's linears are treated."""
+        return Chooser(self.treatment, Reading.of(spec), self.keep_float, self.kept_inputs)
 
     def prepare(
         self, encoder: Encoder, tokens: Tensor, start: int, regcache: RegCache | None
@@ -202,6 +223,8 @@ class Baseline(ABC):
 def _as_json(setting: object) -> Any:
     if isinstance(setting, Baseline):
         return setting.identity()
+    if isinstance(setting, Treatment | TreatedInput):
+        return setting.to_json()
     if isinstance(setting, frozenset):
         return sorted(setting)
     if isinstance(setting, Bits):

@@ -9,8 +9,10 @@ from torch import Tensor
 from ...encoders.canonical import Encoder
 from ..histogram import Observer, check_observer, symmetric_limit
 from ..quantizers import Bits, Uniform, symmetric_weight
-from ..simulate import LinearQuantization, Quantization
+from ..simulate import Quantization
+from ..treatment_search import Pair, Score
 from .base import Baseline, BlockRecord, BlockResult, Form
+from .smoothed import smoothed_block
 
 
 class Naive(Baseline):
@@ -37,13 +39,21 @@ class Naive(Baseline):
         register: Tensor | None,
         context: Any,
     ) -> BlockResult:
-        linears, warnings = {}, []
+        linears, factors, warnings = {}, {}, []
         for name, x in record.inputs.items():
-            limit = symmetric_limit(x, self.observer, self.bits.activation)
-            if limit == 0:
+            if not x.any():
                 warnings.append(f"the input of {name} is zero on every calibration image")
-            linears[name] = LinearQuantization(
-                input=Uniform.symmetric(limit, self.bits.activation),
-                weight=symmetric_weight(encoder.weights[f"{name}.weight"], self.bits.weight),
-            )
-        return BlockResult(Quantization(linears), warnings=tuple(warnings))
+            weight, bias = (encoder.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+            chosen = record.chooser.choose(name, x, weight, bias, self._quantizers)
+            linears[name] = chosen.layer
+            if chosen.factors is not None:
+                factors[name] = chosen.factors
+        result = BlockResult(Quantization(linears), warnings=tuple(warnings))
+        return smoothed_block(encoder, index, result, factors, register)
+
+    def _quantizers(self, x: Tensor, weight: Tensor, score: Score) -> Pair:
+        limit = symmetric_limit(x, self.observer, self.bits.activation)
+        return (
+            Uniform.symmetric(limit, self.bits.activation),
+            symmetric_weight(weight, self.bits.weight),
+        )

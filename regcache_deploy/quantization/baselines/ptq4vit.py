@@ -20,7 +20,9 @@ from ..nonuniform import ACTIVATION_MINIMUM, TwinGelu, TwinSoftmax
 from ..quantizers import Bits, Quantizer, Uniform
 from ..scale_search import LinearSearch, Searched, WeightedProduct, symmetric
 from ..simulate import Quantization
+from ..treatment_search import Pair, Score
 from .base import Baseline, BlockRecord, BlockResult, Form
+from .smoothed import smoothed_block
 
 ALPHA, BETA = 0.01, 1.2
 """Ends of the candidate scales, as fractions of the scale that covers the largest value."""
@@ -30,6 +32,9 @@ SPLITS = tuple(2.0**-m for m in range(20))
 
 LOW_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Candidate lower ends of the deployed fc2 input, as fractions of its least value."""
+
+TRIAL_FRACTIONS = 12
+"""About so many scales are tried while treatments of an input are compared."""
 
 
 class PTQ4ViT(Baseline):
@@ -105,21 +110,26 @@ class PTQ4ViT(Baseline):
     ) -> BlockResult:
         weights: OutputWeights = context
         special, warnings = encoder.spec.num_prefix_tokens, []
-        linears, matmuls = {}, {}
+        linears, matmuls, factors = {}, {}, {}
         for name, x in record.inputs.items():
             if not x.any():
                 warnings.append(f"the input of {name} is zero on every calibration image")
             output_weights = _or_ones(name, weights.values[name], warnings).flatten(0, 1)
             sample = RowSample.spread((x.shape[0], x.shape[1]), special, weights.rows)
-            rows = sample.take(x).flatten(0, 1)
-            is_fc2 = name.endswith("mlp.fc2")
-            searched = self._fc2_input(encoder, x) if is_fc2 else self._symmetric(x)
-            groups = 3 if name.endswith("attn.qkv") else 1
-            weight = encoder.weights[f"{name}.weight"]
-            search = LinearSearch(
-                searched, rows, weight, groups, self.bits.weight, output_weights, self.fractions
+            weight, bias = (encoder.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+            search = partial(self._quantizers, encoder, name, sample, output_weights)
+            coarse = self.fractions[:: max(len(self.fractions) // TRIAL_FRACTIONS, 1)]
+            chosen = record.chooser.choose(
+                name,
+                x,
+                weight,
+                bias,
+                partial(search, self.fractions, self.rounds),
+                partial(search, coarse, 1),
             )
-            linears[name] = search.run(self.rounds)
+            linears[name] = chosen.layer
+            if chosen.factors is not None:
+                factors[name] = chosen.factors
         if self.form == "paper":
             for name, (a, b) in record.operands.items():
                 sample = RowSample.spread((a.shape[0], a.shape[2]), special, weights.rows)
@@ -130,12 +140,38 @@ class PTQ4ViT(Baseline):
                 )
                 search_product = self._mixing if name.endswith("attn.pv") else self._logits
                 matmuls[name] = search_product(product, a, b)
-        return BlockResult(Quantization(linears, matmuls), warnings=tuple(warnings))
+        result = BlockResult(Quantization(linears, matmuls), warnings=tuple(warnings))
+        return smoothed_block(encoder, index, result, factors, register)
 
-    def _symmetric(self, x: Tensor) -> Searched:
-        return Searched(partial(symmetric, self.bits.activation, x.abs().max()), (self.fractions,))
+    def _quantizers(
+        self,
+        encoder: Encoder,
+        name: str,
+        sample: RowSample,
+        importance: Tensor,
+        fractions: list[float],
+        rounds: int,
+        x: Tensor,
+        weight: Tensor,
+        score: Score,
+    ) -> Pair:
+        """The search of one linear: its own weighted error decides, not `score`."""
+        is_fc2 = name.endswith("mlp.fc2")
+        searched = (
+            self._fc2_input(encoder, x, fractions) if is_fc2 else self._symmetric(x, fractions)
+        )
+        rows = sample.take(x).flatten(0, 1)
+        groups = 3 if name.endswith("attn.qkv") else 1
+        search = LinearSearch(
+            searched, rows, weight, groups, self.bits.weight, importance, fractions
+        )
+        found = search.run(rounds)
+        return found.input, found.weight
 
-    def _fc2_input(self, encoder: Encoder, x: Tensor) -> Searched:
+    def _symmetric(self, x: Tensor, fractions: list[float]) -> Searched:
+        return Searched(partial(symmetric, self.bits.activation, x.abs().max()), (fractions,))
+
+    def _fc2_input(self, encoder: Encoder, x: Tensor, fractions: list[float]) -> Searched:
         bits = self.bits.activation
         low, high = x.min().clamp_max(0), x.max().clamp_min(0)
         if self.form == "deploy":
@@ -143,13 +179,13 @@ class PTQ4ViT(Baseline):
             def asymmetric(high_fraction: float, low_fraction: float) -> Uniform:
                 return Uniform.asymmetric(low * low_fraction, high * high_fraction, bits)
 
-            return Searched(asymmetric, (self.fractions, LOW_FRACTIONS))
+            return Searched(asymmetric, (fractions, LOW_FRACTIONS))
         minimum = ACTIVATION_MINIMUM[encoder.spec.activation]
 
         def twin(fraction: float) -> TwinGelu:
             return TwinGelu(symmetric(bits, high, fraction).scale, minimum, bits)
 
-        return Searched(twin, (self.fractions,))
+        return Searched(twin, (fractions,))
 
     def _logits(
         self, product: WeightedProduct, a: Tensor, b: Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,21 @@ from regcache_export.passes import Reparametrization
 from regcache_export.passes.reparametrization import NORMS
 
 from ...encoders.canonical import Encoder
+from ...errors import ConfigError
 from ..encoder_folds import fold_block
 from ..folds import LayerNormFold, reparametrize
 from ..observers import affine, percentile_log_sqrt2, percentile_range
+from ..output_error import range_by_output
 from ..quantizers import Bits, Quantizer, Uniform
 from ..simulate import LinearQuantization, Quantization, SimulatedNumerics
+from ..treatment_search import Pair, Score
 from .base import Baseline, BlockRecord, BlockResult, Form, check_finite, check_scale
+from .smoothed import smoothed_block
+
+RangeRule = Literal["percentile", "output_error"]
+"""`percentile`: RepQ-ViT's, by the squared error of the tensor itself, in which a class token is
+one row in hundreds. `output_error`: that percentile, or the whole range, whose error at the
+linear's output is least, with a class token's share in it (`output_error.py`)."""
 
 
 @dataclass
@@ -42,7 +51,9 @@ class _Calibrator(BlockRecord):
     keep_float: frozenset[str] = frozenset()
     linears: dict[str, LinearQuantization] = field(default_factory=dict)
     matmuls: dict[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
+    range_rule: RangeRule = "percentile"
     folds: dict[str, LayerNormFold] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -55,10 +66,15 @@ class _Calibrator(BlockRecord):
             quantizer = self._per_channel(name, x)
             x = self.folds[name].apply(x)
             weight, bias = self.folds[name].linear(weight, bias)
+            layer = LinearQuantization(quantizer, self._weight(weight))
         else:
-            quantizer = self._per_tensor(x, deployed=self.form == "deploy")
-        check_scale(name, quantizer)
-        self.linears[name] = LinearQuantization(quantizer, self._weight(weight))
+            chosen = self.chooser.choose(name, x, weight, bias, self._quantizers)
+            x, weight = chosen.folded(x, weight)
+            layer = chosen.layer
+            if chosen.factors is not None:
+                self.factors[name] = chosen.factors
+        check_scale(name, layer.input)
+        self.linears[name] = layer
         # the very arithmetic of the simulation, so that later layers are calibrated on its output
         simulated = SimulatedNumerics(Quantization({name: self.linears[name]}))
         return simulated.linear(name, x, weight, bias)
@@ -88,6 +104,13 @@ class _Calibrator(BlockRecord):
             )
         self.folds[name] = result.fold
         return result.quantizer
+
+    def _quantizers(self, x: Tensor, weight: Tensor, score: Score) -> Pair:
+        deployed, rows = self.form == "deploy", self._weight(weight)
+        if self.range_rule == "percentile":
+            return self._per_tensor(x, deployed), rows
+        make = partial(Uniform.asymmetric if deployed else affine, bits=self.bits.activation)
+        return range_by_output(x, make, lambda quantizer: score(quantizer, rows)), rows
 
     def _per_tensor(self, x: Tensor, deployed: bool) -> Uniform:
         make = partial(Uniform.asymmetric if deployed else affine, bits=self.bits.activation)
@@ -119,8 +142,24 @@ class RepQViT(Baseline):
         "post-softmax operand: log-sqrt2 -> float attention products",
     )
 
-    def __init__(self, bits: Bits | None = None, form: Form = "deploy") -> None:
+    def __init__(
+        self,
+        bits: Bits | None = None,
+        form: Form = "deploy",
+        range_rule: RangeRule = "percentile",
+    ) -> None:
+        """`range_rule` sets the range of every input without a range per channel.
+
+        Raises:
+            ConfigError: an unknown rule, or the paper form with another one than its own.
+        """
         super().__init__(bits, form)
+        if range_rule not in get_args(RangeRule):
+            known = ", ".join(get_args(RangeRule))
+            raise ConfigError(f"unknown range rule '{range_rule}'; take one of: {known}")
+        if form == "paper" and range_rule != "percentile":
+            raise ConfigError("the published form of repqvit sets its ranges by percentile")
+        self.range_rule: RangeRule = range_rule
         self.reparametrize = True
         """False leaves the inputs of qkv and fc1 per tensor: `--no-fold reparametrization`."""
 
@@ -130,6 +169,7 @@ class RepQViT(Baseline):
             form=self.form,
             reparametrize=self.reparametrize,
             keep_float=self.keep_float,
+            range_rule=self.range_rule,
         )
 
     def calibrate_block(
@@ -142,13 +182,14 @@ class RepQViT(Baseline):
     ) -> BlockResult:
         assert isinstance(record, _Calibrator)
         fold = Reparametrization({name: f.channels for name, f in record.folds.items()})
-        weights, register = fold_block(encoder, index, fold, register)
-        return BlockResult(
+        weights, folded = fold_block(encoder, index, fold, register)
+        result = BlockResult(
             Quantization(record.linears, record.matmuls),
             weights=weights,
-            register=register,
+            register=folded,
             warnings=tuple(record.warnings),
         )
+        return smoothed_block(encoder, index, result, record.factors, register)
 
 
 def _role(name: str) -> str:

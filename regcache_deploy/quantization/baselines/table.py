@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from regcache_export.spec import EncoderSpec
@@ -99,6 +99,8 @@ class Deployment:
         reparametrized: the inputs of qkv and fc1 are per channel (`repqvit` alone).
         observer: how ranges of `naive` are set; the paper takes `minmax`.
         deployed_as: tensor -> the graph's form with its width, where a target has another one.
+        treated: `blocks.I.ROLE.input` -> how it is treated before it is quantized.
+        range_rule: of `repqvit`'s inputs with one range; the paper takes `percentile`.
     """
 
     bits: Bits | None = None
@@ -108,6 +110,8 @@ class Deployment:
     reparametrized: bool = True
     observer: str = "minmax"
     deployed_as: Mapping[str, str] | None = None
+    treated: Mapping[str, str] = field(default_factory=dict)
+    range_rule: str = "percentile"
 
     def form(self, tensor: str, paper: str, graph: str) -> str:
         """How the graph quantizes a tensor of a block, without its width."""
@@ -116,6 +120,8 @@ class Deployment:
             form = _WIDENED
         if tensor.endswith("input"):
             form += _range_by(self.observer)
+        if form.startswith(_WIDENED) and self.range_rule != "percentile":
+            form += f", range by {self.range_rule.replace('_', ' ')}"
         for fold in self.folds:
             note = FOLDED.get(fold, {}).get(tensor)
             if note and not (note in ROW_FACTORS and form.startswith("per output channel")):
@@ -158,6 +164,7 @@ def tensor_table(
             deployed = FLOAT
             if name.rsplit(".", 1)[0] not in deployment.keep_float:
                 deployed = deployment.form(tensor, paper, graph)
+                deployed += deployment.treated.get(name, "")
             texts = _with_width(paper, tensor, bits), _with_width(deployed, tensor, built)
             found = (deployment.deployed_as or {}).get(name, texts[1])
             rows.append(Row(tensor=name, paper=texts[0], graph=found, equal=texts[0] == found))
