@@ -14,6 +14,7 @@ from regcache_export.targets import find_target
 
 from .. import __version__
 from ..encoders.load import LoadedModel
+from ..encoders.regcache import RegCacheConfig
 from ..evaluation.image_sets import ImageSets
 from ..quantization.baselines import Baseline
 from ..quantization.baselines.table import Deployment, tensor_table
@@ -31,6 +32,7 @@ def plan_of(
     sets: ImageSets,
     calibration: Calibration,
     found: SearchResult,
+    config: RegCacheConfig,
     baseline: Baseline,
     settings: QuantizerSettings,
     target: str,
@@ -40,7 +42,7 @@ def plan_of(
 
     Args:
         model, sets, found: of the search.
-        calibration: with the choice of `found`.
+        calibration: with `config`, the numbers of the chosen way.
         baseline: that made it.
         settings: that the baseline was chosen by.
         target: of the graph.
@@ -86,7 +88,7 @@ def plan_of(
     }
     return make_plan(
         calibration,
-        regcache_config=None if found.best.is_empty else found.best,
+        regcache_config=None if config.is_empty else config,
         preprocess=model.preprocess,
         text_features=sets.head,
         labels=tuple(sets.evaluation.class_names) if sets.head is not None else (),

@@ -23,6 +23,7 @@ CORNERS = (
     "saturate",
     "delete",
     "regcache",
+    "recipe",
     "deployed",
 )
 
@@ -57,6 +58,9 @@ class ExportResult:
         agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
         differences: where the deployed form of the baseline differs from the published one.
         in_float: linears that `--keep-float` left in floating point.
+        recipe: way that was chosen, or the recipe that fixed it.
+        ways: that were raced on the search images, with value, cost and which one was chosen.
+        reason: why, in one sentence; empty where nothing was raced.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -90,6 +94,9 @@ class ExportResult:
     details: dict[str, Any] = field(default_factory=dict)
     trials: Sequence[Trial] = ()
     not_tried: tuple[RegCacheConfig, ...] = ()
+    recipe: str = "regcache"
+    ways: tuple[dict[str, Any], ...] = ()
+    reason: str = ""
 
     @property
     def sensitive_block(self) -> int:
@@ -111,6 +118,9 @@ class ExportResult:
             "delete_block": config.delete_block,
             "delete_count": config.delete_count,
             "range_delete_count": config.range_delete_count,
+            "recipe": self.recipe,
+            "reason": self.reason,
+            "ways": list(self.ways),
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
             "n_search": self.n_search,

@@ -25,8 +25,9 @@ CORNER_TITLES = {
     "delete_only": "delete only",
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
-    "regcache": "RegCache",
-    "deployed": "RegCache, deployed",
+    "regcache": "RegCache, as searched",
+    "recipe": "chosen, simulated",
+    "deployed": "chosen, deployed",
 }
 
 

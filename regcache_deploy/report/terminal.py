@@ -23,8 +23,9 @@ CORNER_TITLES = {
     "delete_only": "delete only",
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
-    "regcache": "RegCache (simulated)",
-    "deployed": "RegCache (deployed, ONNX Runtime)",
+    "regcache": "RegCache, as searched",
+    "recipe": "chosen (simulated)",
+    "deployed": "chosen (deployed, ONNX Runtime)",
 }
 
 
@@ -40,7 +41,11 @@ def print_result(result: ExportResult, as_json: bool = False) -> None:
     if result.caution:
         console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
     console.print(_choice_table(result))
+    if result.ways:
+        console.print(_ways_table(result))
     console.print(_accuracy_table(result))
+    if result.reason:
+        console.print(for_rich(f"Chosen: {result.reason}."), soft_wrap=True)
     for line in _footnotes(result):
         console.print(for_rich(line), soft_wrap=True)
 
@@ -136,6 +141,25 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
     return table
 
 
+def _ways_table(result: ExportResult):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    metric = result.search_metric
+    table = Table(title=f"{_metric(metric)} of every way on {result.n_search} search images")
+    table.add_column("")
+    for name in (_metric(metric), "cosine to FP32", "CPU cost"):
+        table.add_column(name, justify="right")
+    for way in result.ways:
+        mark = " <- chosen" if way["chosen"] else " =" if way["tied"] else ""
+        table.add_row(
+            for_rich(f"{way['title']}{mark}"),
+            _value(metric, way["value"]),
+            f"{way['fidelity']:.5f}",
+            f"{way['cost']:.3f}",
+        )
+    return table
+
+
 def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
@@ -148,7 +172,7 @@ def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
         for head in heads if counted else ["difference [95 %]", "p"]:
             table.add_column(head, justify="right")
     for corner in CORNERS:
-        if corner not in result.accuracy:
+        if corner not in result.accuracy or (corner == "recipe" and not result.ways):
             continue
         cells = [CORNER_TITLES[corner], _value(result.metric, result.accuracy[corner])]
         pair = result.paired.get(corner)

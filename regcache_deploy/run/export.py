@@ -49,24 +49,29 @@ def run_export(
         options.threads,
     )
     if is_tensorrt(options.target):
-        calibration, study.features["regcache"] = with_attention(
+        calibration, study.features["recipe"] = with_attention(
             calibration, sets, options.batch_size, reporter
         )
-        study.held_out.warnings["regcache"] = calibration.warnings
+        study.held_out.warnings["recipe"] = calibration.warnings
     plan = plan_of(
         study.model,
         sets,
         calibration,
         study.found.result,
+        study.config,
         study.baseline,
         options,
         options.target,
-        {"seed": options.seed, "options": options.to_json()},
+        {
+            "seed": options.seed,
+            "options": options.to_json(),
+            "recipe": study.recipe,
+        },
     )
     draft = writer.draft(plan)
     deployed = writer.run(draft, sets, reporter)
     verified, extra = deployed, dict[str, Any]()
-    simulated = study.features["regcache"]
+    simulated = study.features["recipe"]
     if is_tensorrt(options.target):
         verified = float32_twin(writer, plan, sets, reporter)
         extra = float16_cost(deployed, simulated, sets)

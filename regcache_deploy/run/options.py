@@ -14,10 +14,10 @@ from ..bundling.settings import GraphSettings
 from ..data.settings import ImageSettings
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
-from ..quantization.settings import QuantizerSettings
-from ..search.settings import FindSettings
+from ..quantization.settings import AUTO, QuantizerSettings
+from ..search.settings import PAPER, REGCACHE, WAY_NAMES, FindSettings
 from ..work.paths import require_writable
-from ..work.settings import setting
+from ..work.settings import one_of, setting
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class ExportOptions(ModelSettings, QuantizerSettings, ImageSettings, FindSetting
         ConfigError: a value is out of range, or two contradict each other.
     """
 
+    recipe: str | None = setting(
+        None,
+        "how to reach the INT8 file: auto (race all ways), paper (RegCache as published), or one "
+        f"way: {', '.join(WAY_NAMES)} (default: auto; regcache where its numbers, --keep-float or "
+        "--strict-paper are given)",
+        "NAME",
+    )
     output: Path | None = setting(None, "result folder (default runs/MODEL-BASELINE)", "DIR")
 
     def __post_init__(self) -> None:
@@ -36,6 +43,8 @@ class ExportOptions(ModelSettings, QuantizerSettings, ImageSettings, FindSetting
         ImageSettings.__post_init__(self)
         FindSettings.__post_init__(self)
         GraphSettings.__post_init__(self)
+        if self.recipe is not None:
+            one_of("--recipe", self.recipe, (AUTO, PAPER, *WAY_NAMES))
         self.graph  # noqa: B018  (names are checked where they are read)
         if self.strict_paper and self.probes:
             raise ConfigError("--strict-paper does not go with --probes; take one of them")
@@ -54,6 +63,15 @@ class ExportOptions(ModelSettings, QuantizerSettings, ImageSettings, FindSetting
         """
         self.check_folders()
         require_writable(self.output_dir)
+
+    @property
+    def chosen_recipe(self) -> str:
+        """The recipe; where none is named, what the user fixed leaves one way."""
+        numbers = (self.prefix_count, self.delete_count, self.range_delete_count)
+        fixed = any(number is not None for number in numbers)
+        if self.recipe is not None:
+            return self.recipe
+        return REGCACHE if fixed or self.keep_float or self.strict_paper else AUTO
 
     @property
     def graph(self) -> GraphOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..report.result import ExportResult, write_json, write_trials
 from ..search.ablation import run_ablation, write_ablation
 from ..search.find import FoundChoice
 from ..search.pictures import picture_data
-from ..search.settings import SearchSettings
+from ..search.settings import REGCACHE, SearchSettings
 from ..work.paths import DETAILS
 from ..work.progress import Reporter
 from .options import ExportOptions
@@ -35,6 +36,8 @@ def run_search(
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
     """
+    if options.recipe is None:
+        options = replace(options, recipe=REGCACHE)
     study = run_study(options, reporter, parts, model)
     folder, found = options.output_dir, study.found
     folder.mkdir(parents=True, exist_ok=True)

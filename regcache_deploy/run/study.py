@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import Images
 from ..data.sets import skipped_lines
 from ..encoders.load import LoadedModel, load_model
 from ..encoders.regcache import RegCacheConfig
@@ -27,7 +28,9 @@ from ..report.result import ExportResult
 from ..search.embedder import Embedder
 from ..search.find import FoundChoice, find_choice
 from ..search.float_layers import choose_float
+from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
+from ..search.ways import Raced, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
 from .finished import parts_of
@@ -39,9 +42,10 @@ class Study:
     """One encoder and one quantizer with the choice that was found, and its corners.
 
     Attributes:
-        baseline: with the linears that stay in float.
-        features: corner -> embeddings `[n, E]` of the held-out images; `paper/` in front where
-            every quantizer is as published. An export exchanges `regcache` and adds `deployed`.
+        baseline, config: of the way that was chosen.
+        features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
+            `paper/` in front where every quantizer is as published. An export adds `deployed`.
+        ways: that were raced; empty where the recipe was fixed.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
     """
 
@@ -49,15 +53,19 @@ class Study:
     model: LoadedModel
     sets: ImageSets
     baseline: Baseline
+    config: RegCacheConfig
     found: FoundChoice
     held_out: Embedder
     features: dict[str, Tensor]
+    ways: list[Raced]
     over_budget: tuple[str, ...]
     began: float = field(repr=False)
 
     @property
-    def config(self) -> RegCacheConfig:
-        return self.found.result.best
+    def recipe(self) -> str:
+        """Name of the way that was chosen, or of the recipe that fixed it."""
+        chosen = [each.way.name for each in self.ways if each.chosen]
+        return chosen[0] if chosen else self.options.chosen_recipe
 
     def calibrate(self) -> Calibration:
         """The choice's quantizers, on the whole encoder."""
@@ -93,7 +101,7 @@ class Study:
         }
         warnings = (
             *skipped_lines(self.sets.search, self.sets.evaluation),
-            *self.held_out.warnings["regcache"],
+            *self.held_out.warnings["recipe"],
             *self.over_budget,
         )
         return ExportResult(
@@ -126,6 +134,9 @@ class Study:
             seconds=time.monotonic() - self.began,
             search_cost=found.cost.to_json(),
             not_tried=found.result.not_tried,
+            recipe=self.recipe,
+            ways=tuple(each.to_json() for each in self.ways),
+            reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
             trials=found.result.trials,
             **more,
         )
@@ -155,29 +166,58 @@ def run_study(
     )
     check_choice(options, model)
     sets = load_image_sets(options, model, reporter, parts or parts_of(options.output_dir))
-    encoder, baseline = model.encoder, chosen_baseline(options)
-    found = find_choice(options, baseline, encoder, sets, reporter, options.keep_float == AUTO)
-    config, kept = found.result.best, sets.cache.counting(Work())
+    encoder, published = model.encoder, chosen_baseline(options)
+    recipe = options.chosen_recipe
+    settings = replace(options, two_counts=False) if recipe == PAPER else options
+    found = find_choice(settings, published, encoder, sets, reporter, options.keep_float == AUTO)
+    kept = sets.cache.counting(Work())
 
-    def embedder(title: str, images: Any) -> Embedder:
+    def embedder(title: str, images: Images) -> Embedder:
         tokens = sets.calibration_tokens
         return Embedder(title, encoder, images, tokens, kept, options.batch_size, reporter)
 
+    searched, held_out = (
+        embedder("search images", sets.search),
+        embedder("held-out images", sets.evaluation),
+    )
     over_budget: tuple[str, ...] = ()
     if options.keep_float == AUTO:
-        searched = embedder("search images", sets.search)
-        over_budget = choose_float(baseline, searched, sets, found, options.budget)
-    held_out = embedder("held-out images", sets.evaluation)
+        over_budget = choose_float(published, searched, sets, found, options.budget)
+    best, ways = found.result.best, list[Raced]()
+    baseline, config = published, best
+    if recipe not in (PAPER, REGCACHE):
+        all_ways = ways_of(published, best, found.sensitivity.layer, encoder.spec)
+        if recipe == AUTO:
+            work, seed = sets.cache.work, options.seed
+            ways = race_ways(all_ways, searched, found.register, sets.objective, work, seed)
+            all_ways = [each.way for each in ways if each.chosen]
+        way = next((way for way in all_ways if recipe in (AUTO, way.name)), None)
+        if way is None:
+            raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
+        baseline, config = way.baseline, way.config
     features = {"fp32": held_out.float_features}
-    for name, corner in corner_configs(config).items():
-        features[name] = held_out.features(name, baseline, corner, found.register)
-    if baseline.differences and baseline.form == "deploy":
-        paper = make_baseline(baseline.name, baseline.bits, "paper")
+    for name, corner in corner_configs(best).items():
+        features[name] = held_out.features(name, published, corner, found.register)
+    features["recipe"] = held_out.features("recipe", baseline, config, found.register)
+    if published.differences and published.form == "deploy":
+        paper = make_baseline(published.name, published.bits, "paper")
         for name in ("baseline", "regcache"):
             features[f"paper/{name}"] = held_out.features(
-                f"{name}, published form", paper, corner_configs(config)[name], found.register
+                f"{name}, published form", paper, corner_configs(best)[name], found.register
             )
-    return Study(options, model, sets, baseline, found, held_out, features, over_budget, began)
+    return Study(
+        options,
+        model,
+        sets,
+        baseline,
+        config,
+        found,
+        held_out,
+        features,
+        ways,
+        over_budget,
+        began,
+    )
 
 
 def check_choice(options: ExportOptions, model: LoadedModel) -> None:

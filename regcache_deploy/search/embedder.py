@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,10 @@ from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration, Quantization
 from ..work.cache import PartCache
 from ..work.progress import Reporter
+from .graph_cost import Operators
 from .problem import register_hash
+
+KINDS = tuple(f.name for f in fields(Operators))
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Embedder:
         reporter: shows progress.
         warnings: of the calibrations, by the name of what was embedded; also where the embedding
             was finished before.
+        operators: the same for what each calibration adds to the plain graph.
     """
 
     title: str
@@ -47,6 +51,7 @@ class Embedder:
     reporter: Reporter
 
     warnings: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
+    operators: dict[str, Operators] = field(default_factory=dict, init=False)
     _known: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -75,7 +80,12 @@ class Embedder:
                 calibration = calibrate()
                 found = simulate(calibration, self.images.batches(self.batch_size), advance)
             text = "\n".join(calibration.warnings).encode()
-            return {"features": found, "warnings": torch.tensor(list(text), dtype=torch.uint8)}
+            operators = Operators.of(calibration)
+            return {
+                "features": found,
+                "warnings": torch.tensor(list(text), dtype=torch.uint8),
+                **{kind: self._indices(getattr(operators, kind)) for kind in KINDS},
+            }
 
         known = json.dumps(key, sort_keys=True)  # two corners may be the same choice
         if known not in self._known:
@@ -83,4 +93,11 @@ class Embedder:
             self._known[known] = self.cache.part("embedding", compute, images=images, **key)
         part = self._known[known]
         self.warnings[name] = tuple(bytes(part["warnings"].tolist()).decode().splitlines())
+        linears = list(self.encoder.spec.linears())
+        names = {kind: tuple(linears[i] for i in part[kind].tolist()) for kind in KINDS}
+        self.operators[name] = Operators(**names)
         return part["features"]
+
+    def _indices(self, names: tuple[str, ...]) -> Tensor:
+        linears = list(self.encoder.spec.linears())
+        return torch.tensor([linears.index(name) for name in names], dtype=torch.int64)

@@ -21,6 +21,21 @@ CHOICES = {
 }
 """Values of the settings that are words; the first of each is the default."""
 
+ALONE, REGCACHE, PAPER = "quantizer", "regcache", "paper"
+
+WAY_NAMES = (
+    ALONE,
+    "ranges",
+    "smoothed",
+    "channels",
+    "treated",
+    "fc2_float",
+    REGCACHE,
+    "regcache_ranges",
+    "regcache_treated",
+)
+"""Of `search.ways`, which needs torch."""
+
 MIN_MEMORY = 0.05
 
 EFFORT = {"memory", "budget_fraction"}

@@ -46,6 +46,7 @@ CODE = (
     "search/clipping.py",
     "search/cost.py",
     "search/embedder.py",
+    "search/graph_cost.py",
     "search/problem.py",
     "search/register/*.py",
     "search/sensitivity.py",

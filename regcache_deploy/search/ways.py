@@ -1,0 +1,205 @@
+"""The ways to an INT8 file, raced on the search images: quantizer alone, treated, RegCache, both.
+
+No way is best for every encoder. Smoothing spreads a spike that RegCache removes, a few channels in
+float carry it, and a healthy encoder needs none of them. So each is calibrated in full and judged
+on the same images; among those that cannot be told apart the cheapest graph wins.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from regcache_export.spec import EncoderSpec
+
+from ..encoders.regcache import RegCacheConfig
+from ..evaluation import Objective, Score
+from ..quantization.baselines import Baseline
+from ..quantization.baselines.repqvit import RepQViT
+from ..quantization.treatment import MAX_FLOAT_CHANNELS, Treatment
+from ..work.count import Work
+from .cost import calibration_walks
+from .embedder import Embedder
+from .graph_cost import Operators, graph_cost
+from .settings import ALONE, REGCACHE
+from .statistics import compare_scores
+
+TIED_LOSS = 0.003
+"""Of the images: what a way may lose to the best one, on balance, and still be its equal."""
+
+TIED_SHARE = 0.1
+"""The same for a graded objective: this share more of the best one's loss."""
+
+TITLES = {
+    ALONE: "quantizer alone",
+    "ranges": "ranges by output error",
+    "smoothed": "smoothing",
+    "channels": "outlier channels in float",
+    "treated": "smoothing and outlier channels",
+    "fc2_float": "the sensitive block's fc2 in float",
+    REGCACHE: "RegCache",
+    "regcache_ranges": "RegCache, ranges by output error",
+    "regcache_treated": "RegCache with smoothing and outlier channels",
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One quantizer with one choice of RegCache's numbers.
+
+    Attributes:
+        name: a key of `TITLES`.
+    """
+
+    name: str
+    baseline: Baseline
+    config: RegCacheConfig
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+
+@dataclass(frozen=True)
+class Raced:
+    """A way and what it gave on the search images.
+
+    Attributes:
+        cost: CPU time of its graph in that of the quantizer alone, by arithmetic.
+        tied: cannot be told from the best one.
+    """
+
+    way: Way
+    score: Score = field(repr=False)
+    cost: float
+    tied: bool = False
+    chosen: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.way.name,
+            "title": self.way.title,
+            "value": self.score.value,
+            "fidelity": self.score.fidelity,
+            "cost": round(self.cost, 4),
+            "tied": self.tied,
+            "chosen": self.chosen,
+        }
+
+
+def ways_of(
+    baseline: Baseline, config: RegCacheConfig, sensitive_layer: str, spec: EncoderSpec
+) -> list[Way]:
+    """Every way that this quantizer has, the plain one first.
+
+    Args:
+        baseline: as asked for.
+        config: that the search found; empty where it found no gain, and then no way has it.
+        sensitive_layer: its block's fc2 is the one that may stay in float.
+        spec: of the encoder.
+    """
+    nothing = replace(config, prefix_count=0).deleting(0)
+    fc2 = f"blocks.{int(sensitive_layer.split('.')[1])}.mlp.fc2"
+    roles: tuple[str, ...] = ("out_proj", "fc2")
+    if not isinstance(baseline, RepQViT):  # which has a range per channel there already
+        roles = ("qkv", "fc1", *roles)
+    treatments = {
+        "smoothed": Treatment(roles),
+        "channels": Treatment(float_channels=MAX_FLOAT_CHANNELS),
+        "treated": Treatment(roles, MAX_FLOAT_CHANNELS),
+    }
+    by_error = copy.copy(baseline)
+    if isinstance(by_error, RepQViT):
+        by_error.range_rule = "output_error"
+    ways = [Way(ALONE, baseline, nothing)]
+    if isinstance(baseline, RepQViT):
+        ways.append(Way("ranges", by_error, nothing))
+    ways += [Way(name, _with(by_error, each), nothing) for name, each in treatments.items()]
+    if fc2 in spec.linears() and fc2 not in baseline.keep_float:
+        kept = copy.copy(by_error)
+        kept.keep_float = baseline.keep_float | {fc2}
+        ways.append(Way("fc2_float", kept, nothing))
+    if not config.is_empty:
+        ways.append(Way(REGCACHE, baseline, config))
+        if isinstance(baseline, RepQViT):
+            ways.append(Way("regcache_ranges", by_error, config))
+        both = _with(by_error, treatments["treated"])
+        ways.append(Way("regcache_treated", both, config))
+    return ways
+
+
+def _with(baseline: Baseline, treatment: Treatment) -> Baseline:
+    changed = copy.copy(baseline)
+    changed.treatment = treatment
+    return changed
+
+
+def race_ways(
+    ways: Sequence[Way],
+    searched: Embedder,
+    register: Mapping[int, Tensor],
+    objective: Objective,
+    work: Work,
+    seed: int,
+) -> list[Raced]:
+    """Calibrate and score every way on all search images.
+
+    Args:
+        ways: the plain quantizer first.
+        searched: embeds the search images.
+        register: of the choice that some ways have.
+        objective: over the search images.
+        work: gets the block-forwards.
+        seed: of the bootstrap.
+
+    Returns:
+        In the order of `ways`; exactly one is chosen.
+    """
+    spec, raced = searched.encoder.spec, list[Raced]()
+    for way in ways:
+        features = searched.features(way.title, way.baseline, way.config, register)
+        images = len(searched.images) + calibration_walks(way.baseline) * len(searched.tokens)
+        work.add(spec.depth * images)
+        cost = graph_cost(spec, way.config, searched.operators[way.title])
+        raced.append(Raced(way, objective.score(features), cost))
+    plain = graph_cost(spec, ways[0].config, Operators())
+    raced = [replace(each, cost=each.cost / plain) for each in raced]
+    return choose(raced, objective, seed)
+
+
+def choose(raced: Sequence[Raced], objective: Objective, seed: int) -> list[Raced]:
+    """Mark the ways that cannot be told from the best one, and the cheapest of them."""
+    best = max(raced, key=lambda each: each.score.key)
+    tied = [replace(each, tied=_tied(each.score, best.score, objective, seed)) for each in raced]
+    # rounded: a difference in the fourth digit of a computed cost is none
+    chosen = min(
+        (each for each in tied if each.tied),
+        key=lambda each: (round(each.cost, 3), *(-part for part in each.score.key)),
+    )
+    return [replace(each, chosen=each is chosen) for each in tied]
+
+
+def _tied(score: Score, best: Score, objective: Objective, seed: int) -> bool:
+    if objective.smooth:
+        return 1 - score.value <= (1 + TIED_SHARE) * (1 - best.value)
+    if best.value - score.value > TIED_LOSS:
+        return False
+    return compare_scores("top1", best, score, seed).p_value >= 0.05
+
+
+def reason(raced: Sequence[Raced], metric: str) -> str:
+    """One sentence: what was chosen, and why."""
+    chosen = next(each for each in raced if each.chosen)
+    best = max(raced, key=lambda each: each.score.key)
+    others = [each.way.title for each in raced if each.tied and each is not chosen]
+    if chosen is best and not others:
+        return f"{chosen.way.title}: the best of {len(raced)} ways by {metric} on the search images"
+    alike = f"{len(others)} other{'s' * (len(others) > 1)}"
+    return (
+        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart by {metric} on "
+        f"the search images ({alike}: {', '.join(others)})"
+    )
