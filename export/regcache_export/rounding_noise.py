@@ -19,12 +19,12 @@ from .reference import Array, Reference, initializers
 from .reference_pool import pooled_features
 from .trace import graph_input
 
-DRAWS = 8
+DRAWS = 16
 """At most so many runs with noise. One run may just miss the tie that decides."""
 
-NOISE = 2.0**-20
-"""Relative size of the noise: 8 units in the last place of float32, as sums of some hundred terms
-in another order differ by."""
+NOISE = 2.0**-19
+"""Relative size of the noise: 16 units in the last place of float32, as sums of some hundred terms
+in another order and a fused operator's polynomials differ by."""
 
 BATCH = 8
 
