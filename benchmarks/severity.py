@@ -75,6 +75,8 @@ class Subject:
         search, judge: photographs; those to judge with their altered copies behind them.
         calibration_count: of the search photographs, the first ones.
         nncf_python: an interpreter that has nncf and openvino, or None.
+        preprocess: open_clip's preprocess_cfg.
+        caution: what its figures must be read with.
     """
 
     encoder: Encoder
@@ -87,6 +89,23 @@ class Subject:
     calibration_count: int
     nncf_python: str | None
     preprocess: Mapping[str, Any] = field(repr=False)
+    caution: str = ""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Columns that say which measurement a row is of."""
+        return {
+            "kind": self.kind,
+            "ratio": float(self.ratio),
+            "seed": self.seed,
+            "search_images": len(self.search),
+            "calibration_images": self.calibration_count,
+            "n": len(self.judge) // 2,
+        }
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of the CSV is of this subject on these photographs."""
+        return all(str(row.get(name)) == str(value) for name, value in self.key.items())
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -199,9 +218,7 @@ def row_of(
     pair = compare_paired(base.per_image.numpy(), score.per_image.numpy())
     return {
         "encoder": f"{NATURAL} {subject.kind}",
-        "kind": subject.kind,
-        "ratio": subject.ratio,
-        "seed": subject.seed,
+        **subject.key,
         "way": way.name,
         "title": way.title,
         "choice": outcome.choice,
@@ -213,7 +230,7 @@ def row_of(
         "won": pair.won,
         "p_value": f"{pair.p_value:.2g}",
         "cosine": round(score.fidelity, 6),
-        "n": pair.n,
+        "caution": subject.caution,
     }
 
 
@@ -251,8 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = read_rows(path)
     ways = [way for way in WAYS if not args.only or way.name in args.only]
     for subject in subjects(args):
-        mine = (subject.kind, str(subject.ratio), str(subject.seed))
-        done = {r["way"] for r in rows if (r["kind"], str(r["ratio"]), str(r["seed"])) == mine}
+        done = {row["way"] for row in rows if subject.has(row)}
         print(f"{subject.kind}, ratio {subject.ratio:g}, seed {subject.seed}", flush=True)
         found = measure(subject, ways, done)
         if found:
@@ -291,6 +307,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
                 plant["seed"],
                 plant["block"],
                 **common,
+                caution=content.caution,
             )
         )
     return sorted(found, key=lambda s: (s.kind, s.ratio, s.seed))
