@@ -40,9 +40,11 @@ def register_at(encoder: Encoder, tokens: Tensor, block: int) -> dict[int, Tenso
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the embedded demo encoder.")
+    parser.add_argument("--model", default="demo", help="or one of its variants")
     parser.add_argument("--images", type=int, default=1000, help="held-out canvases")
-    count = parser.parse_args().images
-    model, block = load_model("demo"), int(load_demo().config["plant"]["block"])
+    args = parser.parse_args()
+    count = args.images
+    model, block = load_model(args.model), int(load_demo().config["plant"]["block"])
     encoder = model.encoder
     assert model.text_head is not None
     head = model.text_head(CLASS_NAMES)

@@ -17,6 +17,7 @@ from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.demo_images import load_demo_images
 from regcache_deploy.data.folder import load_folder
 from regcache_deploy.data.images import Images
+from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import DEMO, LoadedModel, load_model
 from regcache_deploy.encoders.model import random_seed
 from regcache_deploy.encoders.regcache import RegCacheConfig
@@ -39,6 +40,17 @@ FIXED = RegCacheConfig(6, 4, 6, 5)
 """Prefix block, tau, delete block, k~ where nothing is searched: random weights have no sinks."""
 
 NONE = RegCacheConfig(0, 0, 0, 0)
+
+
+class EncoderModule(torch.nn.Module):
+    """The canonical encoder, for models whose weights were edited after loading."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
 
 
 @dataclass
@@ -84,13 +96,15 @@ class Work:
 
     @cached_property
     def module(self) -> torch.nn.Module:
-        """The image tower as open_clip builds it, with the same weights."""
+        """The image tower as open_clip builds it, or our encoder where it builds none."""
         if self.model_name == DEMO:
             from regcache_deploy.demo.model import load_demo
 
             visual: torch.nn.Module = load_demo().visual
             return visual
         open_clip = import_open_clip()
+        if self.model_name not in open_clip.list_models():
+            return EncoderModule(self.model.encoder)
         seed = random_seed(self.pretrained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed or 0)

@@ -15,7 +15,7 @@ from .common import QUIET, add_common_arguments, add_run_arguments
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
-TASKS = ("auto", "fidelity", "knn", "linear_probe", "retrieval")
+TASKS = ("auto", "fidelity", "instances", "knn", "linear_probe", "retrieval")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         default="auto",
         choices=TASKS,
-        help="auto is zero-shot with labels and a head, else fidelity; retrieval takes --data as "
-        "COCO_DATA_ROOT (default %(default)s)",
+        help="auto is zero-shot with labels and a head, else fidelity; instances needs no labels: "
+        "does an image find its own altered copy; retrieval takes --data as COCO_DATA_ROOT "
+        "(default %(default)s)",
     )
     data.add_argument("--train-data", metavar="DATA", help="labelled images for knn, linear_probe")
     data.add_argument("--captions", type=Path, metavar="FILE", help="COCO captions, for retrieval")

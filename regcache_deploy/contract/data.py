@@ -77,7 +77,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
         DataError, ConfigError: as `open_data`; too few images, or none at hand.
     """
     provenance = bundle.manifest.get("provenance") or {}
-    if data is None and provenance.get("model") == "demo":
+    if data is None and str(provenance.get("model")).partition("-")[0] == "demo":
         data, limit = "demo", limit or 2000
     if data is None:
         from regcache_export.verify import read_certificate

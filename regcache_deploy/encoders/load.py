@@ -11,6 +11,7 @@ from torch import Tensor
 from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
 from ..work.progress import Reporter
+from .load_natural import NATURAL, load_natural
 from .load_open_clip import load_open_clip
 from .load_timm import load_timm
 from .model import LoadedModel
@@ -35,9 +36,11 @@ def load_model(
     """Load an image encoder.
 
     Args:
-        name: `demo`, an architecture of open_clip, `hf-hub:ORG/NAME`, or `timm/NAME[.TAG]`.
+        name: `demo` or one of its variants (`demo-dense`, ...), `natural-vit-s14`, an architecture
+            of open_clip, `hf-hub:ORG/NAME`, or `timm/NAME[.TAG]`.
         pretrained: the library's tag, a checkpoint path (`.safetensors`, `.pt`), or
-            `random[:SEED]`; `demo` and `hf-hub:` bring their own.
+            `random[:SEED]`; `demo` and `hf-hub:` bring their own, and so does `natural-vit-s14`
+            unless an edited copy of it is named.
         image_size: height and width in place of the model's own.
         templates: prompts of the zero-shot head: `openai`, `simple`, or a file.
 
@@ -46,8 +49,10 @@ def load_model(
         ModelError: unknown name or tag, weights that cannot be had, do not fit, or hold NaN.
         UnsupportedEncoderError: an architecture the canonical encoder lacks.
     """
-    if name == DEMO:
-        model = _load_demo(pretrained, image_size, templates)
+    if name.partition("-")[0] == DEMO:
+        model = _load_demo(name, pretrained, image_size, templates)
+    elif name == NATURAL:
+        model = load_natural(pretrained, image_size)
     elif name.startswith(TIMM):
         model = load_timm(name, pretrained, image_size)
     else:
@@ -74,8 +79,16 @@ class DemoHead:
 
 
 def _load_demo(
-    pretrained: str | None, image_size: tuple[int, int] | None, templates: str
+    name: str, pretrained: str | None, image_size: tuple[int, int] | None, templates: str
 ) -> LoadedModel:
+    from .demo_variants import (
+        VARIANTS,
+        edit,
+    )
+
+    variant = VARIANTS.get(name)
+    if name != DEMO and variant is None:
+        raise ModelError(f"unknown model '{name}'; the demos are: {', '.join([DEMO, *VARIANTS])}")
     if pretrained is not None:
         raise ConfigError("the demo brings its own weights; --pretrained goes with --model NAME")
     if image_size is not None or templates != DEFAULT_TEMPLATES:
@@ -84,13 +97,18 @@ def _load_demo(
     from ..demo.model import load_demo
 
     demo = load_demo()
+    encoder = from_open_clip(demo.visual)
+    caution = "synthetic demo model with planted sinks; says nothing about natural models"
+    if variant is not None:
+        encoder = edit(encoder, variant, demo.config["plant"])
+        caution = caution.replace("planted sinks", f"planted sinks ({variant.caution})")
     return LoadedModel(
-        name=DEMO,
+        name=name,
         pretrained=None,
-        encoder=from_open_clip(demo.visual),
+        encoder=encoder,
         preprocess=dict(demo.preprocess_cfg),
         text_head=DemoHead(demo),
         text_features=demo.encode_text,
         logit_scale=float(demo.logit_scale),
-        caution="synthetic demo model with planted sinks; says nothing about natural models",
+        caution=caution,
     )

@@ -16,6 +16,7 @@ from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
 from .checkpoint import explain, looks_like_path
 from .hub import WEIGHT_FILES, explain_failure, require_hub_files
+from .load_natural import NATURAL
 from .model import LoadedModel, random_caution, random_seed, suggest
 from .open_clip_timm import from_open_clip_tower
 from .structure import build_tower, quiet_root_logger, read_tower
@@ -100,7 +101,7 @@ def _weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weigh
         return _Weights()
     known = open_clip.list_models()
     if name not in known:
-        raise ModelError(f"unknown model '{name}'{suggest(name, ['demo', *known])}")
+        raise ModelError(f"unknown model '{name}'{suggest(name, ['demo', NATURAL, *known])}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ConfigError(

@@ -26,6 +26,7 @@ from .runners import Runner
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
 FIDELITY = "fidelity"
+INSTANCES = "instances"
 KNN, PROBE = "knn", "linear_probe"
 
 

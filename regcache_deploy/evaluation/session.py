@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regcache_engines.bundle import Bundle
 
+from ..data.altered_stream import AlteredStream
 from ..data.captions import read_captions
 from ..data.preprocess import Preprocess
 from ..data.sources import open_data, open_files
@@ -24,6 +25,7 @@ from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
 from .evaluate import (
+    INSTANCES,
     KNN,
     PROBE,
     RETRIEVAL,
@@ -36,13 +38,14 @@ from .evaluate import (
     top_classes,
     zero_shot_records,
 )
+from .instances import instance_records
 from .metrics import retrieval_metrics, zero_shot_logits
 from .probes import knn_logits, linear_probe_logits
 from .runners import Runner, make_runners
 
 log = logging.getLogger(__name__)
 
-TASKS = ("auto", "fidelity", KNN, PROBE)
+TASKS = ("auto", "fidelity", INSTANCES, KNN, PROBE)
 
 
 @dataclass
@@ -148,9 +151,12 @@ class Session:
         Raises:
             DataError, ConfigError: as `open_data`; or no labels where the task needs them.
         """
-        stream = self._open(data, labels=task != "fidelity")
+        stream = self._open(data, labels=task not in ("fidelity", INSTANCES))
         embedded = self._embed(stream)
         records = fidelity_records(data, embedded)
+        if task == INSTANCES:
+            copies = self._embed(AlteredStream.of(stream, self.seed))
+            return instance_records(data, embedded, copies, self.seed) + records
         if task in (KNN, PROBE):
             return self._probe(data, task, embedded, stream, train_data) + records
         if task == "fidelity" or embedded.labels is None:

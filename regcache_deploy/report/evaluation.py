@@ -22,6 +22,7 @@ MAIN_METRIC = {
     "linear_probe": "acc1",
     "zeroshot_retrieval": "image_retrieval_recall@1",
     "fidelity": "mean_cosine",
+    "instances": "acc1",
 }
 
 

@@ -1,0 +1,159 @@
+"""Copy detection: does an image find its own altered copy among those of all images?
+
+It needs neither labels nor a text side, and it sees what fidelity does not: features may keep
+their direction on the whole and still lose what tells one image from the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.copies import altered
+from ..data.images import Images
+from ..errors import DataError
+from .evaluate import INSTANCES, Embedded, Record, compare
+from .metrics import resolution_line
+from .objective import Score
+
+
+@dataclass(frozen=True)
+class InstanceTop1:
+    """Copy detection against a fixed index: the form that a search can ask for.
+
+    The index holds the float model's features of an altered copy of every search image. Image i is
+    right where its own features, of the encoder under test, are nearest (by cosine) to copy i.
+
+    A search asks for the features of some images at a time, in batches, and joins the scores. So
+    the outcome of an image must not depend on which others are asked with it, and the index has to
+    be there beforehand; and it must not hold a feature of the encoder under test for image i alone,
+    for an encoder that moves all features the same way would then seem to recognize everything.
+    Queries by the quantized encoder on an index that was built in float is also what a deployment
+    often is. It costs one float pass over the copies and nothing after that.
+
+    What it cannot see is a change that moves index and queries alike, which
+    `SymmetricInstances` judges on held-out images: there both come from the encoder under test.
+
+    Attributes:
+        index: float features of the copies `[n, E]`, not normalized.
+        reference: float features of the images `[n, E]`; for the fidelity beside it.
+    """
+
+    index: Tensor = field(repr=False)
+    reference: Tensor = field(repr=False)
+    name: str = INSTANCES
+    smooth: bool = False
+
+    def score(self, features: Tensor, rows: Tensor | None = None) -> Score:
+        """Features `[m, E]` of the images `rows [m]`; of all without `rows`."""
+        rows = torch.arange(len(self.index)) if rows is None else rows
+        margin = margins(features, self.index, rows)
+        return Score.of((margin > 0).double(), _cosine(features, self.reference[rows]), margin)
+
+
+@dataclass(frozen=True)
+class SymmetricInstances:
+    """Copy detection where images and copies go through the same encoder: the form that judges.
+
+    It scores features `[2n, E]` of a set made by `with_copies`: n images, then their copies. Image
+    i is right where it finds copy i among all copies. Only whole sets can be asked.
+
+    Attributes:
+        reference: float features `[2n, E]` of the same set.
+    """
+
+    reference: Tensor = field(repr=False)
+    name: str = INSTANCES
+    smooth: bool = False
+
+    def score(self, features: Tensor, rows: Tensor | None = None) -> Score:
+        """The score over n images; its cosines are the mean of image and copy.
+
+        Raises:
+            ValueError: a part of the set.
+        """
+        if rows is not None or features.shape != self.reference.shape:
+            raise ValueError("symmetric copy detection scores a whole set of images and copies")
+        images, copies = features.chunk(2)
+        margin = margins(images, copies, torch.arange(len(images)))
+        cosine = _cosine(features, self.reference).view(2, -1).mean(dim=0)
+        return Score.of((margin > 0).double(), cosine, margin)
+
+
+def margins(queries: Tensor, index: Tensor, own: Tensor) -> Tensor:
+    """Cosine to the own entry less the best other one, float64 `[m]`; 0 or less is a miss.
+
+    Args:
+        queries: `[m, E]`.
+        index: `[n, E]`, n at least 2.
+        own: int64 `[m]`, the entry that a query shall find.
+    """
+    similarity = F.normalize(queries.double(), dim=-1) @ F.normalize(index.double(), dim=-1).T
+    right = similarity.gather(1, own[:, None]).squeeze(1)
+    others = similarity.scatter(1, own[:, None], -torch.inf).amax(dim=1)
+    return right - others
+
+
+@torch.no_grad()
+def search_objective(
+    embed: Callable[[Tensor], Tensor],
+    images: Images,
+    reference: Tensor,
+    seed: int = 0,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda n: None,
+) -> InstanceTop1:
+    """The objective of search images.
+
+    Args:
+        embed: the float encoder: normalized images `[b, 3, H, W]` -> features `[b, E]`.
+        images: the n search images, at least 2.
+        reference: their float features `[n, E]`.
+        seed: of the alterations.
+        batch_size: images per forward pass.
+        advance: called with the images of each batch.
+    """
+    found = []
+    for first in range(0, len(images), batch_size):
+        copies = altered(images.pixels[first : first + batch_size], seed, first)
+        found.append(embed(images.normalized(copies)))
+        advance(len(copies))
+    return InstanceTop1(torch.cat(found), reference)
+
+
+def instance_records(dataset: str, images: Embedded, copies: Embedded, seed: int) -> list[Record]:
+    """Symmetric copy detection of every runner; the first is the reference of paired statistics.
+
+    Args:
+        dataset: name for the records.
+        images, copies: of the same images in the same order.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: fewer than two images, or not the same ones.
+    """
+    if images.keys != copies.keys:
+        raise DataError(f"{dataset} changed while it was read: other images in the second pass")
+    if len(images.keys) < 2:
+        raise DataError(f"{dataset}: copy detection needs at least two images")
+    own, records = torch.arange(len(images.keys)), list[Record]()
+    reference: Tensor | None = None
+    for name, features in images.features.items():
+        found = margins(features, copies.features[name], own) > 0
+        paired, line = None, None
+        if reference is None:
+            reference = found
+        else:
+            paired = compare(reference.numpy(), found.numpy(), seed)
+            line = resolution_line(paired.n, paired.lost, paired.won)
+        metrics = {"acc1": float(found.double().mean())}
+        records.append(Record(dataset, INSTANCES, name, metrics, len(own), paired, line))
+    return records
+
+
+def _cosine(features: Tensor, reference: Tensor) -> Tensor:
+    return F.cosine_similarity(features.double(), reference.double(), dim=-1)
