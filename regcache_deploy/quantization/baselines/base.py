@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -122,6 +122,7 @@ class Baseline(ABC):
         start: int = 0,
         regcache: RegCache | None = None,
         progress: Progress | None = None,
+        survivors: Survivors | None = None,
     ) -> Calibration:
         """Calibrate blocks `start`..L-1.
 
@@ -134,6 +135,8 @@ class Baseline(ABC):
             start: first block to calibrate.
             regcache: active during calibration; it must not change blocks before `start`.
             progress: told after every block.
+            survivors: what `tokens` are, where the encoder deletes or merges before `start`; it is
+                not changed.
 
         Raises:
             DataError: no images, or non-finite activations.
@@ -144,7 +147,7 @@ class Baseline(ABC):
         quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
         context = self.prepare(encoder, tokens, start, regcache)
-        folded, survivors = encoder, Survivors()
+        folded, survivors = encoder, replace(survivors or Survivors())
         for index in range(start, encoder.spec.depth):
             record = self.record()
             tokens = encoder.block(index, tokens, record, regcache, survivors)
