@@ -140,9 +140,10 @@ def require_sizes(merge: Merge | None, block: int, survivors: Survivors | None) 
 
 def _cosines(metric: Tensor) -> Tensor:
     """Between rows at even and at odd places: `[B, |A|, |B|]`."""
-    length = metric.norm(dim=-1, keepdim=True).clamp_min(NORM_FLOOR)
+    length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min(NORM_FLOOR)
     unit = metric / length
-    return unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    cosines: Tensor = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    return cosines
 
 
 def _rows(tokens: Tensor, places: Tensor) -> Tensor:

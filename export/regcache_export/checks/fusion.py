@@ -8,6 +8,7 @@ is an inference.
 
 from __future__ import annotations
 
+from ..merge import Merge, block_tokens
 from ..regcache_config import RegCacheConfig
 from ..spec import EncoderSpec
 
@@ -24,27 +25,24 @@ def why_not_int8(tokens: int, head_size: int) -> str | None:
     return None
 
 
-def keys_of_block(spec: EncoderSpec, regcache: RegCacheConfig | None, block: int) -> int:
+def keys_of_block(
+    spec: EncoderSpec, regcache: RegCacheConfig | None, block: int, merge: Merge | None = None
+) -> int:
     """Tokens that the attention of a block sees: those that are left, and the prefix."""
-    tokens = spec.num_tokens
-    if regcache is None:
-        return tokens
-    if regcache.deletes:
-        gone = block > regcache.delete_block or (
-            block == regcache.delete_block and regcache.delete_at == "block_input"
-        )
-        tokens -= regcache.delete_count if gone else 0
-    if block in regcache.prefix_blocks(spec.depth):
+    tokens = block_tokens(spec, regcache, merge)[block].attention
+    if regcache is not None and block in regcache.prefix_blocks(spec.depth):
         tokens += regcache.prefix_count
     return tokens
 
 
-def int8_attention_blocks(spec: EncoderSpec, regcache: RegCacheConfig | None) -> list[int]:
+def int8_attention_blocks(
+    spec: EncoderSpec, regcache: RegCacheConfig | None, merge: Merge | None = None
+) -> list[int]:
     """Blocks whose attention is worth quantizing; none of a rotary encoder, which was not tried."""
     if spec.rotary:
         return []
     return [
         block
         for block in range(spec.depth)
-        if why_not_int8(keys_of_block(spec, regcache, block), spec.head_dim) is None
+        if why_not_int8(keys_of_block(spec, regcache, block, merge), spec.head_dim) is None
     ]

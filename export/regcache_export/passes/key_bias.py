@@ -16,7 +16,9 @@ class KeyBias:
     name = "key-bias"
     stage: Stage = "calibration"
     requires = "plain softmax over all keys, prefix included; no rotary positions; no merge by keys"
-    ensures = "the key third of the qkv bias is zero in every block where nothing else reads the keys"
+    ensures = (
+        "the key third of the qkv bias is zero in every block where nothing else reads the keys"
+    )
 
     def __call__(self, state: FoldState) -> PassResult:
         if state.encoder.rotary:
