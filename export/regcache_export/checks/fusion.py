@@ -3,7 +3,8 @@
 Seen with TensorRT-RTX 1.7.1 on random weights, the same for SM 7.5 to 12.0: fused for 50, 197, 257,
 442 and 485 tokens, not for 530 and more; for head sizes 16, 32, 64, not for 48, 80, 96, 128. NVIDIA
 names the limit of 512 tokens in NVIDIA/TensorRT#3724. That the full TensorRT has the same limits
-is an inference.
+is an inference. A value that joins the logits, as the sizes of merged tokens do, breaks the fusion
+of INT8 attention, not that of float16.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from ..spec import EncoderSpec
 
 MAX_TOKENS = 512
 HEAD_SIZES = (16, 32, 64)
+
+
+LOGITS_WITH_BIAS = "a value is added to its logits"
 
 
 def why_not_int8(tokens: int, head_size: int) -> str | None:
@@ -38,11 +42,16 @@ def keys_of_block(
 def int8_attention_blocks(
     spec: EncoderSpec, regcache: RegCacheConfig | None, merge: Merge | None = None
 ) -> list[int]:
-    """Blocks whose attention is worth quantizing; none of a rotary encoder, which was not tried."""
+    """Blocks whose attention is worth quantizing.
+
+    None of a rotary encoder, which was not tried, and none whose logits count merged patches.
+    """
     if spec.rotary:
         return []
+    counted = merge if merge is not None and merge.proportional else None
     return [
         block
         for block in range(spec.depth)
-        if why_not_int8(keys_of_block(spec, regcache, block, merge), spec.head_dim) is None
+        if not (counted and counted.merged_before(block))
+        and why_not_int8(keys_of_block(spec, regcache, block, merge), spec.head_dim) is None
     ]

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from .facts import DEQUANTIZE, QUANTIZE, GraphFacts
-from .fusion import why_not_int8
+from .fusion import LOGITS_WITH_BIAS, why_not_int8
 from .structure import Attention, attentions
 
 MIN_OPSET, MAX_OPSET = 19, 25
@@ -180,6 +180,8 @@ def attention_quantization(facts: GraphFacts) -> Findings:
             continue
         if len(quantized) < len(Attention.OPERANDS):
             yield attention.name, f"only {', '.join(quantized)} of its operands are quantized"
+        elif attention.has_bias:
+            yield attention.name, f"INT8 attention does not fuse: {LOGITS_WITH_BIAS}"
         elif attention.tokens is not None and attention.head_size is not None:
             reason = why_not_int8(attention.tokens, attention.head_size)
             if reason:
