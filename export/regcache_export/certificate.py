@@ -30,6 +30,7 @@ from regcache_engines.bundle import PREPROCESS, TEXT_FEATURES, Bundle
 
 from .compare import (
     CHOICE,
+    PAIRING,
     Comparison,
     NodeCount,
     Simulator,
@@ -268,9 +269,9 @@ def first_divergence(counts: Sequence[NodeCount]) -> NodeCount | None:
     for count in counts:
         share = count.different / max(count.elements, 1)
         # on a small tensor one tie is more than the share; a tie is a tie all the same. Of equal
-        # norms there may be any number, and which of two comes first changes nothing behind it
+        # norms or cosines there may be any number; what comes behind goes on with the graph's choice
         few = share <= MAX_DIFFERENT or count.different <= 1
-        too_many = not few and not count.node.endswith(CHOICE)
+        too_many = not few and not count.node.endswith((CHOICE, PAIRING))
         if count.off_tie or too_many or not count.error <= MAX_FLOAT_ERROR:
             return count
     return None
