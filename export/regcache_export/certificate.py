@@ -269,7 +269,7 @@ def first_divergence(counts: Sequence[NodeCount]) -> NodeCount | None:
     for count in counts:
         share = count.different / max(count.elements, 1)
         # on a small tensor one tie is more than the share; a tie is a tie all the same. Of equal
-        # norms or cosines there may be any number; what comes behind goes on with the graph's choice
+        # norms or cosines there may be any number: what comes behind goes on with the choice
         few = share <= MAX_DIFFERENT or count.different <= 1
         too_many = not few and not count.node.endswith((CHOICE, PAIRING))
         if count.off_tie or too_many or not count.error <= MAX_FLOAT_ERROR:

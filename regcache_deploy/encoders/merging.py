@@ -66,13 +66,14 @@ def merge_patches(
         sizes = torch.ones(patches.shape[:2], dtype=tokens.dtype, device=tokens.device)
     places = 2 * pairs.order
     source, stays = places[:, :count], places[:, count:]
-    target = torch.arange(patches.shape[1] // 2, device=tokens.device)[None, :, None]
-    hit = (target == pairs.destinations[:, None, :count]).to(tokens.dtype)
+    target = pairs.destinations[:, :count]
+    hit = torch.nn.functional.one_hot(target, patches.shape[1] // 2).to(tokens.dtype)
+    hit = hit.transpose(1, 2)
     gained, own = torch.gather(sizes, 1, source)[..., None], sizes[:, 1::2, None]
     total = own + hit @ gained
     # a destination that receives nothing stays what it is, bit for bit: own / total is 1
-    share = hit * gained.transpose(1, 2) / total
-    merged = patches[:, 1::2] * (own / total) + share @ _rows(patches, source)
+    share = gained / _rows(total, target)
+    merged = patches[:, 1::2] * (own / total) + hit @ (_rows(patches, source) * share)
     survivors.sizes = torch.cat([torch.gather(sizes, 1, stays), total[..., 0]], dim=1)
     odd = torch.arange(1, patches.shape[1], 2, device=tokens.device).expand(len(tokens), -1)
     survivors.take_positions(torch.cat([stays, odd], dim=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from ..merge import NORM_FLOOR
 from .builder import GraphBuilder
@@ -18,22 +17,25 @@ class Moves:
 
     Attributes:
         source: rows of the r sources that go, value `[B, r, 1]`.
-        stays: rows of the others, value `[B, |A| - r, 1]`; None where none is left.
+        stays: rows of the leading tokens and the other sources, value `[B, n, 1]`; None where
+            there are none.
+        target: places of the r destinations, value `[B, r, 1]`.
         hit: value `[B, |B|, r]`, 1 where a source goes to a destination.
     """
 
     source: str
     stays: str | None
+    target: str
     hit: str
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a destination `[B, |B|, ...]` becomes.
+    """What a destination becomes.
 
     Attributes:
         own: its own share, value `[B, |B|, 1]`.
-        share: those of the sources, value `[B, |B|, r]`.
+        share: that of each source in its destination, value `[B, r, 1]`.
         total: the patches that it stands for then, value `[B, |B|, 1]`.
     """
 
@@ -68,7 +70,7 @@ class Island:
         """
         length = self._node("ReduceL2", metric, self._ints(-1), keepdims=1)
         floor = float_constant(self.builder, "merge.floor", np.asarray(NORM_FLOOR))
-        unit = self._node("Div", metric, self._node("Max", length, floor))
+        unit = self._node("Div", metric, self._node("Clip", length, floor))
         left = self._slice("even", unit, self.special, step=2)
         right = self._slice("odd", unit, self.special + 1, step=2)
         right = self._node("Transpose", right, perm=[0, 2, 1])
@@ -79,21 +81,26 @@ class Island:
         outputs = [f"{self.name}/best", order]
         self._node("TopK", best, self._ints(self.sources), outputs=outputs, axis=1, sorted=1)
         self._node("GatherElements", nearest, order, outputs=[found], axis=1)
-        rows = self._node("Add", self._node("Mul", order, self._ints(2)), self._ints(self.special))
-        rows = self._node("rows/Unsqueeze", rows, self._ints(2))
-        source, stays = f"{self.name}/source", None
-        if self.sources > self.count:
-            stays = f"{self.name}/stays"
-            split = self._ints(self.count, self.sources - self.count)
-            self._node("Split", rows, split, outputs=[source, stays], axis=1)
-        else:
-            source = rows
-        target = self._slice("destinations", found, 0, self.count)
-        target = self._node("destinations/Unsqueeze", target, self._ints(1))
-        place = np.arange(self.destinations, dtype=np.int64)[None, :, None]
-        place_name = self.builder.constant(f"merge.places_{self.destinations}", place)
-        hit = self._node("Equal", place_name, target)
-        return Moves(source, stays, self._node("hit/Cast", hit, to=TensorProto.FLOAT))
+        # tables instead of arithmetic: each of these nodes costs its start more than its work
+        rows = np.arange(self.sources, dtype=np.int64)[:, None] * 2 + self.special
+        table = self.builder.constant(f"merge.rows_{self.special}_{self.sources}", rows)
+        source, stays = self._split("rows", self._node("rows/Gather", table, order, axis=0))
+        if self.special:
+            first = np.arange(self.special, dtype=np.int64)[None, :, None]
+            leading = self.builder.constant("merge.leading", first)
+            leading = self._node("leading/Expand", leading, self.builder.batch_shape(3))
+            parts = [leading, *([stays] if stays else [])]
+            stays = self._node("stays/Concat", *parts, axis=1)
+        target, _ = self._split("targets", found)
+        one_hot = np.eye(self.destinations, dtype=np.float32)
+        one_hot_name = self.builder.constant(f"merge.one_hot_{self.destinations}", one_hot)
+        hit = self._node("hit/Gather", one_hot_name, target, axis=0)
+        return Moves(
+            source,
+            stays,
+            self._node("targets/Unsqueeze", target, self._ints(2)),
+            self._node("hit/Transpose", hit, perm=[0, 2, 1]),
+        )
 
     def weights(self, moves: Moves, sizes: str | None) -> Weights:
         """Shares by size, value `[B, N, 1]`; None where each token is one patch.
@@ -101,19 +108,17 @@ class Island:
         A destination that receives nothing keeps a share of exactly 1.
         """
         if sizes is None:
-            one = float_constant(self.builder, "merge.one", np.asarray(1))
-            gained = self._node("ReduceSum", moves.hit, self._ints(2), keepdims=1)
-            total = self._node("size/Add", gained, one)
-            own, weighted = one, moves.hit
+            own = float_constant(self.builder, "merge.one", np.asarray(1))
+            size = float_constant(
+                self.builder, f"merge.ones_{self.count}", np.ones((1, self.count, 1))
+            )
         else:
             own = self._slice("size/odd", sizes, self.special + 1, step=2)
             size = self._rows("size/source", sizes, moves.source)
-            total = self._node("size/Add", own, self._node("size/MatMul", moves.hit, size))
-            row = self._node("size/Transpose", size, perm=[0, 2, 1])
-            weighted = self._node("size/Mul", moves.hit, row)
+        total = self._node("size/Add", own, self._node("size/MatMul", moves.hit, size))
         return Weights(
             own=self._node("own/Div", own, total),
-            share=self._node("share/Div", weighted, total),
+            share=self._node("share/Div", size, self._rows("total", total, moves.target)),
             total=total,
         )
 
@@ -122,9 +127,8 @@ class Island:
         odd = self._slice("tokens/odd", tokens, self.special + 1, step=2)
         kept = self._node("own/Mul", odd, weights.own)
         rows = self._rows("source", tokens, moves.source)
-        added = self._node("share/MatMul", weights.share, rows)
-        result = self._node("merged/Add", kept, added)
-        return self._joined("tokens", tokens, moves, result)
+        added = self._node("share/MatMul", moves.hit, self._node("share/Mul", rows, weights.share))
+        return self._joined("tokens", tokens, moves, self._node("merged/Add", kept, added))
 
     def sizes(self, sizes: str | None, moves: Moves, weights: Weights) -> str:
         """What the tokens stand for then, value `[B, N - r, 1]`."""
@@ -148,8 +152,10 @@ class Island:
         odd = np.arange(1, self.patches, 2, dtype=np.int64)[None]
         rest = self.builder.constant(f"merge.odd_{self.patches}", odd)
         rest = self.builder.node(f"{name}/Expand", [rest, self.builder.batch_shape(2)])
-        if moves.stays is not None:
-            stays = self.builder.node(f"{name}/Squeeze", [moves.stays, self._ints(2)])
+        if self.sources > self.count:
+            bounds = [self._ints(n) for n in (self.special, self.special + self.patches, 1, 1)]
+            stays = self.builder.node(f"{name}/Slice", [str(moves.stays), *bounds])
+            stays = self.builder.node(f"{name}/Squeeze", [stays, self._ints(2)])
             stays = self.builder.node(f"{name}/Sub", [stays, self._ints(self.special)])
             rest = self.builder.node(f"{name}/Concat", [stays, rest], {"axis": 1})
         if before is None:
@@ -158,20 +164,26 @@ class Island:
 
     def _joined(self, role: str, value: str, moves: Moves, destinations: str) -> str:
         """Leading tokens, the sources that stay, the destinations."""
-        parts = [self._slice(f"{role}/special", value, 0, self.special)] if self.special else []
-        if moves.stays is not None:
-            parts.append(self._rows(f"{role}/stays", value, moves.stays))
-        parts.append(destinations)
-        return self._node(f"{role}/Concat", *parts, axis=1) if len(parts) > 1 else destinations
+        if moves.stays is None:
+            return destinations
+        stays = self._rows(f"{role}/stays", value, moves.stays)
+        return self._node(f"{role}/Concat", stays, destinations, axis=1)
+
+    def _split(self, role: str, value: str) -> tuple[str, str | None]:
+        """What belongs to the r sources that go, and to the others, of `[B, |A|, ...]`."""
+        if self.sources == self.count:
+            return value, None
+        parts = [f"{self.name}/{role}/go", f"{self.name}/{role}/stay"]
+        sizes = self._ints(self.count, self.sources - self.count)
+        self._node(f"{role}/Split", value, sizes, outputs=parts, axis=1)
+        return parts[0], parts[1]
 
     def _rows(self, role: str, value: str, rows: str) -> str:
         return self._node(f"{role}/GatherND", value, rows, batch_dims=1)
 
-    def _slice(
-        self, role: str, value: str, start: int, end: int | None = None, step: int = 1
-    ) -> str:
-        """Rows of `[B, N, ...]`, to the last patch where `end` is None."""
-        stop = self.special + self.patches if end is None else end
+    def _slice(self, role: str, value: str, start: int, step: int = 1) -> str:
+        """Rows of `[B, N, ...]` from `start` to the last patch."""
+        stop = self.special + self.patches
         return self._node(f"{role}/Slice", value, *map(self._ints, (start, stop, 1, step)))
 
     def _ints(self, *values: int) -> str:
