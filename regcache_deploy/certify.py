@@ -128,8 +128,8 @@ class _ForcedEncoder(Encoder):
         self.norms.append(patches.abs().amax(dim=-1).numpy())
         return self.forced[0] if self.forced else kept
 
-    def _pair(self, metric: Tensor) -> Pairs:
-        found = super()._pair(metric)
+    def _pair(self, metric: Tensor, count: int) -> Pairs:
+        found = super()._pair(metric, count)
         self.found_pairs.append(found)
         return Pairs(*self.forced_pairs[0], found.similarity) if self.forced_pairs else found
 

@@ -184,7 +184,6 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
             simulator or reference,
             comparison,
             Left(subject.spec.num_patches),
-            subject.merge.counts if subject.merge else (),
         )
         tail = pooled_features(reference, trace.values[tensors.outputs[-1]], left)
         comparison.add(compare_floats(OUTPUT_NAME, trace.features, tail))

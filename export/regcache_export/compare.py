@@ -9,7 +9,7 @@ is compared then is one stage at a time, and only a rounding tie can differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -37,7 +37,7 @@ SAME_COSINE = 1e-5
 CHOICE = "/TopK"
 """Ends the name of the node that chooses the surviving patches, or the sources that merge."""
 
-PAIRING = "/GatherElements"
+PAIRING = "/ArgMax"
 """Ends the name of the node that gives the destinations of a merge."""
 
 
@@ -164,7 +164,6 @@ def compare_trace(
     simulator: Simulator,
     comparison: Comparison,
     left: Left,
-    counts: Sequence[int] = (),
 ) -> Left:
     """Add one batch to a comparison.
 
@@ -175,7 +174,6 @@ def compare_trace(
         simulator: the other side.
         comparison: grows.
         left: the patches at the input of block 0.
-        counts: how many tokens each block merges away; empty where none does.
 
     Returns:
         The patches behind the last block.
@@ -200,7 +198,7 @@ def compare_trace(
             node = tensors.positions[index].replace("/positions", CHOICE)
             comparison.add(_compare_positions(node, positions, simulated))
         if pairs is not None:
-            left = left.merged(pairs, counts[index])
+            left = left.merged(pairs)
             name = tensors.pairs[index][0].removesuffix("/order")
             agreeing = _compare_pairs(name, pairs, simulated, comparison)
             same = agreeing if same is None else same & agreeing
@@ -245,14 +243,15 @@ def _compare_pairs(name: str, pairs: Pairs, simulated: Simulated, comparison: Co
     moved = pairs.order != expected.order
     off = moved & ~(np.abs(found - wanted) <= SAME_COSINE)
     choice = NodeCount(name + CHOICE, moved.size, int(moved.sum()), int(off.sum()))
-    rows = np.take_along_axis(similarity, pairs.order[..., None], axis=1)
+    go = pairs.order[:, : pairs.destinations.shape[1]]
+    rows = np.take_along_axis(similarity, go[..., None], axis=1)
     taken = np.take_along_axis(rows, pairs.destinations[..., None], axis=2)[..., 0]
     other = rows.argmax(axis=2) != pairs.destinations
-    off = other & ~(found - taken <= SAME_COSINE)
+    off = other & ~(rows.max(axis=2) - taken <= SAME_COSINE)
     pairing = NodeCount(name + PAIRING, other.size, int(other.sum()), int(off.sum()))
     comparison.add(choice)
     comparison.add(pairing)
-    same: Array = ~(moved | other).any(axis=1)
+    same: Array = ~(moved.any(axis=1) | other.any(axis=1))
     return same
 
 

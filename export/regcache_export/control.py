@@ -68,7 +68,6 @@ def free_run(subject: Subject, pixels: Array, noise: float = 0.0, seed: int = 0)
     """
     generator = np.random.default_rng(seed)
     reference = subject.reference(initializers(subject.model))
-    merge = subject.merge
     features = []
     for start in range(0, len(pixels), BATCH):
         image = graph_input(pixels[start : start + BATCH], subject.preprocess, subject.model)
@@ -81,8 +80,8 @@ def free_run(subject: Subject, pixels: Array, noise: float = 0.0, seed: int = 0)
             tokens = simulated.output
             if simulated.positions is not None:
                 left = left.deleted(simulated.positions)
-            if merge is not None and simulated.pairs is not None:
-                left = left.merged(simulated.pairs, merge.counts[index])
+            if simulated.pairs is not None:
+                left = left.merged(simulated.pairs)
         features.append(pooled_features(reference, tokens, left))
     return np.concatenate(features)
 

@@ -248,13 +248,14 @@ class _Run:
             return tokens
         metric = self.keys if merge.metric == "keys" else tokens
         self.similarity = similarity_of(metric[:, special:])
-        best, nearest = self.similarity.max(axis=2), self.similarity.argmax(axis=2)
-        order = np.argsort(-best, axis=1, kind="stable")
-        self.pairs = Pairs(order, np.take_along_axis(nearest, order, axis=1))
+        order = np.argsort(-self.similarity.max(axis=2), axis=1, kind="stable")
+        go = order[:, : merge.counts[index], None]
+        found = np.take_along_axis(self.similarity, go, axis=1).argmax(axis=2)
+        self.pairs = Pairs(order, found)
         forced = self.forced.pairs if self.forced else None
-        pairs, count = forced or self.pairs, merge.counts[index]
-        merged = merge_patches(tokens[:, special:], self.left.sizes, pairs, count)
-        self.left = self.left.merged(pairs, count)
+        pairs = forced or self.pairs
+        merged = merge_patches(tokens[:, special:], self.left.sizes, pairs)
+        self.left = self.left.merged(pairs)
         return np.concatenate([tokens[:, :special], merged], axis=1)
 
 

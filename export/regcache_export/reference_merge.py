@@ -20,21 +20,20 @@ def similarity_of(metric: Array) -> Float64:
     return cosines
 
 
-def merge_patches(patches: Float64, sizes: Array | None, pairs: Pairs, count: int) -> Float64:
-    """Patches `[B, P, D]` behind the merge of `count` sources: a loop, no matrix.
+def merge_patches(patches: Float64, sizes: Array | None, pairs: Pairs) -> Float64:
+    """Patches `[B, P, D]` behind a merge: a loop, no matrix.
 
     Args:
         patches: in front of it.
         sizes: patches that each stands for, `[B, P]`, or None.
         pairs: sources and destinations.
-        count: sources that go.
     """
     known = np.ones(patches.shape[:2]) if sizes is None else sizes
     result = []
     for x, size, order, found in zip(patches, known, pairs.order, pairs.destinations, strict=True):
-        total = size[1::2].astype(np.float64)
+        count, total = len(found), size[1::2].astype(np.float64)
         sums = x[1::2] * total[:, None]
-        for source, target in zip(2 * order[:count], found[:count], strict=True):
+        for source, target in zip(2 * order[:count], found, strict=True):
             sums[target] += size[source] * x[source]
             total[target] += size[source]
         result.append(np.concatenate([x[2 * order[count:]], sums / total[:, None]]))

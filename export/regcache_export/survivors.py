@@ -17,7 +17,7 @@ class Pairs:
 
     Attributes:
         order: places `[B, |A|]` among the sources, most similar first.
-        destinations: place `[B, |A|]` among the destinations of each, in the same order.
+        destinations: places `[B, r]` among the destinations of the first r, which go.
     """
 
     order: Array
@@ -46,15 +46,15 @@ class Left:
             sizes = np.take_along_axis(sizes, positions, axis=1)
         return replace(self._at(positions), sizes=sizes)
 
-    def merged(self, pairs: Pairs, count: int) -> Left:
-        """Behind a merge of `count` sources."""
-        rows = len(pairs.order)
+    def merged(self, pairs: Pairs) -> Left:
+        """Behind a merge."""
+        rows, count = pairs.destinations.shape
         sizes = self.sizes if self.sizes is not None else np.ones((rows, self.patches))
         places = 2 * pairs.order
         gained = np.take_along_axis(sizes, places[:, :count], axis=1)
         total = sizes[:, 1::2].copy()
         for row in range(rows):
-            np.add.at(total[row], pairs.destinations[row, :count], gained[row])
+            np.add.at(total[row], pairs.destinations[row], gained[row])
         stays = places[:, count:]
         odd = np.broadcast_to(np.arange(1, self.patches, 2), (rows, self.patches // 2))
         left = self._at(np.concatenate([stays, odd], axis=1))

@@ -336,7 +336,8 @@ class Encoder:
         metric = tokens if keys is None or self.merge.metric == "residual" else keys
         if self.merge.compat:
             return merge_as_published(tokens, metric, count, special, survivors)
-        return merge_patches(tokens, self._pair(metric[:, special:]), count, special, survivors)
+        pairs = self._pair(metric[:, special:], count)
+        return merge_patches(tokens, pairs, special, survivors)
 
-    def _pair(self, metric: Tensor) -> Pairs:
-        return find_pairs(metric)
+    def _pair(self, metric: Tensor, count: int) -> Pairs:
+        return find_pairs(metric, count)

@@ -24,7 +24,7 @@ class Pairs:
 
     Attributes:
         order: places `[B, |A|]` among the sources, most similar first, ties by place.
-        destinations: place `[B, |A|]` among the destinations of each of them, in the same order.
+        destinations: places `[B, r]` among the destinations of the first r, which go.
         similarity: cosines `[B, |A|, |B|]` they were found by, sources by place.
     """
 
@@ -33,40 +33,39 @@ class Pairs:
     similarity: Tensor
 
 
-def find_pairs(metric: Tensor) -> Pairs:
+def find_pairs(metric: Tensor, count: int) -> Pairs:
     """Pair the patches at even places with those at odd ones.
 
     Args:
         metric: `[B, P, C]`, one row per patch.
+        count: sources r that go, at most half of the patches.
     """
     similarity = _cosines(metric)
-    best, nearest = similarity.amax(dim=-1), similarity.argmax(dim=-1)
-    order = torch.sort(best, dim=1, descending=True, stable=True).indices
-    return Pairs(order, torch.gather(nearest, 1, order), similarity)
+    order = torch.sort(similarity.amax(dim=-1), dim=1, descending=True, stable=True).indices
+    return Pairs(order, _rows(similarity, order[:, :count]).argmax(dim=-1), similarity)
 
 
 def merge_patches(
-    tokens: Tensor, pairs: Pairs, count: int, num_prefix_tokens: int, survivors: Survivors
+    tokens: Tensor, pairs: Pairs, num_prefix_tokens: int, survivors: Survivors
 ) -> Tensor:
-    """Merge the `count` most similar sources into their destinations.
+    """Merge the most similar sources into their destinations.
 
     Args:
         tokens: `[B, N, D]`.
         pairs: of the patches among them.
-        count: sources to merge away, at most half of the patches.
         num_prefix_tokens: leading tokens, which take no part.
         survivors: changed to what is left. A merged token has the place of its destination.
 
     Returns:
-        `[B, N - count, D]`.
+        `[B, N - r, D]`.
     """
     special, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
     sizes = survivors.sizes
     if sizes is None:
         sizes = torch.ones(patches.shape[:2], dtype=tokens.dtype, device=tokens.device)
-    places = 2 * pairs.order
+    target = pairs.destinations
+    places, count = 2 * pairs.order, target.shape[1]
     source, stays = places[:, :count], places[:, count:]
-    target = pairs.destinations[:, :count]
     hit = torch.nn.functional.one_hot(target, patches.shape[1] // 2).to(tokens.dtype)
     hit = hit.transpose(1, 2)
     gained, own = torch.gather(sizes, 1, source)[..., None], sizes[:, 1::2, None]

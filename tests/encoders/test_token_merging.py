@@ -37,8 +37,8 @@ def merged(
         if compat:
             parts = merge_as_published(parts, rows, count, special, survivors)
         else:
-            pairs = find_pairs(rows[:, special:])
-            parts = merge_patches(parts, pairs, count, special, survivors)
+            pairs = find_pairs(rows[:, special:], count)
+            parts = merge_patches(parts, pairs, special, survivors)
     assert survivors.sizes is not None
     return parts[0], survivors.sizes[0]
 
@@ -66,10 +66,11 @@ def test_the_order_is_that_of_topk_and_argmax() -> None:
     metric = vectors[places][None].clone()
     metric[0, 2] = torch.tensor([-1.0, -0.1])
     metric[0, 0] = metric[0, 6] = torch.tensor([0.1, 1.0])
-    pairs = find_pairs(metric)
+    pairs = find_pairs(metric, 2)
     assert pairs.order.tolist() == [[2, 0, 3, 1]]
-    assert pairs.destinations[0, :3].tolist() == [2, 0, 0]
-    parts = merge_patches(counting_tokens(8), pairs, 2, 0, Survivors())[0]
+    assert pairs.destinations.tolist() == [[2, 0]]
+    assert find_pairs(metric, 3).destinations.tolist() == [[2, 0, 0]]
+    parts = merge_patches(counting_tokens(8), pairs, 0, Survivors())[0]
     # the sources that stay, most similar first; then the destinations by place
     assert [row.nonzero().flatten().tolist() for row in parts] == [
         [6],
@@ -84,8 +85,8 @@ def test_the_order_is_that_of_topk_and_argmax() -> None:
 def test_untouched_tokens_stay_bit_for_bit() -> None:
     tokens = torch.randn(2, 12, 7) * 100
     survivors = Survivors(sizes=torch.randint(1, 9, (2, 12)).float())
-    pairs = find_pairs(torch.randn(2, 12, 5))
-    after = merge_patches(tokens, pairs, 1, 0, survivors)
+    pairs = find_pairs(torch.randn(2, 12, 5), 1)
+    after = merge_patches(tokens, pairs, 0, survivors)
     for row in range(2):
         source, target = int(2 * pairs.order[row, 0]), int(2 * pairs.destinations[row, 0] + 1)
         others = [i for i in range(12) if i not in (source, target)]
@@ -94,7 +95,7 @@ def test_untouched_tokens_stay_bit_for_bit() -> None:
 
 
 def test_zero_keys_are_no_reason_for_nan() -> None:
-    assert find_pairs(torch.zeros(1, 6, 4)).similarity.isfinite().all()
+    assert find_pairs(torch.zeros(1, 6, 4), 1).similarity.isfinite().all()
 
 
 class TestProtection:
@@ -198,9 +199,9 @@ def test_a_deleted_token_is_in_no_merged_one(place: Any) -> None:
     survivors = Survivors()
 
     class Watch(Encoder):
-        def _pair(self, metric: Tensor) -> Any:
+        def _pair(self, metric: Tensor, count: int) -> Any:
             seen.append(metric)
-            return super()._pair(metric)
+            return super()._pair(metric, count)
 
     watch = Watch(encoder.spec, encoder.weights, Merge((0, 4, 0), "residual"))
     tokens = encoder.embed(tiny_images(2))

@@ -76,22 +76,24 @@ class Island:
         right = self._node("Transpose", right, perm=[0, 2, 1])
         cosines = self._node("MatMul", left, right)
         best = self._node("ReduceMax", cosines, self._ints(2), keepdims=0)
-        nearest = self._node("ArgMax", cosines, axis=2, keepdims=0)
-        order, found = f"{self.name}/order", f"{self.name}/destinations"
+        order, target = f"{self.name}/order", f"{self.name}/destinations"
         outputs = [f"{self.name}/best", order]
         self._node("TopK", best, self._ints(self.sources), outputs=outputs, axis=1, sorted=1)
-        self._node("GatherElements", nearest, order, outputs=[found], axis=1)
+        go, stay = self._split(order)
+        # only those that go need their destination: some runtimes sort for an ArgMax
+        cosines = self._rows("go", cosines, self._node("go/Unsqueeze", go, self._ints(2)))
+        self._node("ArgMax", cosines, outputs=[target], axis=2, keepdims=0)
         # tables instead of arithmetic: each of these nodes costs its start more than its work
         rows = np.arange(self.sources, dtype=np.int64)[:, None] * 2 + self.special
         table = self.builder.constant(f"merge.rows_{self.special}_{self.sources}", rows)
-        source, stays = self._split("rows", self._node("rows/Gather", table, order, axis=0))
+        source = self._node("rows/go/Gather", table, go, axis=0)
+        stays = self._node("rows/stay/Gather", table, stay, axis=0) if stay else None
         if self.special:
             first = np.arange(self.special, dtype=np.int64)[None, :, None]
             leading = self.builder.constant("merge.leading", first)
             leading = self._node("leading/Expand", leading, self.builder.batch_shape(3))
             parts = [leading, *([stays] if stays else [])]
             stays = self._node("stays/Concat", *parts, axis=1)
-        target, _ = self._split("targets", found)
         one_hot = np.eye(self.destinations, dtype=np.float32)
         one_hot_name = self.builder.constant(f"merge.one_hot_{self.destinations}", one_hot)
         hit = self._node("hit/Gather", one_hot_name, target, axis=0)
@@ -169,13 +171,13 @@ class Island:
         stays = self._rows(f"{role}/stays", value, moves.stays)
         return self._node(f"{role}/Concat", stays, destinations, axis=1)
 
-    def _split(self, role: str, value: str) -> tuple[str, str | None]:
-        """What belongs to the r sources that go, and to the others, of `[B, |A|, ...]`."""
+    def _split(self, order: str) -> tuple[str, str | None]:
+        """The r sources that go, and the others."""
         if self.sources == self.count:
-            return value, None
-        parts = [f"{self.name}/{role}/go", f"{self.name}/{role}/stay"]
+            return order, None
+        parts = [f"{self.name}/go", f"{self.name}/stay"]
         sizes = self._ints(self.count, self.sources - self.count)
-        self._node(f"{role}/Split", value, sizes, outputs=parts, axis=1)
+        self._node("Split", order, sizes, outputs=parts, axis=1)
         return parts[0], parts[1]
 
     def _rows(self, role: str, value: str, rows: str) -> str:
