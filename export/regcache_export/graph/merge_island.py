@@ -94,14 +94,15 @@ class Island:
             leading = self._node("leading/Expand", leading, self.builder.batch_shape(3))
             parts = [leading, *([stays] if stays else [])]
             stays = self._node("stays/Concat", *parts, axis=1)
-        one_hot = np.eye(self.destinations, dtype=np.float32)
-        one_hot_name = self.builder.constant(f"merge.one_hot_{self.destinations}", one_hot)
-        hit = self._node("hit/Gather", one_hot_name, target, axis=0)
+        depth = self.builder.constant(
+            f"merge.destinations_{self.destinations}", np.asarray(self.destinations, np.int64)
+        )
+        values = float_constant(self.builder, "merge.off_on", np.asarray([0, 1]))
         return Moves(
             source,
             stays,
             self._node("targets/Unsqueeze", target, self._ints(2)),
-            self._node("hit/Transpose", hit, perm=[0, 2, 1]),
+            self._node("OneHot", target, depth, values, axis=1),
         )
 
     def weights(self, moves: Moves, sizes: str | None) -> Weights:
