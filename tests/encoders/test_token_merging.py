@@ -132,6 +132,16 @@ class TestProtection:
         )
         assert not torch.allclose(ours, theirs, rtol=0.01)
 
+    def test_the_published_indexing_counts_all_tokens(self) -> None:
+        """Sizes of all tokens join the logits, whose order the first merge has changed."""
+        encoder = tiny_encoder(num_prefix_tokens=self.special)
+        tokens, survivors = encoder.embed(tiny_images(2)), Survivors()
+        counting = encoder.merging(Merge((2, 2, 0), proportional=True, compat=True))
+        after = counting.run_blocks(tokens, survivors=survivors)
+        assert survivors.sizes is not None
+        assert survivors.sizes.shape == after.shape[:2]
+        assert torch.equal(survivors.sizes.sum(dim=1), torch.full((2,), 17.0))
+
     def test_the_published_indexing_without_protected_tokens_in_the_way(self) -> None:
         """Only a class token, no merge among the last eight: the same pairs, the same result."""
         metric = torch.nn.functional.pad(torch.eye(16), (0, 0, 0, 0))[None]
