@@ -92,6 +92,12 @@ class Encoder:
                 raise ModelError(
                     f"weight {name} has shape {tuple(self.weights[name].shape)}, expected {shape}"
                 )
+        self.check_merge()
+
+    def check_merge(self, regcache: RegCache | None = None) -> None:
+        """Raise ConfigError where the merge does not fit the encoder, or leaves too few tokens."""
+        if self.merge is not None:
+            self.merge.check(self.spec, regcache.config if regcache else None)
 
     def replace(self, weights: Mapping[str, Tensor]) -> Encoder:
         """The same encoder with some weights exchanged."""
@@ -154,7 +160,11 @@ class Encoder:
 
         `survivors` says what the tokens are when they come in and when they go out; whoever goes on
         from merged tokens hands it in.
+
+        Raises:
+            ConfigError: the merge leaves fewer tokens than `regcache` deletes.
         """
+        self.check_merge(regcache)
         survivors = survivors or Survivors()
         for index in range(start, self.spec.depth if stop is None else stop):
             if observe is not None:

@@ -319,3 +319,21 @@ def test_the_published_indexing_is_only_simulated() -> None:
         spec = replace(encoder.spec, **changes)
         with pytest.raises(ConfigError, match="published indexing"):
             Merge((2, 1, 0), compat=True).check(spec, config)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    encoder = tiny_encoder()
+    tokens = encoder.embed(tiny_images(2))
+    with pytest.raises(ConfigError, match="2 counts for 3 blocks"):
+        encoder.merging(Merge((2, 2)))
+    with pytest.raises(ConfigError, match="block 1 cannot merge 4 tokens; of the 6"):
+        encoder.merging(Merge((6, 4, 0)))
+    for merge, why in (
+        (Merge((6, 2, 0)), "block 1 cannot merge 2 tokens; of the 2"),
+        (Merge((2, 0, 0), compat=True), "published indexing cannot tell"),
+    ):
+        merging, choice = encoder.merging(merge), tiny_regcache(encoder)
+        with pytest.raises(ConfigError, match=why):
+            merging.run_blocks(tokens, regcache=choice)
+        with pytest.raises(ConfigError, match=why):
+            make_baseline("naive").calibrate(merging, tokens, regcache=choice)

@@ -139,10 +139,12 @@ class Baseline(ABC):
                 not changed.
 
         Raises:
+            ConfigError: merging leaves fewer tokens than `regcache` deletes.
             DataError: no images, or non-finite activations.
         """
         if not len(tokens):
             raise DataError("calibration needs at least one image")
+        encoder.check_merge(regcache)
         encoder = fold_encoder(encoder, self.folds, tokens, start, regcache)
         quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
