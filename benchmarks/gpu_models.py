@@ -13,6 +13,7 @@ import numpy as np
 
 from regcache_export.bundle import write_bundle
 from regcache_export.checks.fusion import int8_attention_blocks
+from regcache_export.merge import Merge
 from regcache_export.plan import LinearQuant, Plan, TensorQuant
 from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.spec import EncoderSpec
@@ -72,6 +73,7 @@ def random_plan(
     form: str = "int8",
     regcache: RegCacheConfig | None = None,
     asymmetric: bool = True,
+    merge: Merge | None = None,
 ) -> Plan:
     """A plan without calibration.
 
@@ -80,6 +82,7 @@ def random_plan(
         form: one of `FORMS`.
         regcache: a choice, with a random register.
         asymmetric: fc2's input with a zero point, as repqvit and ptq4vit have it.
+        merge: how tokens are merged.
     """
     generator = np.random.default_rng(0)
     weights: dict[str, Any] = {}
@@ -100,10 +103,10 @@ def random_plan(
         for block in (regcache.prefix_blocks(spec.depth) if regcache else ())
     }
     matmuls = {}
-    for block in int8_attention_blocks(spec, regcache) if form == "int8" else ():
+    for block in int8_attention_blocks(spec, regcache, merge) if form == "int8" else ():
         matmuls[f"blocks.{block}.attn.qk"] = (_one(1 / 64), _one(1 / 64))
         matmuls[f"blocks.{block}.attn.pv"] = (_one(1 / 127), _one(1 / 64))
-    return Plan(spec, weights, linears, regcache, register, matmuls=matmuls)
+    return Plan(spec, weights, linears, regcache, register, matmuls=matmuls, merge=merge)
 
 
 def random_bundle(

@@ -30,6 +30,7 @@ from regcache_engines.bundle import PREPROCESS, TEXT_FEATURES, Bundle
 
 from .compare import (
     CHOICE,
+    PAIRING,
     Comparison,
     NodeCount,
     Simulator,
@@ -39,11 +40,13 @@ from .compare import (
 )
 from .errors import BundleError
 from .graph import OUTPUT_NAME
+from .merge import Merge
 from .published_quant import LEVELS
 from .reference import Array, Reference, initializers
 from .reference_pool import pooled_features
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
+from .survivors import Left
 from .targets import GraphOptions
 from .trace import Trace, Tracer, fixed_batch, graph_input
 
@@ -76,6 +79,7 @@ class Subject:
         spec, regcache, options: what it was written from.
         offsets: linear -> what is subtracted from its codes to give levels.
         preprocess: with mean and std.
+        merge: how tokens are merged, or None.
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -84,6 +88,7 @@ class Subject:
     options: GraphOptions
     offsets: Mapping[str, int]
     preprocess: Mapping[str, Any]
+    merge: Merge | None = None
 
     def header(self) -> dict[str, Any]:
         """What `subject_of` needs to make it again from the file."""
@@ -92,7 +97,13 @@ class Subject:
             "regcache": self.regcache.to_json() if self.regcache else None,
             "options": asdict(self.options) | {"without": list(self.options.without)},
             "offsets": dict(self.offsets),
-        }
+        } | ({"merge": self.merge.to_json()} if self.merge else {})
+
+    def reference(self, constants: Mapping[str, Array]) -> Reference:
+        """The numpy simulation of the model with these constants."""
+        return Reference(
+            constants, self.spec, self.regcache, self.options, self.offsets, self.merge
+        )
 
 
 def subject_of(document: Mapping[str, Any], model: onnx.ModelProto, preprocess: Any) -> Subject:
@@ -108,6 +119,7 @@ def subject_of(document: Mapping[str, Any], model: onnx.ModelProto, preprocess: 
             options=GraphOptions(**options),
             offsets={str(name): int(value) for name, value in document["offsets"].items()},
             preprocess=preprocess,
+            merge=Merge.from_json(document["merge"]) if "merge" in document else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{CERTIFICATE} is not readable ({error}); export again") from error
@@ -129,6 +141,12 @@ class Evidence:
     features: Array
     without_codes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def pairs(self) -> dict[str, int] | None:
+        """Images, and those whose merges pair the same tokens as the simulation; or None."""
+        same = self.comparison.same_pairs
+        return {"images": len(same), "same": sum(same)} if same else None
+
 
 def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None) -> Evidence:
     """Trace the graph on images and compare it with a simulation.
@@ -143,11 +161,12 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
         EngineError: it does not run.
     """
     constants = initializers(subject.model)
-    reference = Reference(
-        constants, subject.spec, subject.regcache, subject.options, subject.offsets
-    )
+    reference = subject.reference(constants)
     tracer = Tracer(subject.model, subject.spec)
     tensors, comparison, features = tracer.tensors, Comparison(), []
+    merging = {i for i, n in enumerate(subject.merge.counts) if n} if subject.merge else set()
+    if merging != tensors.pairs.keys():
+        raise BundleError("graph and certificate disagree on which blocks merge tokens")
     missing = sorted(tensors.codes.keys() - subject.offsets.keys())
     missing += sorted(subject.offsets.keys() - tensors.codes.keys())
     if missing:
@@ -158,8 +177,15 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
         trace = tracer.run(image)
         first = tensors.block_inputs[0]
         comparison.add(compare_floats(first, trace.values[first], reference.embed(image)))
-        compare_trace(trace, tensors, subject.offsets, simulator or reference, comparison)
-        tail = pooled_features(reference, trace.values[tensors.outputs[-1]])
+        left = compare_trace(
+            trace,
+            tensors,
+            subject.offsets,
+            simulator or reference,
+            comparison,
+            Left(subject.spec.num_patches),
+        )
+        tail = pooled_features(reference, trace.values[tensors.outputs[-1]], left)
         comparison.add(compare_floats(OUTPUT_NAME, trace.features, tail))
         _hash_codes(trace, tensors.codes, subject.offsets, hashes)
         features.append(trace.features)
@@ -231,6 +257,7 @@ def make_document(
         "nodes": [asdict(count) for count in evidence.comparison.counts.values()],
         "code_sha256": evidence.code_hashes,
         "without_codes": evidence.without_codes,
+        **({"pairs": evidence.pairs} if evidence.pairs else {}),
         "parameters": parameter_hashes(subject.model),
         **extra,
     }
@@ -241,9 +268,9 @@ def first_divergence(counts: Sequence[NodeCount]) -> NodeCount | None:
     for count in counts:
         share = count.different / max(count.elements, 1)
         # on a small tensor one tie is more than the share; a tie is a tie all the same. Of equal
-        # norms there may be any number, and which of two comes first changes nothing behind it
+        # norms or cosines there may be any number: what comes behind goes on with the choice
         few = share <= MAX_DIFFERENT or count.different <= 1
-        too_many = not few and not count.node.endswith(CHOICE)
+        too_many = not few and not count.node.endswith((CHOICE, PAIRING))
         if count.off_tie or too_many or not count.error <= MAX_FLOAT_ERROR:
             return count
     return None

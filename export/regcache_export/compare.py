@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .survivors import Left, Pairs
 from .trace import Array, Tensors, Trace
 
 TIE = 0.01
@@ -30,8 +31,14 @@ SAME_NORM = 1e-5
 attention the norms are float32 sums, whose order alone decides between two that lie nearer than
 that; a graph that chooses by something else is off by far more."""
 
+SAME_COSINE = 1e-5
+"""Difference below which two cosines tie: they are float32 sums of products of at most 1."""
+
 CHOICE = "/TopK"
-"""Ends the name of the node that chooses the surviving patches."""
+"""Ends the name of the node that chooses the surviving patches, or the sources that merge."""
+
+PAIRING = "/ArgMax"
+"""Ends the name of the node that gives the destinations of a merge."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,12 @@ class Forced:
         codes: linear -> levels (see `levels`), of the first tokens where the graph has fewer (see
             `leading`).
         positions: of the surviving patches `[B, n]`, or None.
+        pairs: of the patches that merge, or None.
     """
 
     codes: Mapping[str, Array]
     positions: Array | None
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Simulated:
         output: tokens at the block's end.
         norms: of all patches `[B, P]`, by which `positions` were chosen; without them every other
             position is off.
+        pairs: of the patches that merge, or None.
+        similarity: cosines `[B, |A|, |B|]` by which `pairs` were found.
     """
 
     steps: Mapping[str, Array]
@@ -67,17 +78,19 @@ class Simulated:
     positions: Array | None
     output: Array
     norms: Array | None = None
+    pairs: Pairs | None = None
+    similarity: Array | None = None
 
 
 class Simulator(Protocol):
     """A simulation of the blocks; independent of the graph's nodes and kernels."""
 
     def block(
-        self, index: int, tokens: Array, forced: Forced, kept: Array | None = None
+        self, index: int, tokens: Array, forced: Forced, left: Left | None = None
     ) -> Simulated:
         """Simulate block `index` on `tokens [B, N, D]`, going on with what is forced.
 
-        `kept` are the positions of the patches among them, or None: all are there.
+        `left` says which patches are among them; None where all are there.
         """
         ...
 
@@ -113,9 +126,16 @@ class NodeCount:
 
 @dataclass
 class Comparison:
-    """Counts by node, in the graph's order."""
+    """Counts by node, in the graph's order.
+
+    Attributes:
+        counts: by node.
+        same_pairs: of every image, whether all its merges pair the same tokens in the same order;
+            empty where nothing is merged.
+    """
 
     counts: dict[str, NodeCount] = field(default_factory=dict)
+    same_pairs: list[bool] = field(default_factory=list)
 
     def add(self, count: NodeCount) -> None:
         known = self.counts.get(count.node)
@@ -143,7 +163,8 @@ def compare_trace(
     offsets: Mapping[str, int],
     simulator: Simulator,
     comparison: Comparison,
-) -> None:
+    left: Left,
+) -> Left:
     """Add one batch to a comparison.
 
     Args:
@@ -152,8 +173,12 @@ def compare_trace(
         offsets: linear -> what is subtracted from the graph's codes to give levels.
         simulator: the other side.
         comparison: grows.
+        left: the patches at the input of block 0.
+
+    Returns:
+        The patches behind the last block.
     """
-    kept = None
+    same: Array | None = None
     for index, block_input in enumerate(tensors.block_inputs):
         inside = {
             name: levels(trace.values[tensor], offsets[name])
@@ -164,11 +189,19 @@ def compare_trace(
         if index in tensors.positions:
             positions = trace.values[tensors.positions[index]]
         tokens = trace.values[block_input]
-        simulated = simulator.block(index, tokens, Forced(inside, positions), kept)
+        pairs = None
+        if index in tensors.pairs:
+            pairs = Pairs(*(trace.values[name] for name in tensors.pairs[index]))
+        simulated = simulator.block(index, tokens, Forced(inside, positions, pairs), left)
         if positions is not None:
-            kept = positions
+            left = left.deleted(positions)
             node = tensors.positions[index].replace("/positions", CHOICE)
             comparison.add(_compare_positions(node, positions, simulated))
+        if pairs is not None:
+            left = left.merged(pairs)
+            name = tensors.pairs[index][0].removesuffix("/order")
+            agreeing = _compare_pairs(name, pairs, simulated, comparison)
+            same = agreeing if same is None else same & agreeing
         for name, codes in inside.items():
             part = leading(codes.shape)
             found, steps = simulated.codes[name][part], simulated.steps[name][part]
@@ -176,6 +209,9 @@ def compare_trace(
         output = trace.values[tensors.outputs[index]]
         expected = simulated.output[:, : output.shape[1]]
         comparison.add(compare_floats(tensors.outputs[index], output, expected))
+    if same is not None:
+        comparison.same_pairs += same.tolist()
+    return left
 
 
 def _compare_positions(node: str, positions: Array, simulated: Simulated) -> NodeCount:
@@ -190,6 +226,33 @@ def _compare_positions(node: str, positions: Array, simulated: Simulated) -> Nod
         )
         off_tie = different & ~(np.abs(found - expected) <= SAME_NORM * expected)
     return NodeCount(node, positions.size, int(different.sum()), int(off_tie.sum()))
+
+
+def _compare_pairs(name: str, pairs: Pairs, simulated: Simulated, comparison: Comparison) -> Array:
+    """Count the order of the sources and their destinations; which images agree in both, `[B]`.
+
+    As with positions, equal ranks have equal cosines; and another destination is as near as the
+    simulation's. The simulation goes on with the graph's pairs, so that an image with another pair
+    is held to the same bounds behind it.
+    """
+    expected, similarity = simulated.pairs, simulated.similarity
+    assert expected is not None
+    assert similarity is not None
+    best = similarity.max(axis=2)
+    found, wanted = (np.take_along_axis(best, p.order, axis=1) for p in (pairs, expected))
+    moved = pairs.order != expected.order
+    off = moved & ~(np.abs(found - wanted) <= SAME_COSINE)
+    choice = NodeCount(name + CHOICE, moved.size, int(moved.sum()), int(off.sum()))
+    go = pairs.order[:, : pairs.destinations.shape[1]]
+    rows = np.take_along_axis(similarity, go[..., None], axis=1)
+    taken = np.take_along_axis(rows, pairs.destinations[..., None], axis=2)[..., 0]
+    other = rows.argmax(axis=2) != pairs.destinations
+    off = other & ~(rows.max(axis=2) - taken <= SAME_COSINE)
+    pairing = NodeCount(name + PAIRING, other.size, int(other.sum()), int(off.sum()))
+    comparison.add(choice)
+    comparison.add(pairing)
+    same: Array = ~(moved.any(axis=1) | other.any(axis=1))
+    return same
 
 
 def _compare_codes(node: str, codes: Array, simulated: Array, steps: Array) -> NodeCount:

@@ -6,6 +6,7 @@ import json
 from importlib import metadata as distributions
 from typing import Any
 
+from .merge import block_tokens
 from .plan import Plan
 from .spec import LINEARS
 from .targets import GraphOptions, find_target
@@ -36,12 +37,14 @@ def bits_label(plan: Plan) -> str:
 
 def tokens_out(plan: Plan) -> int:
     """Tokens per image after the last block, special tokens included."""
-    deleted = plan.regcache.delete_count if plan.regcache else 0
-    return plan.encoder.num_tokens - deleted
+    return block_tokens(plan.encoder, plan.regcache, plan.merge)[-1].mlp
 
 
 def summary(plan: Plan) -> dict[str, Any]:
-    """Model, baseline, bits and RegCache numbers. `provenance` gives `model` and `baseline`."""
+    """Model, baseline, bits, RegCache numbers and the merge, where there is one.
+
+    `provenance` gives `model` and `baseline`.
+    """
     return {
         "model": str(plan.provenance.get("model", "unknown")),
         "baseline": str(plan.provenance.get("baseline", "none" if not plan.linears else "unknown")),
@@ -50,7 +53,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "strict_paper": bool(plan.published),
         "linears": 4 * plan.encoder.depth,
         "regcache": plan.regcache.to_json() if plan.regcache else None,
-    }
+    } | ({"merge": plan.merge.to_json()} if plan.merge else {})
 
 
 def metadata(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .errors import BundleError
 from .files import atomic_write_bytes, sha256_file
 from .json_types import check_fields, expect
+from .merge import Merge
 from .published_quant import PublishedQuant
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
@@ -28,6 +29,9 @@ from .treated import problem_of
 __all__ = ["SCHEMA", "LinearQuant", "Plan", "TensorQuant"]
 
 SCHEMA = 1
+
+MERGED_SCHEMA = 2
+"""Of a plan that merges tokens: a reader that does not know of it would leave the merge out."""
 
 LINEAR_ROLES = ("input", "weight")
 TREATMENTS = {"input_multiplier": np.float32, "float_channels": np.int64}
@@ -57,6 +61,7 @@ class Plan:
             targets that compute attention in integers; a product that is absent stays in float.
         published: linears and products whose quantizers no INT8 runtime has -> input and weight,
             or left and right operand; in no other of the two.
+        merge: how tokens are merged, or None. Ranges are only valid for it.
     """
 
     encoder: EncoderSpec
@@ -71,6 +76,7 @@ class Plan:
     provenance: dict[str, Any] = field(default_factory=dict)
     matmuls: dict[str, tuple[TensorQuant, TensorQuant]] = field(default_factory=dict)
     published: dict[str, tuple[PublishedQuant, PublishedQuant]] = field(default_factory=dict)
+    merge: Merge | None = None
 
     def save(self, folder: Path) -> None:
         """Write `plan.safetensors` and `plan.json` into `folder`."""
@@ -101,7 +107,7 @@ class Plan:
         contiguous = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
         atomic_write_bytes(path, save(contiguous))
         document = {
-            "schema": SCHEMA,
+            "schema": MERGED_SCHEMA if self.merge else SCHEMA,
             "tensors_sha256": sha256_file(path),
             "encoder": self.encoder.to_json(),
             "linears": linears,
@@ -113,6 +119,8 @@ class Plan:
             "logit_scale": self.logit_scale,
             "provenance": self.provenance,
         }
+        if self.merge:
+            document["merge"] = self.merge.to_json()
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
         atomic_write_bytes(folder / "plan.json", text.encode())
 
@@ -130,9 +138,10 @@ class Plan:
             document = json.loads((folder / "plan.json").read_text())
         except (OSError, ValueError) as error:
             raise BundleError(f"no readable plan.json in {folder}: {error}") from error
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            found = document.get("schema") if isinstance(document, dict) else None
-            raise BundleError(f"{folder}/plan.json has schema {found}; this version reads {SCHEMA}")
+        found = document.get("schema") if isinstance(document, dict) else None
+        known = MERGED_SCHEMA if isinstance(document, dict) and "merge" in document else SCHEMA
+        if found != known:
+            raise BundleError(f"{folder}/plan.json has schema {found}; this version reads {known}")
         path = folder / "plan.safetensors"
         _check_document(document, f"{folder}/plan.json")
         try:
@@ -168,6 +177,7 @@ class Plan:
                 labels=tuple(document["labels"]),
                 logit_scale=float(document["logit_scale"]),
                 provenance=document["provenance"],
+                merge=Merge.from_json(document["merge"]) if "merge" in document else None,
             )
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise BundleError(f"the plan in {folder} is damaged: {error}") from error

@@ -17,11 +17,14 @@ from onnx import numpy_helper
 from .compare import Forced, Simulated, leading
 from .errors import BundleError
 from .graph.float_layers import QUICK_GELU_FACTOR
+from .merge import Merge
 from .reference_activation import activation
 from .reference_columns import with_packed_columns
+from .reference_merge import merge_patches, similarity_of
 from .reference_quantizers import quantized, symmetric, weight_values
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
+from .survivors import Left, Pairs
 from .targets import GraphOptions, find_target
 
 Array = npt.NDArray[Any]
@@ -44,6 +47,7 @@ class Reference:
         regcache: the choice that is baked in, or None.
         options: how the graph was written.
         offsets: linear -> what is subtracted from stored codes to give levels.
+        merge: how tokens are merged, or None.
     """
 
     def __init__(
@@ -53,7 +57,9 @@ class Reference:
         regcache: RegCacheConfig | None,
         options: GraphOptions,
         offsets: Mapping[str, int],
+        merge: Merge | None = None,
     ) -> None:
+        self.merge = merge
         self.constants, self.spec, self.regcache = (
             with_packed_columns(constants, spec),
             spec,
@@ -71,13 +77,13 @@ class Reference:
         self._logit_scale = 1.0 if folded else float(np.float16(factor) if half else factor)
 
     def block(
-        self, index: int, tokens: Array, forced: Forced | None = None, kept: Array | None = None
+        self, index: int, tokens: Array, forced: Forced | None = None, left: Left | None = None
     ) -> Simulated:
         """One block on `tokens [B, N, D]`; without `forced` it goes on with its own codes.
 
-        `kept` are the positions of the patches among the tokens, or None: all are there.
+        `left` says which patches are among the tokens; None where all are there.
         """
-        run = _Run(self, forced, kept)
+        run = _Run(self, forced, left or Left(self.spec.num_patches))
         name = f"blocks.{index}"
         x = run.delete(index, tokens.astype(np.float64), "block_input")
         mixed = self._attention(run, index, self.norm(f"{name}.norm1", x))
@@ -86,10 +92,13 @@ class Reference:
         x = x + self._layer_scale(f"{name}.ls1", run.linear(f"{name}.attn.out_proj", mixed))
         if index != self._cls_only_block:
             x = run.delete(index, x, "mlp_input")
+            x = run.merge(index, x)
         hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x))
         hidden = activation(self.spec.activation, hidden, self.gate)
         output = x + self._layer_scale(f"{name}.ls2", run.linear(f"{name}.mlp.fc2", hidden))
-        return Simulated(run.steps, run.codes, run.positions, output, run.norms)
+        return Simulated(
+            run.steps, run.codes, run.positions, output, run.norms, run.pairs, run.similarity
+        )
 
     def constant(self, name: str) -> Float64:
         if name not in self.constants:
@@ -134,7 +143,8 @@ class Reference:
             for part in np.split(qkv, 3, axis=-1)
         )
         if spec.rotary:
-            q, k = (self._rotate(part, run.kept) for part in (q, k))
+            q, k = (self._rotate(part, run.left.kept) for part in (q, k))
+        run.keys = k.mean(axis=1)
         if index == self._cls_only_block:
             q = q[:, :, :1]
         if self.regcache and index in self.regcache.prefix_blocks(spec.depth):
@@ -143,6 +153,9 @@ class Reference:
                 for role, part in (("k", k), ("v", v))
             )
         logits = run.product(f"{name}.qk", q * self._logit_scale, k.transpose(0, 1, 3, 2))
+        if self.merge is not None and self.merge.proportional and run.left.sizes is not None:
+            ahead = k.shape[2] - run.left.patches  # cached keys and leading tokens
+            logits = logits + np.pad(np.log(run.left.sizes), ((0, 0), (ahead, 0)))[:, None, None]
         logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
         mixed = run.product(f"{name}.pv", logits / logits.sum(axis=-1, keepdims=True), v)
         merged: Float64 = mixed.transpose(0, 2, 1, 3).reshape(batch, -1, width)
@@ -169,12 +182,15 @@ class Reference:
 class _Run:
     """One block on its way through: what is forced, and what was found."""
 
-    def __init__(self, reference: Reference, forced: Forced | None, kept: Array | None) -> None:
-        self.reference, self.forced, self.kept = reference, forced, kept
+    def __init__(self, reference: Reference, forced: Forced | None, left: Left) -> None:
+        self.reference, self.forced, self.left = reference, forced, left
         self.steps: dict[str, Array] = {}
         self.codes: dict[str, Array] = {}
         self.positions: Array | None = None
         self.norms: Array | None = None
+        self.keys: Float64 = np.zeros(())
+        self.pairs: Pairs | None = None
+        self.similarity: Array | None = None
 
     def linear(self, name: str, x: Float64) -> Float64:
         known = self.reference.constants
@@ -224,6 +240,28 @@ class _Run:
         kept = self.positions
         if self.forced is not None and self.forced.positions is not None:
             kept = self.forced.positions
-        self.kept = kept
-        survivors = np.take_along_axis(patches, kept[..., None], axis=1)
-        return np.concatenate([tokens[:, :special], survivors], axis=1)
+        self.left = self.left.deleted(kept)
+        if place == "mlp_input":
+            self.keys = _kept_rows(self.keys, kept, special)
+        return _kept_rows(tokens, kept, special)
+
+    def merge(self, index: int, tokens: Float64) -> Float64:
+        merge, special = self.reference.merge, self.reference.spec.num_prefix_tokens
+        if merge is None or not merge.counts[index]:
+            return tokens
+        metric = self.keys if merge.metric == "keys" else tokens
+        self.similarity = similarity_of(metric[:, special:])
+        order = np.argsort(-self.similarity.max(axis=2), axis=1, kind="stable")
+        go = order[:, : merge.counts[index], None]
+        found = np.take_along_axis(self.similarity, go, axis=1).argmax(axis=2)
+        self.pairs = Pairs(order, found)
+        forced = self.forced.pairs if self.forced else None
+        pairs = forced or self.pairs
+        merged = merge_patches(tokens[:, special:], self.left.sizes, pairs)
+        self.left = self.left.merged(pairs)
+        return np.concatenate([tokens[:, :special], merged], axis=1)
+
+
+def _kept_rows(tokens: Float64, kept: Array, special: int) -> Float64:
+    survivors = np.take_along_axis(tokens[:, special:], kept[..., None], axis=1)
+    return np.concatenate([tokens[:, :special], survivors], axis=1)

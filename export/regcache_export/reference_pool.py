@@ -6,11 +6,18 @@ import numpy as np
 
 from .reference import Array, Float64, Reference
 from .reference_activation import activation
+from .survivors import Left
 
 
-def pooled_features(reference: Reference, tokens: Array) -> Float64:
-    """Tokens `[B, N, D]` behind the last block -> features `[B, E]`."""
+def pooled_features(reference: Reference, tokens: Array, left: Left | None = None) -> Float64:
+    """Tokens `[B, N, D]` behind the last block -> features `[B, E]`.
+
+    `left` says what the patches among them stand for; None where each is one.
+    """
     spec, x = reference.spec, tokens.astype(np.float64)
+    special = spec.num_prefix_tokens if spec.pool_include_prefix else 0
+    sizes = left.sizes if left is not None else None
+    known = None if sizes is None else np.pad(sizes, ((0, 0), (special, 0)), constant_values=1)
     if spec.pool != "cls" and not spec.pool_include_prefix:
         x = x[:, spec.num_prefix_tokens :]
     if spec.final_norm == "before_pool":
@@ -18,7 +25,9 @@ def pooled_features(reference: Reference, tokens: Array) -> Float64:
     if spec.pool == "cls":
         pooled = x[:, 0]
     elif spec.pool == "map":
-        pooled = _map(reference, x)
+        pooled = _map(reference, x, known)
+    elif known is not None:
+        pooled = np.einsum("bn,bnd->bd", known, x) / known.sum(axis=1, keepdims=True)
     else:
         pooled = x.mean(axis=1)
     if spec.final_norm == "after_pool":
@@ -26,10 +35,12 @@ def pooled_features(reference: Reference, tokens: Array) -> Float64:
     return _gemm(reference, "proj", pooled) if spec.projection else pooled
 
 
-def _map(reference: Reference, x: Float64) -> Float64:
+def _map(reference: Reference, x: Float64, sizes: Array | None) -> Float64:
     """One constant query: `pool.scores [D, H]` and `pool.values [H, D, d]` are folded weights."""
     logits = (x @ reference.constant("pool.scores")).transpose(0, 2, 1)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    if sizes is not None:
+        weights = weights * sizes[:, None]
     mean = (weights / weights.sum(axis=-1, keepdims=True)) @ x
     mixed = mean[:, :, None] @ reference.constant("pool.values")
     pooled = _gemm(reference, "pool.out_proj", mixed.reshape(len(x), -1))

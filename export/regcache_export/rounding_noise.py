@@ -15,8 +15,9 @@ import numpy as np
 
 from .certificate import Subject
 from .optimized import CONTROL_FACTOR, OptimizedRun, cosine
-from .reference import Array, Reference, initializers
+from .reference import Array, initializers
 from .reference_pool import pooled_features
+from .survivors import Left
 from .trace import graph_input
 
 DRAWS = 16
@@ -66,25 +67,22 @@ def free_run(subject: Subject, pixels: Array, noise: float = 0.0, seed: int = 0)
         seed: of the noise.
     """
     generator = np.random.default_rng(seed)
-    reference = Reference(
-        initializers(subject.model),
-        subject.spec,
-        subject.regcache,
-        subject.options,
-        subject.offsets,
-    )
+    reference = subject.reference(initializers(subject.model))
     features = []
     for start in range(0, len(pixels), BATCH):
         image = graph_input(pixels[start : start + BATCH], subject.preprocess, subject.model)
         tokens: Array = reference.embed(image)
-        kept = None
+        left = Left(subject.spec.num_patches)
         for index in range(subject.spec.depth):
             if noise:
                 tokens = tokens * (1 + noise * generator.standard_normal(tokens.shape))
-            simulated = reference.block(index, tokens, kept=kept)
+            simulated = reference.block(index, tokens, left=left)
             tokens = simulated.output
-            kept = kept if simulated.positions is None else simulated.positions
-        features.append(pooled_features(reference, tokens))
+            if simulated.positions is not None:
+                left = left.deleted(simulated.positions)
+            if simulated.pairs is not None:
+                left = left.merged(simulated.pairs)
+        features.append(pooled_features(reference, tokens, left))
     return np.concatenate(features)
 
 

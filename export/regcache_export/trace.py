@@ -35,12 +35,14 @@ class Tensors:
             `blocks.0.attn/qk/left`) -> its integer codes; only what is quantized, in the graph's
             order. Quantizers as published have more tensors, with the suffixes of `CODE_TENSORS`.
         positions: block -> positions of the surviving patches, where tokens are deleted.
+        pairs: block -> order of the sources and their destinations, where tokens are merged.
     """
 
     block_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     codes: Mapping[str, str]
     positions: Mapping[int, str]
+    pairs: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
     def find(cls, model: onnx.ModelProto, spec: EncoderSpec) -> Tensors:
@@ -62,16 +64,22 @@ class Tensors:
             if name + node in made
         }
         places = {index: f"blocks.{index}.delete/positions" for index in range(spec.depth)}
+        pairs = {
+            index: (f"blocks.{index}.merge/order", f"blocks.{index}.merge/destinations")
+            for index in range(spec.depth)
+        }
         return cls(
             block_inputs=(first, *outputs[:-1]),
             outputs=outputs,
             codes=codes,
             positions={index: name for index, name in places.items() if name in made},
+            pairs={index: both for index, both in pairs.items() if both[0] in made},
         )
 
     def all(self) -> list[str]:
         names = [*self.block_inputs, self.outputs[-1], *self.codes.values()]
-        return [*names, *self.positions.values()]
+        names += self.positions.values()
+        return [*names, *(name for both in self.pairs.values() for name in both)]
 
 
 def _products_behind(linear: str) -> list[str]:

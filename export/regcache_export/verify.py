@@ -49,6 +49,8 @@ class Report:
             machine or runtime, where float sums are ordered otherwise.
         optimized: with optimizations on against off.
         hashed: nodes whose codes were held against the stored hash; 0 where fewer images were run.
+        pairs: `images`, and those with the `same` pairs of merged tokens as the reference; None
+            where nothing is merged.
         unknown: files that the certificate, of an older version, says nothing of.
         problem: what is wrong, with the first divergent node, or None.
     """
@@ -61,6 +63,7 @@ class Report:
     optimized: OptimizedRun
     levels: int = 0
     hashed: int = 0
+    pairs: dict[str, int] | None = None
     unknown: tuple[str, ...] = ()
     problem: str | None = None
     details: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -146,6 +149,7 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
         ties=sum(count.different for count in counts),
         same_codes=1 - len(other) / max(len(hashes), 1),
         hashed=len(hashes),
+        pairs=evidence.pairs,
         unknown=() if "files" in document else tuple(file_hashes(bundle)),
         optimized=optimized,
         problem=_problem(
@@ -175,6 +179,8 @@ def _changed_beside(bundle: Bundle, document: Mapping[str, Any]) -> list[str]:
     names = [name for name in BESIDE if found.get(name) != stored.get(name)]
     if bundle.manifest.get("regcache") != document["regcache"]:
         names.append(f"'regcache' in {MANIFEST}")
+    if bundle.manifest.get("merge") != document.get("merge"):
+        names.append(f"'merge' in {MANIFEST}")
     return names
 
 

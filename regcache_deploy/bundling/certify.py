@@ -37,16 +37,16 @@ from regcache_export.graph.float16 import in_float32, to_float16
 from regcache_export.optimized import compare_optimized
 from regcache_export.plan import Plan
 from regcache_export.rounding_noise import controlled
+from regcache_export.survivors import Left
+from regcache_export.survivors import Pairs as NumpyPairs
 from regcache_export.targets import GraphOptions
 
 from ..encoders.canonical import Encoder
+from ..encoders.merging import Pairs
 from ..encoders.rotary import Survivors
 from ..errors import VerificationError
 from ..quantization.quantizers import Uniform
-from ..quantization.simulate import (
-    Calibration,
-    SimulatedNumerics,
-)
+from ..quantization.simulate import Calibration, SimulatedNumerics
 from ..quantization.traced import traced
 
 IMAGE_COUNT = 32
@@ -116,11 +116,13 @@ def origin(quantizer: Uniform) -> int:
 
 @dataclass(frozen=True)
 class _ForcedEncoder(Encoder):
-    """Deletes the tokens that the graph deletes, and notes which ones it would have deleted."""
+    """Deletes and merges the tokens that the graph does, and notes which ones it would have."""
 
     forced: list[Tensor] = field(default_factory=list)
     found: list[Array] = field(default_factory=list)
     norms: list[Array] = field(default_factory=list)
+    forced_pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    found_pairs: list[Pairs] = field(default_factory=list)
 
     def _choose(self, tokens: Tensor, count: int) -> Tensor:
         kept = super()._choose(tokens, count)
@@ -128,6 +130,11 @@ class _ForcedEncoder(Encoder):
         patches = tokens[:, self.spec.num_prefix_tokens :]
         self.norms.append(patches.abs().amax(dim=-1).numpy())
         return self.forced[0] if self.forced else kept
+
+    def _pair(self, metric: Tensor, count: int) -> Pairs:
+        found = super()._pair(metric, count)
+        self.found_pairs.append(found)
+        return Pairs(*self.forced_pairs[0], found.similarity) if self.forced_pairs else found
 
 
 class TorchSimulator:
@@ -139,7 +146,7 @@ class TorchSimulator:
 
     @torch.no_grad()
     def block(
-        self, index: int, tokens: Array, forced: Forced, kept: Array | None = None
+        self, index: int, tokens: Array, forced: Forced, left: Left | None = None
     ) -> Simulated:
         """See `Simulator.block`."""
         numerics, source = self.numerics, self.calibration.encoder
@@ -147,15 +154,29 @@ class TorchSimulator:
         numerics.forced = {
             name: torch.from_numpy(codes.astype(np.float32)) for name, codes in forced.codes.items()
         }
-        encoder = _ForcedEncoder(source.spec, source.weights)
+        encoder = _ForcedEncoder(source.spec, source.weights, source.merge)
         if forced.positions is not None:
             encoder.forced.append(torch.from_numpy(forced.positions))
-        survivors = Survivors(None if kept is None else torch.from_numpy(kept))
+        if forced.pairs is not None:
+            order, destinations = forced.pairs.order, forced.pairs.destinations
+            encoder.forced_pairs.append((torch.from_numpy(order), torch.from_numpy(destinations)))
+        survivors = _survivors(left) if left is not None else Survivors()
         output = encoder.block(
             index, torch.from_numpy(tokens), numerics, self.calibration.regcache, survivors
         ).numpy()
         positions, norms = (found[0] if found else None for found in (encoder.found, encoder.norms))
-        return Simulated(dict(numerics.steps), dict(numerics.codes), positions, output, norms)
+        simulated = Simulated(dict(numerics.steps), dict(numerics.codes), positions, output, norms)
+        if not encoder.found_pairs:
+            return simulated
+        found = encoder.found_pairs[0]
+        pairs = NumpyPairs(found.order.numpy(), found.destinations.numpy())
+        return replace(simulated, pairs=pairs, similarity=found.similarity.numpy())
+
+
+def _survivors(left: Left) -> Survivors:
+    kept = None if left.kept is None else torch.from_numpy(left.kept)
+    sizes = None if left.sizes is None else torch.from_numpy(left.sizes.astype(np.float32))
+    return Survivors(kept, sizes)
 
 
 def graph_offsets(plan: Plan, model: onnx.ModelProto) -> dict[str, int]:
@@ -217,6 +238,7 @@ def certify_bundle(
         options=options,
         offsets=graph_offsets(plan, model),
         preprocess=plan.preprocess,
+        merge=plan.merge,
     )
     images = pixels.contiguous().numpy()
     simulator = TorchSimulator(calibration, plan.published)

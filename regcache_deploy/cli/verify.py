@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
             codes = f"  {report.same_codes:.1%} of the nodes have the very codes of the export\n"
         if report.unknown:
             older = f"  not in its certificate, of an older version: {', '.join(report.unknown)}\n"
+        if report.pairs:
+            same, images = report.pairs["same"], report.pairs["images"]
+            codes += f"  {same / images:.1%} of the images merge the same pairs of tokens\n"
         sys.stdout.write(
             f"{args.bundle}: verified on {report.images} images\n"
             f"  {report.nodes} nodes against the numpy reference, block by block: "

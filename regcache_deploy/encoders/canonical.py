@@ -14,9 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regcache_export.merge import Merge
 from regcache_export.spec import EncoderSpec
 
 from ..errors import ModelError
+from .merging import (
+    Pairs,
+    find_pairs,
+    log_sizes,
+    merge_as_published,
+    merge_patches,
+    require_sizes,
+)
 from .regcache import RegCache, kept_patches, take_patches
 from .rotary import Survivors, angles_of, rotate
 
@@ -66,10 +75,12 @@ class Encoder:
     Attributes:
         spec: the structure.
         weights: float tensors, named as in `regcache_export.spec`.
+        merge: how its blocks merge tokens; None for the encoder as it was trained.
     """
 
     spec: EncoderSpec
     weights: Mapping[str, Tensor] = field(repr=False)
+    merge: Merge | None = None
 
     def __post_init__(self) -> None:
         expected = self.spec.weight_shapes()
@@ -81,10 +92,20 @@ class Encoder:
                 raise ModelError(
                     f"weight {name} has shape {tuple(self.weights[name].shape)}, expected {shape}"
                 )
+        self.check_merge()
+
+    def check_merge(self, regcache: RegCache | None = None) -> None:
+        """Raise ConfigError where the merge does not fit the encoder, or leaves too few tokens."""
+        if self.merge is not None:
+            self.merge.check(self.spec, regcache.config if regcache else None)
 
     def replace(self, weights: Mapping[str, Tensor]) -> Encoder:
         """The same encoder with some weights exchanged."""
-        return Encoder(self.spec, {**self.weights, **weights})
+        return Encoder(self.spec, {**self.weights, **weights}, self.merge)
+
+    def merging(self, merge: Merge | None) -> Encoder:
+        """The same encoder with tokens merged, or with None, as it was trained."""
+        return Encoder(self.spec, self.weights, merge)
 
     def check_finite(self) -> None:
         """Raise ModelError where a weight is NaN or infinite."""
@@ -102,10 +123,15 @@ class Encoder:
         observe: Observer | None = None,
     ) -> Tensor:
         """Images `[B, 3, H, W]` (normalized) -> embeddings `[B, E]` (not L2-normalized)."""
+        survivors = Survivors()
         tokens = self.run_blocks(
-            self.embed(images), numerics=numerics, regcache=regcache, observe=observe
+            self.embed(images),
+            numerics=numerics,
+            regcache=regcache,
+            observe=observe,
+            survivors=survivors,
         )
-        return self.pool(tokens)
+        return self.pool(tokens, survivors)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` -> tokens `[B, N, D]` at the input of block 0."""
@@ -128,9 +154,18 @@ class Encoder:
         numerics: Numerics = FLOAT,
         regcache: RegCache | None = None,
         observe: Observer | None = None,
+        survivors: Survivors | None = None,
     ) -> Tensor:
-        """Tokens `[B, N, D]` at the input of block `start` -> tokens at the input of `stop`."""
-        survivors = Survivors()
+        """Tokens `[B, N, D]` at the input of block `start` -> tokens at the input of `stop`.
+
+        `survivors` says what the tokens are when they come in and when they go out; whoever goes on
+        from merged tokens hands it in.
+
+        Raises:
+            ConfigError: the merge leaves fewer tokens than `regcache` deletes.
+        """
+        self.check_merge(regcache)
+        survivors = survivors or Survivors()
         for index in range(start, self.spec.depth if stop is None else stop):
             if observe is not None:
                 observe(index, tokens)
@@ -147,23 +182,33 @@ class Encoder:
     ) -> Tensor:
         """One block; with `regcache`, its prefix and its deletion where they belong here.
 
-        Whoever runs blocks one by one past a deletion hands the same `survivors` to each.
+        Whoever runs blocks one by one past a deletion or a merge hands the same `survivors` to
+        each.
         """
         w, name = self.weights, f"blocks.{index}"
         survivors = survivors or Survivors()
-        tokens = self._delete(index, tokens, regcache, "block_input", survivors)
+        tokens, _ = self._delete(index, tokens, regcache, "block_input", survivors)
         normed = self.norm(f"{name}.norm1", tokens)
-        update = self._attention(index, normed, numerics, regcache, survivors)
+        update, keys = self._attention(index, normed, numerics, regcache, survivors)
         tokens = tokens + (update * w[f"{name}.ls1"] if self.spec.layer_scale else update)
-        tokens = self._delete(index, tokens, regcache, "mlp_input", survivors)
+        tokens, metric = self._delete(index, tokens, regcache, "mlp_input", survivors, keys)
+        tokens = self._merge(index, tokens, metric, survivors)
         hidden = self._linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", tokens), numerics)
         hidden = ACTIVATIONS[self.spec.activation](hidden)
         update = self._linear(f"{name}.mlp.fc2", hidden, numerics)
         return tokens + (update * w[f"{name}.ls2"] if self.spec.layer_scale else update)
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens `[B, N, D]` after the last block -> embeddings `[B, E]`."""
+    def pool(self, tokens: Tensor, survivors: Survivors | None = None) -> Tensor:
+        """Tokens `[B, N, D]` after the last block -> embeddings `[B, E]`.
+
+        `survivors` is needed behind merged tokens: a mean counts every patch.
+        """
         spec, w = self.spec, self.weights
+        sizes = None
+        if spec.pool != "cls":
+            sizes = require_sizes(self.merge, spec.depth, survivors)
+            if sizes is not None and spec.pool_include_prefix:
+                sizes = F.pad(sizes, (spec.num_prefix_tokens, 0), value=1.0)
         if spec.pool != "cls" and not spec.pool_include_prefix:
             tokens = tokens[:, spec.num_prefix_tokens :]
         if spec.final_norm == "before_pool":
@@ -171,7 +216,10 @@ class Encoder:
         if spec.pool == "cls":
             pooled = tokens[:, 0]
         elif spec.pool == "map":
-            pooled = self._attention_pool(tokens)
+            pooled = self._attention_pool(tokens, sizes)
+        elif sizes is not None:
+            share = sizes / sizes.sum(dim=1, keepdim=True)
+            pooled = (share.unsqueeze(1) @ tokens).squeeze(1)
         else:
             pooled = tokens.mean(dim=1)
         if spec.final_norm == "after_pool":
@@ -180,14 +228,17 @@ class Encoder:
             pooled = F.linear(pooled, w["proj.weight"], w["proj.bias"])
         return pooled
 
-    def _attention_pool(self, tokens: Tensor) -> Tensor:
-        """One constant query attends to tokens `[B, N, D]` -> `[B, A]`."""
+    def _attention_pool(self, tokens: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """One constant query attends to tokens `[B, N, D]` of `sizes [B, N]` -> `[B, A]`."""
         w, heads = self.weights, self.spec.pool_heads
         batch, count, _ = tokens.shape
         kv = F.linear(tokens, w["pool.kv.weight"], w["pool.kv.bias"])
         k, v = kv.view(batch, count, 2, heads, -1).permute(2, 0, 3, 1, 4)
         query = w["pool.query"].view(1, heads, 1, -1) * k.shape[-1] ** -0.5
-        mixed = ((query @ k.transpose(-2, -1)).softmax(dim=-1) @ v).reshape(batch, -1)
+        logits = query @ k.transpose(-2, -1)
+        if sizes is not None:
+            logits = logits + sizes.log()[:, None, None]
+        mixed = (logits.softmax(dim=-1) @ v).reshape(batch, -1)
         pooled = F.linear(mixed, w["pool.out_proj.weight"], w["pool.out_proj.bias"])
         normed = self.norm("pool.norm", pooled)
         if not self.spec.pool_mlp_width:
@@ -231,7 +282,8 @@ class Encoder:
         numerics: Numerics,
         regcache: RegCache | None,
         survivors: Survivors,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Update of the tokens `[B, N, D]`, and the mean over heads of their keys `[B, N, d]`."""
         batch, count, width = x.shape
         heads, head_dim = self.spec.heads, self.spec.head_dim
         name = f"blocks.{index}.attn"
@@ -242,16 +294,23 @@ class Encoder:
             angles = angles_of(self.weights["rotary"], count, special, survivors)
             if angles is not None:
                 q, k = rotate(q, angles), rotate(k, angles)
+        metric, cached = k.mean(dim=1), 0
         if regcache is not None and index in regcache.config.prefix_blocks(self.spec.depth):
             prefix_k, prefix_v = self.prefix_kv(index, regcache.register[index])
-            copies = (batch, -1, regcache.config.prefix_count, -1)
+            cached = regcache.config.prefix_count
+            copies = (batch, -1, cached, -1)
             k = torch.cat([prefix_k.expand(copies), k], dim=2)
             v = torch.cat([prefix_v.expand(copies), v], dim=2)
         logits = numerics.matmul(f"{name}.qk", q * head_dim**-0.5, k.transpose(-2, -1))
+        if self.merge is not None and self.merge.proportional:
+            sizes = require_sizes(self.merge, index, survivors)
+            if sizes is not None:
+                # as published, the sizes are those of all tokens
+                ahead = 0 if self.merge.compat else self.spec.num_prefix_tokens
+                logits = logits + log_sizes(sizes, ahead, cached)
         mixed = numerics.matmul(f"{name}.pv", logits.softmax(dim=-1), v)
-        return self._linear(
-            f"{name}.out_proj", mixed.transpose(1, 2).reshape(batch, count, width), numerics
-        )
+        mixed = mixed.transpose(1, 2).reshape(batch, count, width)
+        return self._linear(f"{name}.out_proj", mixed, numerics), metric
 
     def _delete(
         self,
@@ -260,14 +319,35 @@ class Encoder:
         regcache: RegCache | None,
         place: str,
         survivors: Survivors,
-    ) -> Tensor:
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens, and `keys` of them, without those that are deleted here."""
         if regcache is None:
-            return tokens
+            return tokens, keys
         config = regcache.config
         if index != config.delete_block or not config.deletes or config.delete_at != place:
-            return tokens
-        survivors.kept = self._choose(tokens, config.delete_count)
-        return take_patches(tokens, survivors.kept, self.spec.num_prefix_tokens)
+            return tokens, keys
+        chosen, special = self._choose(tokens, config.delete_count), self.spec.num_prefix_tokens
+        require_sizes(self.merge, index, survivors)
+        survivors.take(chosen)
+        left = None if keys is None else take_patches(keys, chosen, special)
+        return take_patches(tokens, chosen, special), left
 
     def _choose(self, tokens: Tensor, count: int) -> Tensor:
         return kept_patches(tokens, count, self.spec.num_prefix_tokens)
+
+    def _merge(
+        self, index: int, tokens: Tensor, keys: Tensor | None, survivors: Survivors
+    ) -> Tensor:
+        if self.merge is None or not self.merge.counts[index]:
+            return tokens
+        count, special = self.merge.counts[index], self.spec.num_prefix_tokens
+        require_sizes(self.merge, index, survivors)
+        metric = tokens if keys is None or self.merge.metric == "residual" else keys
+        if self.merge.compat:
+            return merge_as_published(tokens, metric, count, special, survivors)
+        pairs = self._pair(metric[:, special:], count)
+        return merge_patches(tokens, pairs, special, survivors)
+
+    def _pair(self, metric: Tensor, count: int) -> Pairs:
+        return find_pairs(metric, count)

@@ -18,10 +18,23 @@ class Survivors:
     """Which patches are left, while blocks run one after the other.
 
     Attributes:
-        kept: their indices `[B, n]` in the order of the tokens; None while all are there.
+        kept: their indices `[B, n]` in the order of the tokens; None while all are there. A merged
+            token has that of its destination.
+        sizes: how many patches each of them stands for, `[B, n]`; None while it is one.
     """
 
     kept: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def take(self, places: Tensor) -> None:
+        """Go on with the patches at `places [B, m]` among those that are left."""
+        self.take_positions(places)
+        if self.sizes is not None:
+            self.sizes = torch.gather(self.sizes, 1, places)
+
+    def take_positions(self, places: Tensor) -> None:
+        """The same, sizes apart."""
+        self.kept = places if self.kept is None else torch.gather(self.kept, 1, places)
 
 
 def angles_of(

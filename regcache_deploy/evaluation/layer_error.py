@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoders.canonical import FLOAT, Numerics
+from ..encoders.rotary import Survivors
 from ..quantization.simulate import Calibration, SimulatedNumerics
 
 
@@ -32,7 +33,9 @@ def alone_errors(
     tokens = encoder.embed(images)
 
     def features(numerics: Numerics) -> Tensor:
-        return encoder.pool(encoder.run_blocks(tokens, 0, None, numerics, regcache)).double()
+        survivors = Survivors()
+        after = encoder.run_blocks(tokens, 0, None, numerics, regcache, survivors=survivors)
+        return encoder.pool(after, survivors).double()
 
     reference = features(FLOAT)
     errors = {}

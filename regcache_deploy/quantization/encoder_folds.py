@@ -56,7 +56,7 @@ def changing_folds(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
     `value-balance` counts where it is named: what it changes, its ranges tell.
     """
     arrays = {name: weight.detach().cpu().numpy() for name, weight in encoder.weights.items()}
-    state = FoldState(encoder=encoder.spec, weights=arrays)
+    state = FoldState(encoder=encoder.spec, weights=arrays, merge=encoder.merge)
     return tuple(
         name
         for name in names
@@ -67,7 +67,7 @@ def changing_folds(encoder: Encoder, names: Sequence[str]) -> tuple[str, ...]:
 def apply_folds(encoder: Encoder, folds: Sequence[Pass]) -> Encoder:
     """Apply folds to the weights; what they do not touch stays the same tensor."""
     arrays = {name: weight.detach().cpu().numpy() for name, weight in encoder.weights.items()}
-    state = FoldState(encoder=encoder.spec, weights=arrays)
+    state = FoldState(encoder=encoder.spec, weights=arrays, merge=encoder.merge)
     for fold in folds:
         state = fold(state).state
     weights: dict[str, Tensor] = {}
@@ -75,7 +75,7 @@ def apply_folds(encoder: Encoder, folds: Sequence[Pass]) -> Encoder:
         old = encoder.weights[name]
         same = array is arrays[name]
         weights[name] = old if same else torch.from_numpy(array).to(old.device, old.dtype)
-    return Encoder(state.encoder, weights)
+    return Encoder(state.encoder, weights, encoder.merge)
 
 
 def fold_block(

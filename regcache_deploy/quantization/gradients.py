@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache
+from ..encoders.rotary import Survivors
 
 IMAGES_PER_PASS = 4
 """Images whose autograd graph is alive at a time."""
@@ -130,8 +131,11 @@ def squared_gradients(
         with torch.inference_mode(False), torch.enable_grad():
             record = _OutputRecord(matmuls)
             leaf = tokens[images].detach().clone().requires_grad_()
-            hidden = encoder.run_blocks(leaf, start, numerics=record, regcache=regcache)
-            embedding = encoder.pool(hidden)
+            survivors = Survivors()
+            hidden = encoder.run_blocks(
+                leaf, start, numerics=record, regcache=regcache, survivors=survivors
+            )
+            embedding = encoder.pool(hidden, survivors)
             outputs = list(record.outputs.values())
             sums: list[Tensor] = []
             for draw in range(draws):

@@ -56,7 +56,9 @@ def make_plan(
     known = calibrated.config if calibrated and not calibrated.config.is_empty else None
     if config != known:
         raise ConfigError(f"the plan asks for {config}, but the ranges were calibrated for {known}")
-    spec = calibration.encoder.spec
+    spec, merge = calibration.encoder.spec, calibration.encoder.merge
+    if merge is not None and merge.compat:
+        raise ConfigError("the published indexing of merging (--merge-compat) is only simulated")
     register = calibrated.register if calibrated else {}
     prefix_blocks = config.prefix_blocks(spec.depth) if config else []
     published, quantization = split_published(calibration.quantization, strict)
@@ -83,6 +85,7 @@ def make_plan(
         labels=tuple(labels),
         logit_scale=float(logit_scale),
         provenance=dict(provenance or {}),
+        merge=merge,
     )
     plan.check()
     return plan
@@ -113,7 +116,7 @@ def calibration_of(plan: Plan) -> Calibration:
     if plan.regcache is not None:
         register = {i: torch.from_numpy(np.array(v)) for i, v in plan.register.items()}
         regcache = RegCache(plan.regcache, register)
-    return Calibration(Encoder(plan.encoder, weights), quantization, regcache)
+    return Calibration(Encoder(plan.encoder, weights, plan.merge), quantization, regcache)
 
 
 def _quantizer(quant: TensorQuant) -> Uniform:

@@ -46,7 +46,7 @@ def for_tensorrt(calibration: Calibration, tokens: Tensor, attention: bool = Tru
         raise DataError("calibration needs at least one image")
     encoder, regcache = calibration.encoder, calibration.regcache
     config = regcache.config if regcache else None
-    blocks = int8_attention_blocks(encoder.spec, config) if attention else []
+    blocks = int8_attention_blocks(encoder.spec, config, encoder.merge) if attention else []
     query_factor = encoder.spec.head_dim**-0.5
     linears = {
         name: _linear(name, layer, blocks, query_factor)

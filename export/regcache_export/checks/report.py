@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from ..errors import BundleError
-from .fusion import why_not_int8
+from .fusion import LOGITS_WITH_BIAS, why_not_int8
 from .graph_index import GraphIndex, block_of
 from .rules import RULES
 from .structure import Attention, attentions, linears
@@ -142,7 +142,7 @@ def _attention_verdict(attention: Attention | None) -> tuple[str, str]:
         return "int8", ""
     if attention.float_type == "float32":
         return "float32", "attention in float32 does not fuse; take a float16 body"
-    reason = None
-    if attention.tokens is not None and attention.head_size is not None:
+    reason = LOGITS_WITH_BIAS if attention.has_bias else None
+    if not reason and attention.tokens is not None and attention.head_size is not None:
         reason = why_not_int8(attention.tokens, attention.head_size)
     return attention.float_type, reason or "its operands are not quantized"

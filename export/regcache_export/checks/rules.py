@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import onnx
 from onnx import TensorProto
 
-from .fusion import why_not_int8
+from .fusion import LOGITS_WITH_BIAS, why_not_int8
 from .graph_index import DEQUANTIZE, QUANTIZE, GraphIndex
 from .structure import Attention, attentions
 
@@ -180,6 +180,8 @@ def attention_quantization(graph: GraphIndex) -> Findings:
             continue
         if len(quantized) < len(Attention.OPERANDS):
             yield attention.name, f"only {', '.join(quantized)} of its operands are quantized"
+        elif attention.has_bias:
+            yield attention.name, f"INT8 attention does not fuse: {LOGITS_WITH_BIAS}"
         elif attention.tokens is not None and attention.head_size is not None:
             reason = why_not_int8(attention.tokens, attention.head_size)
             if reason:

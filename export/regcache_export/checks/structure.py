@@ -35,6 +35,7 @@ class Attention:
         float_type: of the float parts: `float16`, `float32`, `unknown`.
         tokens: keys, prefix included, or None if they vary.
         head_size: or None.
+        has_bias: a computed value is added to the logits.
     """
 
     OPERANDS: ClassVar[tuple[str, ...]] = ("q", "k", "softmax", "v")
@@ -45,6 +46,7 @@ class Attention:
     float_type: str
     tokens: int | None
     head_size: int | None
+    has_bias: bool = False
 
     @property
     def is_int8(self) -> bool:
@@ -56,7 +58,9 @@ def attentions(graph: GraphIndex) -> list[Attention]:
     found = []
     for softmax in graph.of("Softmax"):
         first = graph.producer.get(softmax.input[0])
+        has_bias = False
         while first is not None and first.op_type in ("Mul", "Add", "Div"):
+            has_bias |= first.op_type == "Add" and first.input[1] not in graph.constants
             first = graph.producer.get(first.input[0])
         second = _reader(graph, softmax.output[0])
         if first is None or first.op_type != "MatMul" or second is None:
@@ -75,6 +79,7 @@ def attentions(graph: GraphIndex) -> list[Attention]:
                 float_type=_float_name(graph, softmax.output[0]),
                 tokens=keys[-1] if keys else None,
                 head_size=queries[-1] if queries else None,
+                has_bias=has_bias,
             )
         )
     return found

@@ -50,6 +50,7 @@ class AttentionInputs:
         q, k, v: values `[B, N, D]`; q may have one row only.
         scale: factor on the logits that q does not carry yet, or None.
         prefix: cached keys and values `[1, H, tau, d]`, or None.
+        log_sizes: what joins the logits, value `[B, 1, 1 or N, T]`, or None.
     """
 
     name: str
@@ -58,6 +59,7 @@ class AttentionInputs:
     v: str
     scale: float | None
     prefix: tuple[FloatArray, FloatArray] | None
+    log_sizes: str | None = None
 
 
 def attention(
@@ -67,7 +69,8 @@ def attention(
     x: str,
     cls_only: bool = False,
     angles: Angles | None = None,
-) -> str:
+    log_sizes: str | None = None,
+) -> tuple[str, str]:
     """Add the attention of block `index`, up to the input of its output projection.
 
     Args:
@@ -77,9 +80,11 @@ def attention(
         x: normed tokens, value `[B, N, D]`.
         cls_only: queries of token 0 alone.
         angles: of the tokens, where the encoder is rotary.
+        log_sizes: what joins the logits, where attention counts merged patches.
 
     Returns:
-        Mixed values `[B, N, D]`, or `[B, 1, D]` with `cls_only`; heads side by side.
+        Mixed values `[B, N, D]`, or `[B, 1, D]` with `cls_only`; heads side by side. And the keys
+        `[B, N, D]` of the tokens.
     """
     spec, name = state.encoder, f"blocks.{index}.attn"
     qkv = linear(builder, state, f"{name}.qkv", x)
@@ -93,7 +98,7 @@ def attention(
     scale = None if state.query_scaled else spec.head_dim**-0.5
     prefix = prefix_kv(state, index) if state.has_prefix(index) else None
     form = ATTENTION_FORMS[builder.target.attention]
-    return form(builder, state, AttentionInputs(name, q, k, v, scale, prefix))
+    return form(builder, state, AttentionInputs(name, q, k, v, scale, prefix, log_sizes)), k
 
 
 def first_token(builder: GraphBuilder, name: str, tokens: str) -> str:
@@ -122,6 +127,8 @@ def standard_attention(builder: GraphBuilder, state: FoldState, inputs: Attentio
         v = _with_prefix(builder, f"{name}/prefix_v", inputs.prefix[1], v, axis=2)
     k = builder.node(f"{name}/qk/Transpose", [k], {"perm": [0, 1, 3, 2]})
     logits = product(builder, state, f"{name}.qk", q, k)
+    if inputs.log_sizes is not None:
+        logits = builder.node(f"{name}/sizes/Add", [logits, inputs.log_sizes])
     weights = builder.node(f"{name}/Softmax", [logits], {"axis": -1})
     mixed = product(builder, state, f"{name}.pv", weights, v)
     mixed = builder.node(f"{name}/pv/Transpose", [mixed], {"perm": [0, 2, 1, 3]})
@@ -142,7 +149,7 @@ def multi_head_attention(builder: GraphBuilder, state: FoldState, inputs: Attent
         )
     return builder.node(
         f"{name}/MultiHeadAttention",
-        [inputs.q, k, v],
+        [inputs.q, k, v, *(["", "", inputs.log_sizes] if inputs.log_sizes is not None else [])],
         {"num_heads": spec.heads, "scale": float(1.0 if inputs.scale is None else inputs.scale)},
         domain=MICROSOFT,
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import BundleError, ConfigError, ModelError, UnsupportedEncoderError
 from ..integer_codes import CONTAINER_BITS, code_range
+from ..merge import Merge
 from ..plan import Plan, TensorQuant
 from ..regcache_config import DeleteAt
 from ..spec import LINEARS, Activation, EncoderSpec, FinalNorm, Pool
@@ -30,6 +31,8 @@ def check_exportable(plan: Plan) -> None:
         if not np.isfinite(plan.weights[name]).all():
             raise ModelError(f"weight {name} holds NaN or infinite values; search again")
     _check_regcache(plan)
+    if plan.merge is not None:
+        _check_merge(plan, plan.merge)
     _check_published(plan)
     unknown = sorted(plan.linears.keys() - set(plan.encoder.linears()))
     if unknown:
@@ -127,6 +130,14 @@ def _check_regcache(plan: Plan) -> None:
                 f"the register of block {block} must be {plan.encoder.width} finite numbers; "
                 "search again"
             )
+
+
+def _check_merge(plan: Plan, merge: Merge) -> None:
+    merge.check(plan.encoder, plan.regcache)
+    if merge.compat:
+        raise ConfigError("the published indexing of merging (--merge-compat) is only simulated")
+    if plan.encoder.pool == "cls" and merge.counts[-1]:
+        raise ConfigError("a class token alone leaves the last block, and nothing is merged there")
 
 
 def _check_quantizer(what: str, quant: TensorQuant) -> None:

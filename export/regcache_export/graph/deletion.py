@@ -6,7 +6,9 @@ from ..passes.base import FoldState
 from .builder import GraphBuilder
 
 
-def delete_sinks(builder: GraphBuilder, state: FoldState, name: str, tokens: str) -> str:
+def delete_sinks(
+    builder: GraphBuilder, state: FoldState, name: str, tokens: str, patch_count: int
+) -> str:
     """Drop the k~ patch tokens of largest l-inf norm, per image; special tokens stay in front.
 
     Blocks are equivariant under permutation of the tokens and both pools are invariant, so the
@@ -18,6 +20,7 @@ def delete_sinks(builder: GraphBuilder, state: FoldState, name: str, tokens: str
         state: what to bake; its regcache deletes.
         name: prefix of the nodes, e.g. `blocks.6.delete`.
         tokens: value `[B, N, D]`.
+        patch_count: patch tokens among them.
 
     Returns:
         Value `[B, N - k~, D]`.
@@ -27,14 +30,14 @@ def delete_sinks(builder: GraphBuilder, state: FoldState, name: str, tokens: str
     special, patches = "", tokens
     if spec.num_prefix_tokens:
         special, patches = f"{name}/special", f"{name}/patches"
-        counts = [spec.num_prefix_tokens, spec.num_patches]
+        counts = [spec.num_prefix_tokens, patch_count]
         sizes = builder.ints("shape/special_and_patches", counts)
         builder.node(f"{name}/Split", [tokens, sizes], {"axis": 1}, [special, patches])
     magnitudes = builder.node(f"{name}/Abs", [patches])
     norms = builder.node(
         f"{name}/ReduceMax", [magnitudes, builder.ints("axes/width", [2])], {"keepdims": 0}
     )
-    kept = builder.ints(f"{name}.kept", [spec.num_patches - state.regcache.delete_count])
+    kept = builder.ints(f"{name}.kept", [patch_count - state.regcache.delete_count])
     positions = f"{name}/positions"
     builder.node(
         f"{name}/TopK",
@@ -49,3 +52,19 @@ def delete_sinks(builder: GraphBuilder, state: FoldState, name: str, tokens: str
     if not special:
         return survivors
     return builder.node(f"{name}/Concat", [special, survivors], {"axis": 1})
+
+
+def delete_alike(
+    builder: GraphBuilder, state: FoldState, name: str, role: str, value: str, patch_count: int
+) -> str:
+    """The same rows as `delete_sinks` leaves of another value `[B, N, C]`, behind it."""
+    special = state.encoder.num_prefix_tokens
+    parts = [f"{name}/{role}/special", f"{name}/{role}/patches"] if special else [value]
+    if special:
+        sizes = builder.ints("shape/special_and_patches", [special, patch_count])
+        builder.node(f"{name}/{role}/Split", [value, sizes], {"axis": 1}, parts)
+    index = f"{name}/Unsqueeze"
+    rows = builder.node(f"{name}/{role}/GatherND", [parts[-1], index], {"batch_dims": 1})
+    if not special:
+        return rows
+    return builder.node(f"{name}/{role}/Concat", [parts[0], rows], {"axis": 1})

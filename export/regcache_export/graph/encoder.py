@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -15,14 +17,16 @@ from ..targets import GraphOptions, find_target
 from .attention import MICROSOFT, attention, first_token
 from .builder import GraphBuilder
 from .check import check_exportable, check_target
-from .deletion import delete_sinks
+from .deletion import delete_alike, delete_sinks
 from .float_layers import activation, float_constant, norm
 from .linear import linear
+from .merging import log_sizes, merge_tokens
 from .pooling import pool
-from .rotary import Angles, all_angles, angles_of_survivors
+from .rotary import all_angles, angles_of_survivors
 from .shapes import add_shapes
 from .split_qkv import split_qkv
 from .tensorrt import to_tensorrt
+from .tokens import Tokens
 
 OPSET = 21
 """Newest opset of onnx 1.16; every operator used here runs from it in ONNX Runtime and TensorRT."""
@@ -64,11 +68,10 @@ def build_model(
     check_target(plan, target)
     state = run_folds(FoldState.of_plan(plan), export_folds(options))
     builder = GraphBuilder(INPUT_NAME, target)
-    tokens = _embed(builder, state)
-    angles: Angles | None = None
+    tokens = Tokens(_embed(builder, state), state.encoder.num_patches)
     for index in range(state.encoder.depth):
-        tokens, angles = _block(builder, state, index, tokens, angles)
-    pooled = pool(builder, state, tokens)
+        tokens = _block(builder, state, index, tokens)
+    pooled = pool(builder, state, tokens.value, tokens.sizes)
     # the last computing node differs from plan to plan; runtimes drop an Identity
     builder.node("output/Identity", [pooled], outputs=[OUTPUT_NAME])
     batch: str | int = options.batch or "batch"
@@ -171,46 +174,58 @@ def _embed(builder: GraphBuilder, state: FoldState) -> str:
     return norm(builder, state, "norm_pre", tokens) if spec.norm_pre else tokens
 
 
-def _block(
-    builder: GraphBuilder, state: FoldState, index: int, tokens: str, angles: Angles | None
-) -> tuple[str, Angles | None]:
-    name = f"blocks.{index}"
+def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: Tokens) -> Tokens:
+    name, special = f"blocks.{index}", state.encoder.num_prefix_tokens
     cls_only = state.last_block_cls_only and index == state.encoder.depth - 1
-    tokens, angles = _delete(builder, state, index, tokens, angles, "block_input")
-    if angles is None and state.encoder.rotary:
-        angles = all_angles(builder, state)
-    normed = norm(builder, state, f"{name}.norm1", tokens)
-    mixed = attention(builder, state, index, normed, cls_only, angles)
+    tokens, _ = _delete(builder, state, index, tokens, "block_input")
+    if tokens.angles is None and state.encoder.rotary:
+        tokens = replace(tokens, angles=all_angles(builder, state))
+    normed = norm(builder, state, f"{name}.norm1", tokens.value)
+    queries = 1 if cls_only else special + tokens.patches
+    counted = log_sizes(builder, state, index, tokens, queries)
+    mixed, keys = attention(builder, state, index, normed, cls_only, tokens.angles, counted)
+    x = tokens.value
     if cls_only:
-        tokens = first_token(builder, f"{name}.attn/residual", tokens)
+        x = first_token(builder, f"{name}.attn/residual", x)
     update = _scaled_linear(builder, state, f"{name}.attn.out_proj", mixed, f"{name}.ls1")
-    tokens = builder.node(f"{name}.attn/residual/Add", [tokens, update])
+    x = builder.node(f"{name}.attn/residual/Add", [x, update])
+    tokens = replace(tokens, value=x)
     if not cls_only:
-        tokens, angles = _delete(builder, state, index, tokens, angles, "mlp_input")
-    normed = norm(builder, state, f"{name}.norm2", tokens)
+        tokens, keys = _delete(builder, state, index, tokens, "mlp_input", keys)
+        tokens = merge_tokens(builder, state, index, tokens, keys)
+    normed = norm(builder, state, f"{name}.norm2", tokens.value)
     hidden = linear(builder, state, f"{name}.mlp.fc1", normed)
     hidden = activation(builder, state, f"{name}.mlp.act", hidden)
     update = _scaled_linear(builder, state, f"{name}.mlp.fc2", hidden, f"{name}.ls2")
-    return builder.node(f"{name}.mlp/residual/Add", [tokens, update]), angles
+    return replace(tokens, value=builder.node(f"{name}.mlp/residual/Add", [tokens.value, update]))
 
 
 def _delete(
-    builder: GraphBuilder,
-    state: FoldState,
-    index: int,
-    tokens: str,
-    angles: Angles | None,
-    place: str,
-) -> tuple[str, Angles | None]:
+    builder: GraphBuilder, state: FoldState, index: int, tokens: Tokens, place: str, keys: str = ""
+) -> tuple[Tokens, str]:
+    """Tokens, and their keys where a merge asks for them, without those that are deleted here."""
     choice, name = state.regcache, f"blocks.{index}.delete"
     here = choice and choice.deletes and choice.delete_block == index and choice.delete_at == place
-    if not here:
-        return tokens, angles
-    tokens = delete_sinks(builder, state, name, tokens)
+    if not choice or not here:
+        return tokens, keys
+    before = tokens.patches
+    value = delete_sinks(builder, state, name, tokens.value, before)
+    if keys and state.merge and state.merge.by_keys(index):
+        keys = delete_alike(builder, state, name, "keys", keys, before)
+    sizes = tokens.sizes
+    if sizes is not None:
+        # the sizes are float32 in any body
+        sizes = delete_alike(builder, state, name, "merge/sizes", sizes, before)
+    left = replace(tokens, value=value, patches=before - choice.delete_count, sizes=sizes)
     # behind the attention of the last block, nobody asks for angles
     if state.encoder.rotary and (place == "block_input" or index < state.encoder.depth - 1):
-        angles = angles_of_survivors(builder, state, f"{name}/rotary", f"{name}/positions")
-    return tokens, angles
+        places = f"{name}/positions"
+        if tokens.places is not None:
+            inputs = [tokens.places, places]
+            places = builder.node(f"{name}/GatherElements", inputs, {"axis": 1})
+        angles = angles_of_survivors(builder, state, f"{name}/rotary", places)
+        left = replace(left, places=places, angles=angles)
+    return left, keys
 
 
 def _scaled_linear(

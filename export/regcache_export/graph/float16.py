@@ -12,12 +12,15 @@ from onnx import TensorProto, numpy_helper
 
 from ..errors import ModelError
 from .editing import GraphEditor, Rewrite, new_node
+from .tokens import in_island
 
 MAX_HALF = float(np.finfo(np.float16).max)
 
 
 def to_float16(model: onnx.ModelProto) -> None:
     """Turn every float32 constant and value of `model` into float16, in place.
+
+    All but the merging of tokens, which has its casts already (`tokens.ISLAND`).
 
     Raises:
         ModelError: a constant is too large for float16, or a positive scale becomes zero.
@@ -30,12 +33,14 @@ def to_float16(model: onnx.ModelProto) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
     }
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and not tensor.name.startswith("merge."):
             _shrink(tensor, is_scale=tensor.name in scales)
     for node in graph.node:
         for attribute in node.attribute:
             # a Cast of uint8 pixels: 0..255 are exact in float16
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == 1:
+            if in_island(node) or node.op_type != "Cast":
+                continue
+            if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.FLOAT16
     _cast_inputs(editor, graph)
     _cast_outputs(editor, graph)

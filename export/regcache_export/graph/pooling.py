@@ -12,10 +12,14 @@ import numpy as np
 from ..passes.base import FoldState
 from .builder import Array, GraphBuilder
 from .float_layers import activation, float_constant, gemm, norm
+from .tokens import leave_island
 
 
-def pool(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
-    """Tokens `[B, N, D]` to embeddings `[B, E]`."""
+def pool(builder: GraphBuilder, state: FoldState, tokens: str, sizes: str | None = None) -> str:
+    """Tokens `[B, N, D]` to embeddings `[B, E]`.
+
+    `sizes` says how many patches each stands for, value `[B, N, 1]`; a mean counts every patch.
+    """
     spec = state.encoder
     if spec.pool == "cls":
         # LayerNorm works token by token: only the pooled token needs it
@@ -25,11 +29,15 @@ def pool(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
             pooled = norm(builder, state, "norm", pooled)
     else:
         if spec.num_prefix_tokens and not spec.pool_include_prefix:
-            tokens = _without_prefix_tokens(builder, state, tokens)
+            tokens = _without_prefix_tokens(builder, state, "pool", tokens)
+            if sizes is not None:
+                sizes = _without_prefix_tokens(builder, state, "pool.merge", sizes)
         if spec.final_norm == "before_pool":
             tokens = norm(builder, state, "norm", tokens)
         if spec.pool == "map":
-            pooled = _map(builder, state, tokens)
+            pooled = _map(builder, state, tokens, sizes)
+        elif sizes is not None:
+            pooled = _weighted_mean(builder, tokens, sizes)
         else:
             axes = builder.ints("axes/tokens", [1])
             pooled = builder.node("pool/ReduceMean", [tokens, axes], {"keepdims": 0})
@@ -40,14 +48,24 @@ def pool(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
     return gemm(builder, "proj", pooled, state.weights["proj.weight"], state.weights["proj.bias"])
 
 
-def _without_prefix_tokens(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
+def _without_prefix_tokens(builder: GraphBuilder, state: FoldState, name: str, tokens: str) -> str:
     spec = state.encoder
     ends = {"first_patch": spec.num_prefix_tokens, "end": spec.num_tokens, "axis": 1}
     bounds = [builder.ints(f"pool/{name}", [value]) for name, value in ends.items()]
-    return builder.node("pool/Slice", [tokens, *bounds])
+    return builder.node(f"{name}/Slice", [tokens, *bounds])
 
 
-def _map(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
+def _weighted_mean(builder: GraphBuilder, tokens: str, sizes: str) -> str:
+    """Mean of tokens `[B, N, D]`, each as often as it stands for patches."""
+    name, axes = "pool.merge", builder.ints("axes/tokens", [1])
+    total = builder.node(f"{name}/ReduceSum", [sizes, axes], {"keepdims": 1})
+    share = builder.node(f"{name}/Div", [sizes, total])
+    share = builder.node(f"{name}/Transpose", [share], {"perm": [0, 2, 1]})
+    mean = builder.node("pool/MatMul", [leave_island(builder, name, share), tokens])
+    return builder.node("pool/Squeeze", [mean, axes])
+
+
+def _map(builder: GraphBuilder, state: FoldState, tokens: str, sizes: str | None) -> str:
     """Attention of one constant query over tokens `[B, N, D]`, to `[B, A]`.
 
     Because the query is a constant, neither keys nor values are computed. A head's logit
@@ -64,6 +82,11 @@ def _map(builder: GraphBuilder, state: FoldState, tokens: str) -> str:
         "pool/qk/MatMul", [tokens, float_constant(builder, "pool.scores", scores)]
     )
     logits = builder.node("pool/qk/Transpose", [logits], {"perm": [0, 2, 1]})
+    if sizes is not None:
+        logs = builder.node("pool.merge/Log", [sizes])
+        logs = builder.node("pool.merge/Transpose", [logs], {"perm": [0, 2, 1]})
+        logs = leave_island(builder, "pool.merge", logs)
+        logits = builder.node("pool/sizes/Add", [logits, logs])
     weights = builder.node("pool/Softmax", [logits], {"axis": -1})
     mean = builder.node("pool/pv/MatMul", [weights, tokens])
     mean = builder.node("pool/Unsqueeze", [mean, builder.ints("axes/last_but_one", [2])])

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..merge import Merge
 from ..plan import LinearQuant, Plan
 from ..published_quant import PublishedQuant
 from ..regcache_config import RegCacheConfig
@@ -34,6 +35,7 @@ class FoldState:
         linears: quantizers; empty before calibration.
         published: quantizers as published, of linears and attention products.
         regcache: the chosen numbers.
+        merge: how tokens are merged, or None.
         preprocess: with `mean` and `std`, for the pixel fold.
         row_scale: linear -> factors `[C_out]` on its output, made up for nowhere: the next
             operator is left out instead.
@@ -51,6 +53,7 @@ class FoldState:
     linears: Mapping[str, LinearQuant] = field(default_factory=dict)
     published: Mapping[str, tuple[PublishedQuant, PublishedQuant]] = field(default_factory=dict)
     regcache: RegCacheConfig | None = None
+    merge: Merge | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     row_scale: Mapping[str, Float64] = field(default_factory=dict)
     input_shift: Mapping[str, float] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class FoldState:
             linears=plan.linears,
             published=plan.published,
             regcache=plan.regcache,
+            merge=plan.merge,
             preprocess=plan.preprocess,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -135,6 +135,7 @@ class Baseline(ABC):
         start: int = 0,
         regcache: RegCache | None = None,
         progress: Progress | None = None,
+        survivors: Survivors | None = None,
     ) -> Calibration:
         """Calibrate blocks `start`..L-1.
 
@@ -148,9 +149,12 @@ class Baseline(ABC):
             regcache: active during calibration, with every token absent that its ranges are set
                 without; it must not change blocks before `start`.
             progress: told after every block.
+            survivors: what `tokens` are, where the encoder deletes or merges before `start`; it is
+                not changed.
 
         Raises:
-            ConfigError: a treatment of inputs in the paper form, which has none.
+            ConfigError: a treatment of inputs in the paper form, which has none, or merging leaves
+                fewer tokens than `regcache` deletes.
             DataError: no images, or non-finite activations.
         """
         if not len(tokens):
@@ -158,11 +162,12 @@ class Baseline(ABC):
         if self.form == "paper" and not self.treatment.is_empty:
             raise ConfigError("the published form of a baseline smooths nothing; take 'deploy'")
         ranges = regcache.for_ranges() if regcache else None
+        encoder.check_merge(ranges)
         encoder = fold_encoder(encoder, self.folds, tokens, start, ranges)
         quantization, warnings = Quantization(), list[str]()
         register = dict(regcache.register) if regcache else {}
         context = self.prepare(encoder, tokens, start, ranges)
-        folded, survivors = encoder, Survivors()
+        folded, survivors = encoder, replace(survivors or Survivors())
         for index in range(start, encoder.spec.depth):
             record = self.record()
             record.chooser = self.chooser(encoder.spec)
