@@ -8,6 +8,7 @@ on the same images; among those that cannot be told apart the cheapest graph win
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -175,18 +176,21 @@ def choose(raced: Sequence[Raced], objective: Objective, seed: int) -> list[Race
     """Mark the ways that cannot be told from the best one, and the cheapest of them."""
     best = max(raced, key=lambda each: each.score.key)
     tied = [replace(each, tied=_tied(each.score, best.score, objective, seed)) for each in raced]
-    # rounded: a difference in the fourth digit of a computed cost is none
-    chosen = min(
-        (each for each in tied if each.tied),
-        key=lambda each: (round(each.cost, 3), *(-part for part in each.score.key)),
-    )
+
+    def key(each: Raced) -> tuple[float, float, int]:
+        # A per cent of a computed cost is no difference, nor is a part of the features' error; what
+        # is left equal goes to the simpler way, which stands first.
+        error = round(math.log2(max(1 - each.score.fidelity, 1e-9)))
+        return round(each.cost, 2), -round(each.score.value, 9), error
+
+    chosen = min((each for each in tied if each.tied), key=key)
     return [replace(each, chosen=each is chosen) for each in tied]
 
 
 def _tied(score: Score, best: Score, objective: Objective, seed: int) -> bool:
     if objective.smooth:
         return 1 - score.value <= (1 + TIED_SHARE) * (1 - best.value)
-    if best.value - score.value > TIED_LOSS:
+    if best.value - score.value > TIED_LOSS + 1e-9:
         return False
     return compare_scores("top1", best, score, seed).p_value >= 0.05
 

@@ -1,0 +1,127 @@
+"""The race of the ways: what is in it, who wins, and what is said about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from regcache_deploy.encoders.regcache import RegCacheConfig
+from regcache_deploy.evaluation import FeatureFidelity, Objective, Score, ZeroShotTop1
+from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.baselines.repqvit import RepQViT
+from regcache_deploy.search.graph_cost import Operators, graph_cost
+from regcache_deploy.search.settings import WAY_NAMES
+from regcache_deploy.search.ways import TITLES, Raced, Way, choose, reason, ways_of
+from tests.tiny_plans import SPEC
+
+FOUND = RegCacheConfig(1, 3, 1, 2, range_delete_count=4)
+NOTHING = RegCacheConfig(1, 0, 1, 0)
+TOP1: Objective = ZeroShotTop1(torch.eye(4), torch.zeros(4, dtype=torch.int64), torch.eye(4))
+COSINE: Objective = FeatureFidelity(torch.eye(4))
+
+
+def raced(name: str, hits: Tensor, cost: float, fidelity: float = 0.99) -> Raced:
+    score = Score.of(hits.double(), torch.full((len(hits),), fidelity).double(), hits.double())
+    return Raced(Way(name, make_baseline("naive"), NOTHING), score, cost)
+
+
+def hits(wrong: int, of: int = 1000) -> Tensor:
+    return (torch.arange(of) >= wrong).float()
+
+
+def winner(found: list[Raced]) -> str:
+    chosen = [each.way.name for each in found if each.chosen]
+    assert len(chosen) == 1
+    return chosen[0]
+
+
+def test_every_name_has_a_title() -> None:
+    assert tuple(TITLES) == WAY_NAMES
+
+
+@pytest.mark.parametrize("name", ["naive", "ptq4vit", "repqvit"])
+def test_the_ways_of_a_quantizer(name: str) -> None:
+    baseline = make_baseline(name)
+    before = baseline.identity()
+    ways = ways_of(baseline, FOUND, "blocks.1.mlp.fc2", SPEC)
+    names = [way.name for way in ways]
+    assert names[0] == "quantizer"
+    assert ways[0].baseline is baseline
+    assert set(names) == set(WAY_NAMES) - (
+        set() if name == "repqvit" else {"ranges", "regcache_ranges"}
+    )
+    assert {way.name for way in ways if way.config == FOUND} == {
+        way for way in names if way.startswith("regcache")
+    }
+    assert all(way.config.is_empty for way in ways if not way.name.startswith("regcache"))
+    kept = next(way for way in ways if way.name == "fc2_float")
+    assert kept.baseline.keep_float == {"blocks.1.mlp.fc2"}
+    # every way's parts are its own, and the baseline that was given is as it was
+    assert len({str(way.baseline.identity()) + way.name for way in ways}) == len(ways)
+    assert baseline.identity() == before
+
+
+def test_without_a_gain_no_way_has_regcache() -> None:
+    ways = ways_of(RepQViT(), NOTHING, "blocks.1.mlp.fc2", SPEC)
+    assert all(way.config.is_empty for way in ways)
+
+
+def test_the_cheapest_of_equals_wins() -> None:
+    found = choose(
+        [
+            raced("quantizer", hits(400), 1.0),
+            raced("channels", hits(101), 1.02),
+            raced("fc2_float", hits(100), 1.2),
+        ],
+        TOP1,
+        seed=0,
+    )
+    assert winner(found) == "channels"
+    assert [each.tied for each in found] == [False, True, True]
+    assert reason(found, "top1").startswith("outlier channels in float: the cheapest graph")
+
+
+def test_a_cheap_way_that_loses_images_does_not_win() -> None:
+    for lost, wins in [(103, "quantizer"), (104, "fc2_float")]:
+        ways = [raced("quantizer", hits(lost), 1.0), raced("fc2_float", hits(100), 1.2)]
+        assert winner(choose(ways, TOP1, seed=0)) == wins
+
+
+def test_a_difference_that_is_no_accident_is_no_tie() -> None:
+    """On 20,000 images 0.1 % is a certain loss."""
+    ways = [raced("quantizer", hits(2020, 20000), 1.0), raced("fc2_float", hits(2000, 20000), 1.2)]
+    assert winner(choose(ways, TOP1, seed=0)) == "fc2_float"
+
+
+def test_equal_in_all_but_the_features_the_nearer_one_wins() -> None:
+    ways = [
+        raced("quantizer", hits(100), 1.0, fidelity=0.972),
+        raced("ranges", hits(100), 1.0, fidelity=0.997),
+    ]
+    assert winner(choose(ways, TOP1, seed=0)) == "ranges"
+    ways[1] = raced("ranges", hits(100), 1.0, fidelity=0.974)
+    assert winner(choose(ways, TOP1, seed=0)) == "quantizer"
+
+
+def test_a_graded_objective_has_ties_too() -> None:
+    def graded(name: str, value: float, cost: float) -> Raced:
+        return raced(name, torch.full((100,), value), cost, fidelity=value)
+
+    ways = [graded("quantizer", 0.99895, 1.0), graded("fc2_float", 0.9990, 1.2)]
+    assert winner(choose(ways, COSINE, seed=0)) == "quantizer"
+    ways[0] = graded("quantizer", 0.9980, 1.0)
+    assert winner(choose(ways, COSINE, seed=0)) == "fc2_float"
+
+
+def test_the_cost_knows_what_a_graph_computes() -> None:
+    plain = graph_cost(SPEC, NOTHING, Operators())
+    fc2 = tuple(name for name in SPEC.linears() if name.endswith("fc2"))
+    assert graph_cost(SPEC, NOTHING, Operators(multipliers=fc2)) > plain
+    assert graph_cost(SPEC, NOTHING, Operators(few_channels=fc2)) > plain
+    assert graph_cost(SPEC, NOTHING, Operators(floats=fc2)) > plain
+    deleting = replace(FOUND, prefix_count=0)
+    assert graph_cost(SPEC, deleting, Operators()) < plain
+    assert graph_cost(SPEC, FOUND.deleting(0, 4), Operators()) > plain
