@@ -21,10 +21,7 @@ from regcache_export.trace import in_layout
 from ..bench.subjects import float_plan
 from ..evaluation.corners import simulate
 from ..evaluation.layer_error import alone_errors
-from ..quantization.keep_float import (
-    FloatChoice,
-    choose_float_layers,
-)
+from ..quantization.keep_float import FloatChoice, choose_float_layers
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
 from ..work.progress import Reporter

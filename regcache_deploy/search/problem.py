@@ -15,10 +15,7 @@ from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
-from ..work.cache import (
-    PartCache,
-    rows_key,
-)
+from ..work.cache import PartCache, rows_key
 from ..work.count import Work
 from .cost import calibration_walks
 from .states import Budget, Embed, HiddenStates
