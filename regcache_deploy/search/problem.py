@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..encoders.canonical import FLOAT, Encoder, Numerics
+from ..encoders.canonical import Encoder, Numerics
 from ..encoders.regcache import RegCache, RegCacheConfig
 from ..errors import DataError
 from ..evaluation import Objective, Score
@@ -20,24 +20,6 @@ from ..work.count import Work
 from .cost import calibration_walks
 from .states import Budget, Embed, HiddenStates
 from .stopping import Stop
-
-
-def run_in_batches(
-    encoder: Encoder,
-    tokens: Tensor,
-    start: int,
-    stop: int | None = None,
-    numerics: Numerics = FLOAT,
-    regcache: RegCache | None = None,
-    batch_size: int = 64,
-) -> Tensor:
-    """`Encoder.run_blocks` over `[n, N, D]` in pieces."""
-    return torch.cat(
-        [
-            encoder.run_blocks(piece, start, stop, numerics, regcache)
-            for piece in tokens.split(batch_size)
-        ]
-    )
 
 
 @dataclass
