@@ -51,9 +51,11 @@ class ExportResult:
     """Everything an export found.
 
     Attributes:
-        metric: `top1` (accuracy) or `cosine` (fidelity to FP32, where there are no labels).
+        metric: `top1` (accuracy), `instances` (copy detection, where there are no labels or no
+            text encoder) or `cosine` (fidelity to FP32, for random weights).
         accuracy: corner -> value in [0, 1], all on the same `n_eval` images.
-        paired: corner -> comparison with FP32 on the same images (top-1 only).
+        fidelity: corner -> mean cosine to FP32, on the same images.
+        paired: corner -> comparison with FP32 on the same images.
         paper_form: the same corners with every quantizer as published, where it differs.
         agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
         differences: where the deployed form of the baseline differs from the published one.
@@ -61,6 +63,7 @@ class ExportResult:
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
         reason: why, in one sentence; empty where nothing was raced.
+        fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -97,6 +100,8 @@ class ExportResult:
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
     reason: str = ""
+    fidelity: dict[str, float] = field(default_factory=dict)
+    fidelity_way: str | None = None
 
     @property
     def sensitive_block(self) -> int:
@@ -120,6 +125,7 @@ class ExportResult:
             "range_delete_count": config.range_delete_count,
             "recipe": self.recipe,
             "reason": self.reason,
+            "fidelity_way": self.fidelity_way,
             "ways": list(self.ways),
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
@@ -128,6 +134,7 @@ class ExportResult:
             "bundle": str(self.bundle) if self.bundle else None,
             "metric": self.metric,
             "accuracy": {name: self.accuracy.get(name) for name in CORNERS},
+            "fidelity": {name: self.fidelity.get(name) for name in CORNERS},
             "n_eval": self.n_eval,
             "paired": {name: p.to_json() for name, p in self.paired.items()},
             "paper_form": self.paper_form,

@@ -81,7 +81,7 @@ def run_export(
         draft, plan, calibration, sets, simulated, verified, manifest
     )
     results_csv = options.output_dir / "results.csv"
-    write_trials(results_csv, study.found.result.trials, sets.objective.name)
+    write_trials(results_csv, study.found.result.trials, study.found.objective.name)
     result = study.result(
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),

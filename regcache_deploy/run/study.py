@@ -30,7 +30,7 @@ from ..search.find import FoundChoice, find_choice
 from ..search.float_layers import choose_float
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
-from ..search.ways import Raced, race_ways, reason, ways_of
+from ..search.ways import Raced, fidelity_way, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
 from .finished import parts_of
@@ -42,6 +42,7 @@ class Study:
     """One encoder and one quantizer with the choice that was found, and its corners.
 
     Attributes:
+        published: the quantizer that was asked for.
         baseline, config: of the way that was chosen.
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
             `paper/` in front where every quantizer is as published. An export adds `deployed`.
@@ -52,6 +53,7 @@ class Study:
     options: ExportOptions
     model: LoadedModel
     sets: ImageSets
+    published: Baseline
     baseline: Baseline
     config: RegCacheConfig
     found: FoundChoice
@@ -116,7 +118,7 @@ class Study:
             search_metric=found.objective.name,
             metric=self.judge.name,
             n_search=len(self.sets.search),
-            n_eval=len(self.sets.evaluation),
+            n_eval=self.sets.judged,
             accuracy=self.accuracy(),
             paired=paired,
             paper_form={
@@ -136,7 +138,9 @@ class Study:
             not_tried=found.result.not_tried,
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.ways),
-            reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
+            reason=reason(self.ways, found.objective.name) if self.ways else "",
+            fidelity={n: s.fidelity for n, s in scores.items() if not n.startswith("paper/")},
+            fidelity_way=fidelity_way(self.ways) if self.ways else None,
             trials=found.result.trials,
             **more,
         )
@@ -149,7 +153,7 @@ def run_study(
     parts: Path | None = None,
     model: LoadedModel | None = None,
 ) -> Study:
-    """Search, and embed the held-out images in every corner.
+    """Decide, and embed the held-out images in every corner.
 
     A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
     folder, or in the one that is given, which several runs may share. A `model` that is given takes
@@ -158,6 +162,33 @@ def run_study(
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
     """
+    study = decide_study(options, reporter, parts, model)
+    held_out, found, features = study.held_out, study.found, study.features
+    published, best = study.published, found.result.best
+    features["fp32"] = held_out.float_features
+    for name, corner in corner_configs(best).items():
+        features[name] = held_out.features(name, published, corner, found.register)
+    features["recipe"] = held_out.features("recipe", study.baseline, study.config, found.register)
+    if published.differences and published.form == "deploy":
+        paper = make_baseline(published.name, published.bits, "paper")
+        for name in ("baseline", "regcache"):
+            features[f"paper/{name}"] = held_out.features(
+                f"{name}, published form", paper, corner_configs(best)[name], found.register
+            )
+    return study
+
+
+@torch.no_grad()
+def decide_study(
+    options: ExportOptions,
+    reporter: Reporter,
+    parts: Path | None = None,
+    model: LoadedModel | None = None,
+) -> Study:
+    """Search and race on the search images; no held-out image has been looked at.
+
+    As `run_study`, with no features yet.
+    """
     began = time.monotonic()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -165,7 +196,9 @@ def run_study(
         options.model, options.pretrained, options.image_size, options.templates
     )
     check_choice(options, model)
-    sets = load_image_sets(options, model, reporter, parts or parts_of(options.output_dir))
+    sets = load_image_sets(
+        options, model, reporter, parts or parts_of(options.output_dir), options.objective
+    )
     encoder, published = model.encoder, chosen_baseline(options)
     recipe = options.chosen_recipe
     settings = replace(options, two_counts=False) if recipe == PAPER else options
@@ -189,31 +222,22 @@ def run_study(
         all_ways = ways_of(published, best, found.sensitivity.layer, encoder.spec)
         if recipe == AUTO:
             work, seed = sets.cache.work, options.seed
-            ways = race_ways(all_ways, searched, found.register, sets.objective, work, seed)
+            ways = race_ways(all_ways, searched, found.register, found.objective, work, seed)
             all_ways = [each.way for each in ways if each.chosen]
         way = next((way for way in all_ways if recipe in (AUTO, way.name)), None)
         if way is None:
             raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
         baseline, config = way.baseline, way.config
-    features = {"fp32": held_out.float_features}
-    for name, corner in corner_configs(best).items():
-        features[name] = held_out.features(name, published, corner, found.register)
-    features["recipe"] = held_out.features("recipe", baseline, config, found.register)
-    if published.differences and published.form == "deploy":
-        paper = make_baseline(published.name, published.bits, "paper")
-        for name in ("baseline", "regcache"):
-            features[f"paper/{name}"] = held_out.features(
-                f"{name}, published form", paper, corner_configs(best)[name], found.register
-            )
     return Study(
         options,
         model,
         sets,
+        published,
         baseline,
         config,
         found,
         held_out,
-        features,
+        {},
         ways,
         over_budget,
         began,
