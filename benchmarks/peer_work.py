@@ -183,11 +183,9 @@ class Work:
         began = time.monotonic()
         with torch.no_grad():
             if self.model.is_random:
-                tokens = self.model.encoder.embed(torch.from_numpy(self.calibration))
-                config, register = (
-                    FIXED,
-                    register_at(self.model.encoder, tokens, FIXED.prefix_block),
-                )
+                images = torch.from_numpy(self.calibration)
+                config = FIXED
+                register = register_at(self.model.encoder, images, FIXED.prefix_block)
             else:
                 reporter = Reporter(quiet=True)
                 sets = load_image_sets(self.options, self.model, reporter)

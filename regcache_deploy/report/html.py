@@ -18,6 +18,7 @@ from .answer import answer, speed
 from .bundle_sections import certificate, contract, errors, how_to_run
 from .parts import Section
 from .search_sections import ablation, accuracy, cost, decision, layers, provenance, tokens
+from .ways_section import ways
 
 Make = Callable[[Path, dict[str, Any]], Section | None]
 
@@ -25,6 +26,7 @@ SECTIONS: list[Make] = [
     answer,
     accuracy,
     speed,
+    ways,
     decision,
     tokens,
     layers,
