@@ -46,6 +46,7 @@ class Study:
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
             `paper/` in front where every quantizer is as published. An export adds `deployed`.
         ways: that were raced; empty where the recipe was fixed.
+        ways_work: block-forwards that this took, on top of the search's.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
     """
 
@@ -58,6 +59,7 @@ class Study:
     held_out: Embedder
     features: dict[str, Tensor]
     ways: list[Raced]
+    ways_work: int
     over_budget: tuple[str, ...]
     began: float = field(repr=False)
 
@@ -132,7 +134,7 @@ class Study:
             warnings=warnings,
             caution=self.model.caution,
             seconds=time.monotonic() - self.began,
-            search_cost=found.cost.to_json(),
+            search_cost=found.cost.to_json() | {"ways_block_forwards": self.ways_work},
             not_tried=found.result.not_tried,
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.ways),
@@ -183,7 +185,7 @@ def run_study(
     over_budget: tuple[str, ...] = ()
     if options.keep_float == AUTO:
         over_budget = choose_float(published, searched, sets, found, options.budget)
-    best, ways = found.result.best, list[Raced]()
+    best, ways, before = found.result.best, list[Raced](), sets.cache.work.block_forwards
     baseline, config = published, best
     if recipe not in (PAPER, REGCACHE):
         all_ways = ways_of(published, best, found.sensitivity.layer, encoder.spec)
@@ -215,6 +217,7 @@ def run_study(
         held_out,
         features,
         ways,
+        sets.cache.work.block_forwards - before,
         over_budget,
         began,
     )
