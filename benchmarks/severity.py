@@ -48,11 +48,7 @@ from regcache_deploy.encoders.load_natural import NATURAL
 from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.evaluation import Score, compare_paired
 from regcache_deploy.evaluation.corners import calibrate_corner
-from regcache_deploy.evaluation.instances import (
-    InstanceTop1,
-    SymmetricInstances,
-    search_objective,
-)
+from regcache_deploy.evaluation.instances import InstanceTop1, SymmetricInstances, search_objective
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.simulate import Calibration, Quantization
 from regcache_deploy.search.register.capture import capture, rank_candidates

@@ -21,12 +21,9 @@ from regcache_export.trace import in_layout
 from ..bench.subjects import float_plan
 from ..evaluation.corners import simulate
 from ..evaluation.layer_error import alone_errors
-from ..quantization.keep_float import (
-    FloatChoice,
-    choose_float_layers,
-)
+from ..quantization.keep_float import FloatChoice, choose_float_layers
 from ..quantization.plan import calibration_of
-from ..quantization.simulate import Calibration
+from ..quantization.simulate import Calibration, Quantization
 from ..work.progress import Reporter
 from .data import BATCH, JudgeData, head_of, measure_drop
 from .decide import INT8, MIXED, Measured
@@ -114,8 +111,8 @@ class Candidates:
         head, encoder = head_of(self.bundle), self.calibration.encoder
         images = self._normalized(data, SELECT_IMAGES)
         labels = None if data.select_labels is None else data.select_labels[: len(images)]
-        with torch.no_grad():
-            reference = torch.cat([encoder(part) for part in images.split(BATCH)])
+        plain = Calibration(encoder, Quantization())
+        reference = simulate(plain, images.split(BATCH), lambda n: None)
         scale = self.plan.logit_scale
 
         def score(names: frozenset[str]) -> float:

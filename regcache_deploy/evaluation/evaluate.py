@@ -13,12 +13,7 @@ from torch import Tensor
 from ..data.stream import ImageStream
 from ..errors import DataError
 from ..work.progress import Reporter
-from .metrics import (
-    classification_metrics,
-    fidelity_metrics,
-    resolution_line,
-    zero_shot_logits,
-)
+from .metrics import classification_metrics, fidelity_metrics, resolution_line, zero_shot_logits
 from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
 from .runners import Runner

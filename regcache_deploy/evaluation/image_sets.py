@@ -12,19 +12,12 @@ from ..data.images import Images
 from ..data.sets import load_sets
 from ..data.settings import ImageSettings
 from ..encoders.canonical import Encoder
-from ..encoders.load import (
-    LoadedModel,
-    TextHead,
-)
+from ..encoders.load import LoadedModel, TextHead
 from ..errors import DataError
 from ..work.cache import PartCache
 from ..work.count import Work
 from ..work.progress import Reporter
-from . import (
-    FeatureFidelity,
-    Objective,
-    ZeroShotTop1,
-)
+from . import FeatureFidelity, Objective, ZeroShotTop1
 
 
 @dataclass(frozen=True)

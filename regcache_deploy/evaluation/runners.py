@@ -18,10 +18,7 @@ from regcache_export.plan_beside import load_plan
 from ..data.stream import Batch
 from ..errors import ConfigError
 from ..quantization.plan import calibration_of
-from .engines import (
-    ENGINES,
-    open_engine,
-)
+from .engines import ENGINES, open_engine
 
 FP32, SIMULATED = "fp32", "simulated"
 RUNNERS = (FP32, SIMULATED, *ENGINES)

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.environment import busy_warning
-from ..work.format import (
-    difference_text,
-    metric_title,
-    speedup_head,
-    value_text,
-)
+from ..work.format import difference_text, metric_title, speedup_head, value_text
 from .bundle_plots import PARETO_CAPTION, pareto
 from .contract import form_title
 from .drawing import draw_svg

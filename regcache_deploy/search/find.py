@@ -22,23 +22,13 @@ from ..work.count import peak_memory
 from ..work.progress import Reporter
 from .cost import SearchCost, calibration_walks, exhaustive_block_forwards
 from .problem import SearchProblem
-from .register.capture import (
-    Candidate,
-    Captures,
-)
-from .register.choose import (
-    find_captures,
-    make_register,
-    take_best_singles,
-)
+from .register.capture import Candidate, Captures
+from .register.choose import find_captures, make_register, take_best_singles
 from .result import SearchResult
 from .sensitivity import Sensitivity, cached_proxy, first_images, measure_sensitivity
 from .settings import FindSettings, SearchSettings
 from .space import SearchSpace
-from .strategies import (
-    race_budget,
-    search,
-)
+from .strategies import race_budget, search
 
 LOOK_BACK = 3
 """Target blocks are searched from this many blocks before the sensitive one (paper, section 4)."""

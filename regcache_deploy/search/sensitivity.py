@@ -16,10 +16,7 @@ from ..evaluation import Objective, Score
 from ..quantization.baselines import make_baseline
 from ..quantization.quantizers import Bits
 from ..quantization.simulate import Quantization, SimulatedNumerics
-from ..work.cache import (
-    PartCache,
-    rows_key,
-)
+from ..work.cache import PartCache, rows_key
 from ..work.count import Work
 from .states import Embed
 from .statistics import survivors

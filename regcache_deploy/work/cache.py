@@ -36,6 +36,7 @@ SCHEMA = 1
 CODE = (
     "data/images.py",
     "encoders/canonical.py",
+    "encoders/merging.py",
     "encoders/regcache.py",
     "encoders/rotary.py",
     "encoders/watching.py",
@@ -60,6 +61,7 @@ EXPORT_CODE = (
     "passes/*.py",
     "checks/fusion.py",
     "fold_names.py",
+    "merge.py",
     "plan.py",
     "published_quant.py",
     "regcache_config.py",
