@@ -32,6 +32,9 @@ MEASURED = (
     "recipe",
     "reason",
     "ways",
+    "merge",
+    "merge_front",
+    "merge_reason",
 )
 """What an export measured itself, on its own held-out images, with the deployed graph."""
 

@@ -16,6 +16,7 @@ from regcache_engines.files import atomic_write_bytes
 from ..compat import require
 from .answer import answer, speed
 from .bundle_sections import certificate, contract, errors, how_to_run
+from .merge_section import merging
 from .parts import Section
 from .search_sections import ablation, accuracy, cost, decision, layers, provenance, tokens
 from .ways_section import ways
@@ -28,6 +29,7 @@ SECTIONS: list[Make] = [
     speed,
     ways,
     decision,
+    merging,
     tokens,
     layers,
     errors,

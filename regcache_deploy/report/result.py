@@ -23,6 +23,7 @@ CORNERS = (
     "saturate",
     "delete",
     "regcache",
+    "unmerged",
     "recipe",
     "deployed",
 )
@@ -61,6 +62,8 @@ class ExportResult:
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
         reason: why, in one sentence; empty where nothing was raced.
+        merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
+            weighed against each other, and `merge_reason`, why.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -97,6 +100,9 @@ class ExportResult:
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
     reason: str = ""
+    merge: dict[str, Any] | None = None
+    merge_front: tuple[dict[str, Any], ...] = ()
+    merge_reason: str = ""
 
     @property
     def sensitive_block(self) -> int:
@@ -127,7 +133,14 @@ class ExportResult:
             "results_csv": str(self.results_csv) if self.results_csv else None,
             "bundle": str(self.bundle) if self.bundle else None,
             "metric": self.metric,
-            "accuracy": {name: self.accuracy.get(name) for name in CORNERS},
+            "merge": self.merge,
+            "merge_front": list(self.merge_front),
+            "merge_reason": self.merge_reason,
+            "accuracy": {
+                name: self.accuracy.get(name)
+                for name in CORNERS
+                if name != "unmerged" or self.merge is not None
+            },
             "n_eval": self.n_eval,
             "paired": {name: p.to_json() for name, p in self.paired.items()},
             "paper_form": self.paper_form,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regcache_export.merge import Merge
+
 from ..data.images import Images
 from ..data.sets import skipped_lines
 from ..encoders.load import LoadedModel, load_model
@@ -28,12 +30,14 @@ from ..report.result import ExportResult
 from ..search.embedder import Embedder
 from ..search.find import FoundChoice, find_choice
 from ..search.float_layers import choose_float
+from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
 from ..search.ways import Raced, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
 from .finished import parts_of
+from .merging import MergeFront, choose_merge
 from .options import ExportOptions
 
 
@@ -44,10 +48,13 @@ class Study:
     Attributes:
         baseline, config: of the way that was chosen.
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
-            `paper/` in front where every quantizer is as published. An export adds `deployed`.
+            and where that merges tokens, `unmerged` is the same without; `paper/` in front where
+            every quantizer is as published. An export adds `deployed`.
         ways: that were raced; empty where the recipe was fixed.
         ways_work: block-forwards that this took, on top of the search's.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
+        merge: of the chosen way; the search itself and all other corners merge nothing.
+        front: of `--merge auto`.
     """
 
     options: ExportOptions
@@ -62,6 +69,8 @@ class Study:
     ways_work: int
     over_budget: tuple[str, ...]
     began: float = field(repr=False)
+    merge: Merge | None = None
+    front: MergeFront | None = None
 
     @property
     def recipe(self) -> str:
@@ -73,7 +82,7 @@ class Study:
         """The choice's quantizers, on the whole encoder."""
         return calibrate_corner(
             self.baseline,
-            self.model.encoder,
+            self.model.encoder.merging(self.merge),
             self.sets.calibration_tokens,
             self.config,
             self.found.register,
@@ -140,8 +149,17 @@ class Study:
             ways=tuple(each.to_json() for each in self.ways),
             reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
             trials=found.result.trials,
+            merge=self._merge_json(),
+            merge_front=tuple(p.to_json() for p in self.front.points) if self.front else (),
+            merge_reason=self.front.reason if self.front else "",
             **more,
         )
+
+    def _merge_json(self) -> dict[str, Any] | None:
+        if self.merge is None:
+            return None
+        schedule = self.front.chosen.schedule if self.front else self.options.merge
+        return {"schedule": schedule, "compat": self.merge.compat, **self.merge.to_json()}
 
 
 @torch.no_grad()
@@ -197,10 +215,19 @@ def run_study(
         if way is None:
             raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
         baseline, config = way.baseline, way.config
+    merge, front = None, None
+    if options.merge == AUTO:
+        chosen, register = (baseline, config), found.register
+        front = choose_merge(options, model, sets, published, chosen, register, searched, reporter)
+        merge, config = front.chosen.merge, front.chosen.config
+    elif options.merge_options is not None:
+        merge = fitting_merge(options.merge_options, encoder.spec, config)
     features = {"fp32": held_out.float_features}
     for name, corner in corner_configs(best).items():
         features[name] = held_out.features(name, published, corner, found.register)
-    features["recipe"] = held_out.features("recipe", baseline, config, found.register)
+    features["recipe"] = held_out.features("recipe", baseline, config, found.register, merge)
+    if merge is not None:
+        features["unmerged"] = held_out.features("unmerged", baseline, config, found.register)
     if published.differences and published.form == "deploy":
         paper = make_baseline(published.name, published.bits, "paper")
         for name in ("baseline", "regcache"):
@@ -220,6 +247,8 @@ def run_study(
         sets.cache.work.block_forwards - before,
         over_budget,
         began,
+        merge,
+        front,
     )
 
 
@@ -237,6 +266,8 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
         delete_count=options.delete_count or 0,
         range_delete_count=max(options.delete_count or 0, options.range_delete_count or 0),
     ).check(spec)
+    if options.merge_options is not None:
+        options.merge_options.of(spec, _fixed_deletion(options))
     named = dict[str, str]()
     if options.keep_float != AUTO:
         named |= dict.fromkeys(sorted(layer_names(options.keep_float)), "--keep-float")
@@ -245,3 +276,12 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
         named[layer_name(option, options.sensitive_layer)] = option
     for name in named.keys() - set(spec.linears()):
         raise ConfigError(f"{named[name]} {name}: this encoder has blocks 0..{spec.depth - 1}")
+
+
+def _fixed_deletion(options: ExportOptions) -> RegCacheConfig | None:
+    """The deletion that the user fixed, count and block; None where the search has a say."""
+    if not options.delete_count or options.sensitive_layer is None:
+        return None
+    block = int(layer_name("--sensitive-layer", options.sensitive_layer).split(".")[1])
+    absent = max(options.delete_count, options.range_delete_count or 0)
+    return RegCacheConfig(0, 0, block, absent)

@@ -88,3 +88,26 @@ def not_tried_lines(choices: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{len(choices)} choice{plural} not tried, for lack of budget: {' with '.join(ranges)}; "
         "raise --search-images or --budget-fraction."
     ]
+
+
+def merge_text(merge: Mapping[str, Any] | None) -> str:
+    """A merge in words, for example `(8,-1): 96 by keys`."""
+    if not merge:
+        return "none"
+    more = ", proportional attention" * merge["proportional"]
+    more += ", published indexing" * merge["compat"]
+    return f"{merge['schedule']}: {sum(merge['counts'])} by {merge['metric']}{more}"
+
+
+def front_rows(metric: str, points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What `--merge auto` weighed, one row a graph, the slowest first."""
+    return [
+        [
+            point["title"] + " <- chosen" * point["chosen"],
+            f"{point['ms']:.2f}",
+            f"{point['speedup']:.2f} [{point['speedup_low']:.2f}, {point['speedup_high']:.2f}]",
+            value_text(metric, point["value"]),
+            f"{point['points']:+.2f} [{point['points_low']:+.2f}, {point['points_high']:+.2f}]",
+        ]
+        for point in sorted(points, key=lambda each: -each["ms"])
+    ]
