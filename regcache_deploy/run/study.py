@@ -203,18 +203,8 @@ def run_study(
     over_budget: tuple[str, ...] = ()
     if options.keep_float == AUTO:
         over_budget = choose_float(published, searched, sets, found, options.budget)
-    best, ways, before = found.result.best, list[Raced](), sets.cache.work.block_forwards
-    baseline, config = published, best
-    if recipe not in (PAPER, REGCACHE):
-        all_ways = ways_of(published, best, found.sensitivity.layer, encoder.spec)
-        if recipe == AUTO:
-            work, seed = sets.cache.work, options.seed
-            ways = race_ways(all_ways, searched, found.register, sets.objective, work, seed)
-            all_ways = [each.way for each in ways if each.chosen]
-        way = next((way for way in all_ways if recipe in (AUTO, way.name)), None)
-        if way is None:
-            raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
-        baseline, config = way.baseline, way.config
+    best, before = found.result.best, sets.cache.work.block_forwards
+    baseline, config, ways = _choose_way(options, published, found, sets, searched)
     merge, front = None, None
     if options.merge == AUTO:
         chosen, register = (baseline, config), found.register
@@ -250,6 +240,29 @@ def run_study(
         merge,
         front,
     )
+
+
+def _choose_way(
+    options: ExportOptions,
+    published: Baseline,
+    found: FoundChoice,
+    sets: ImageSets,
+    searched: Embedder,
+) -> tuple[Baseline, RegCacheConfig, list[Raced]]:
+    """Quantizer and numbers of the recipe, and the ways that were raced for it."""
+    recipe, best = options.chosen_recipe, found.result.best
+    if recipe in (PAPER, REGCACHE):
+        return published, best, []
+    ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
+    if recipe == AUTO:
+        work = sets.cache.work
+        raced = race_ways(ways, searched, found.register, sets.objective, work, options.seed)
+        chosen = next(each.way for each in raced if each.chosen)
+        return chosen.baseline, chosen.config, raced
+    named = next((way for way in ways if way.name == recipe), None)
+    if named is None:
+        raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
+    return named.baseline, named.config, []
 
 
 def check_choice(options: ExportOptions, model: LoadedModel) -> None:

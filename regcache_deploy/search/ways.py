@@ -23,6 +23,7 @@ from ..quantization.baselines import Baseline
 from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.treatment import MAX_FLOAT_CHANNELS, Treatment
 from ..work.count import Work
+from ..work.format import metric_title
 from .cost import calibration_walks
 from .embedder import Embedder
 from .graph_cost import Operators, graph_cost
@@ -30,7 +31,8 @@ from .settings import ALONE, REGCACHE
 from .statistics import compare_scores
 
 TIED_LOSS = 0.003
-"""Of the images: what a way may lose to the best one, on balance, and still be its equal."""
+"""Of the images: what a way may lose to the best one, on balance, and still be its equal; on few
+images, one."""
 
 TIED_SHARE = 0.1
 """The same for a graded objective: this share more of the best one's loss."""
@@ -190,20 +192,20 @@ def choose(raced: Sequence[Raced], objective: Objective, seed: int) -> list[Race
 def _tied(score: Score, best: Score, objective: Objective, seed: int) -> bool:
     if objective.smooth:
         return 1 - score.value <= (1 + TIED_SHARE) * (1 - best.value)
-    if best.value - score.value > TIED_LOSS + 1e-9:
+    if best.value - score.value > max(TIED_LOSS, 1 / len(score.per_image)) + 1e-9:
         return False
     return compare_scores("top1", best, score, seed).p_value >= 0.05
 
 
 def reason(raced: Sequence[Raced], metric: str) -> str:
     """One sentence: what was chosen, and why."""
-    chosen = next(each for each in raced if each.chosen)
+    chosen, name = next(each for each in raced if each.chosen), metric_title(metric)
     best = max(raced, key=lambda each: each.score.key)
     others = [each.way.title for each in raced if each.tied and each is not chosen]
     if chosen is best and not others:
-        return f"{chosen.way.title}: the best of {len(raced)} ways by {metric} on the search images"
+        return f"{chosen.way.title}: the best of {len(raced)} ways by {name} on the search images"
     alike = f"{len(others)} other{'s' * (len(others) > 1)}"
     return (
-        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart by {metric} on "
+        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart by {name} on "
         f"the search images ({alike}: {', '.join(others)})"
     )
