@@ -61,6 +61,7 @@ class ExportResult:
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
         reason: why, in one sentence; empty where nothing was raced.
+        token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -97,6 +98,7 @@ class ExportResult:
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
     reason: str = ""
+    token_norms: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sensitive_block(self) -> int:
@@ -121,6 +123,7 @@ class ExportResult:
             "recipe": self.recipe,
             "reason": self.reason,
             "ways": list(self.ways),
+            "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
             "n_search": self.n_search,

@@ -30,6 +30,7 @@ from ..search.find import FoundChoice, find_choice
 from ..search.float_layers import choose_float
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
+from ..search.token_norms import TokenNorms, measure_norms
 from ..search.ways import Raced, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
@@ -46,6 +47,7 @@ class Study:
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
             `paper/` in front where every quantizer is as published. An export adds `deployed`.
         ways: that were raced; empty where the recipe was fixed.
+        norms: of the tokens at the sensitive layer, with the chosen way's RegCache and without.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
     """
 
@@ -58,6 +60,7 @@ class Study:
     held_out: Embedder
     features: dict[str, Tensor]
     ways: list[Raced]
+    norms: TokenNorms
     over_budget: tuple[str, ...]
     began: float = field(repr=False)
 
@@ -136,6 +139,7 @@ class Study:
             not_tried=found.result.not_tried,
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.ways),
+            token_norms=self.norms.to_json(),
             reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
             trials=found.result.trials,
             **more,
@@ -195,6 +199,8 @@ def run_study(
         if way is None:
             raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
         baseline, config = way.baseline, way.config
+    layer, size = found.sensitivity.layer, options.batch_size
+    norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
     features = {"fp32": held_out.float_features}
     for name, corner in corner_configs(best).items():
         features[name] = held_out.features(name, published, corner, found.register)
@@ -215,6 +221,7 @@ def run_study(
         held_out,
         features,
         ways,
+        norms,
         over_budget,
         began,
     )

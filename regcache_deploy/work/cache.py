@@ -36,6 +36,7 @@ SCHEMA = 1
 CODE = (
     "data/images.py",
     "encoders/canonical.py",
+    "encoders/merging.py",
     "encoders/regcache.py",
     "encoders/rotary.py",
     "encoders/watching.py",
@@ -52,6 +53,7 @@ CODE = (
     "search/sensitivity.py",
     "search/states.py",
     "search/stopping.py",
+    "search/token_norms.py",
 )
 """What a cached part depends on, as patterns below the package. What only decides what to ask next
 (`race.py`, `statistics.py`) changes no answer."""
@@ -60,6 +62,7 @@ EXPORT_CODE = (
     "passes/*.py",
     "checks/fusion.py",
     "fold_names.py",
+    "merge.py",
     "plan.py",
     "published_quant.py",
     "regcache_config.py",
