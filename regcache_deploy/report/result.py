@@ -64,6 +64,7 @@ class ExportResult:
         reason: why, in one sentence; empty where nothing was raced.
         merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
             weighed against each other, and `merge_reason`, why.
+        token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -103,6 +104,7 @@ class ExportResult:
     merge: dict[str, Any] | None = None
     merge_front: tuple[dict[str, Any], ...] = ()
     merge_reason: str = ""
+    token_norms: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sensitive_block(self) -> int:
@@ -127,6 +129,7 @@ class ExportResult:
             "recipe": self.recipe,
             "reason": self.reason,
             "ways": list(self.ways),
+            "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
             "n_search": self.n_search,

@@ -13,6 +13,7 @@ from ..work.format import (
     front_rows,
     merge_text,
     no_gain_text,
+    norms_rows,
     not_tried_lines,
     p_text,
 )
@@ -130,6 +131,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
     rows = {
         "quantization-sensitive block k": str(result.sensitive_block),
         "quantization-sensitive layer": result.sensitive_layer,
+        **norms_rows(result.token_norms),
         "prefix block candidates": ", ".join(map(str, result.prefix_block_candidates)),
         "chosen prefix block": str(config.prefix_block) if config.has_prefix else "none",
         "prefix-add blocks": f"{blocks[0]}..{blocks[-1]}" if blocks else "none",

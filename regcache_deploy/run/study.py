@@ -33,6 +33,7 @@ from ..search.float_layers import choose_float
 from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
+from ..search.token_norms import TokenNorms, measure_norms
 from ..search.ways import Raced, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
@@ -52,6 +53,7 @@ class Study:
             every quantizer is as published. An export adds `deployed`.
         ways: that were raced; empty where the recipe was fixed.
         ways_work: block-forwards that this took, on top of the search's.
+        norms: of the tokens at the sensitive layer, with the chosen way's RegCache and without.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
         merge: of the chosen way; the search itself and all other corners merge nothing.
         front: of `--merge auto`.
@@ -67,6 +69,7 @@ class Study:
     features: dict[str, Tensor]
     ways: list[Raced]
     ways_work: int
+    norms: TokenNorms
     over_budget: tuple[str, ...]
     began: float = field(repr=False)
     merge: Merge | None = None
@@ -147,6 +150,7 @@ class Study:
             not_tried=found.result.not_tried,
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.ways),
+            token_norms=self.norms.to_json(),
             reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
             trials=found.result.trials,
             merge=self._merge_json(),
@@ -212,6 +216,9 @@ def run_study(
         merge, config = front.chosen.merge, front.chosen.config
     elif options.merge_options is not None:
         merge = fitting_merge(options.merge_options, encoder.spec, config)
+    ways_work = sets.cache.work.block_forwards - before
+    layer, size = found.sensitivity.layer, options.batch_size
+    norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
     features = {"fp32": held_out.float_features}
     for name, corner in corner_configs(best).items():
         features[name] = held_out.features(name, published, corner, found.register)
@@ -234,7 +241,8 @@ def run_study(
         held_out,
         features,
         ways,
-        sets.cache.work.block_forwards - before,
+        ways_work,
+        norms,
         over_budget,
         began,
         merge,

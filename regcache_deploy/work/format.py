@@ -43,6 +43,23 @@ def deletion_text(choice: Mapping[str, Any]) -> str:
     return f"{deleted} deleted" + (f", {saturated} saturated" if saturated else "")
 
 
+def norms_rows(norms: Mapping[str, Any] | None) -> dict[str, str]:
+    """Name -> largest token at the sensitive layer, before -> after; none in a file from before."""
+    if not norms:
+        return {}
+    before, after = norms["before"], norms["after"]
+
+    def arrow(name: str) -> str:
+        return f"{before[name]:.2f}" + ("" if after is None else f" -> {after[name]:.2f}")
+
+    images = f"{norms['images']} search images, float"
+    rows = {
+        "largest token norm there": f"{arrow('largest')} (l-inf, {images})",
+        "mean of each image's largest": arrow("mean"),
+    }
+    return rows | ({} if after is None else {"after means": norms["after_means"]})
+
+
 def for_rich(text: str) -> str:
     """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
     from rich.markup import escape
