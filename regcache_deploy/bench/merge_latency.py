@@ -90,11 +90,11 @@ def measure_latency(
             yield key, Latency(base_ms / speedup.value, speedup)
 
 
-def read_latency(path: Path, first: Key) -> dict[Key, Latency]:
-    """Latencies of another machine.
+def read_latency(path: Path) -> dict[Key, float]:
+    """Milliseconds of every graph, on another machine.
 
     Raises:
-        DataError: it cannot be read, lacks a column, or has no figure for the unmerged graph.
+        DataError: it cannot be read, lacks a column, or a figure is none.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -108,6 +108,15 @@ def read_latency(path: Path, first: Key) -> dict[Key, Latency]:
         ) from error
     if not all(math.isfinite(ms) and ms > 0 for ms in found.values()):
         raise DataError(f"--latency {path}: a latency is not a positive number of milliseconds")
+    return found
+
+
+def given_latency(path: Path, first: Key) -> dict[Key, Latency]:
+    """The same as latencies over the unmerged graph; raises DataError, too, where that is absent.
+
+    There is no interval: both ends are the ratio.
+    """
+    found = read_latency(path)
     if first not in found:
         schedule, deleted = first
         raise DataError(

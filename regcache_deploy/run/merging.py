@@ -13,7 +13,7 @@ from torch import Tensor
 from regcache_engines.files import atomic_write_bytes
 from regcache_export.plan import Plan
 
-from ..bench.merge_latency import COLUMNS, Key, Latency, measure_latency, read_latency
+from ..bench.merge_latency import COLUMNS, Key, Latency, given_latency, measure_latency
 from ..bench.subjects import float_plan
 from ..encoders.load import LoadedModel
 from ..encoders.regcache import RegCacheConfig
@@ -82,7 +82,7 @@ def choose_merge(
     ways = merge_ways(model.encoder.spec, config, options)
     first = _key(ways[0])
     if options.latency is not None:
-        times = read_latency(options.latency, first)
+        times = given_latency(options.latency, first)
         ways = [way for way in ways if _key(way) in times]
     else:
         plans = _plans(model, sets, published, baseline, config, dict(register), ways)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regcache_export.merge import Merge
 
+from ..bench.merge_latency import read_latency
 from ..data.images import Images
 from ..data.sets import skipped_lines
 from ..encoders.load import LoadedModel, load_model
@@ -277,7 +278,9 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
     """Refuse numbers that this encoder cannot have, before any image is read.
 
     Raises:
-        ConfigError: a block or a count is out of range, or a linear is not there.
+        ConfigError: a block or a count is out of range, a linear is not there, or a schedule of
+            merging does not fit.
+        DataError: the file of latencies cannot be used.
     """
     spec = model.encoder.spec
     RegCacheConfig(
@@ -289,6 +292,8 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
     ).check(spec)
     if options.merge_options is not None:
         options.merge_options.of(spec, _fixed_deletion(options))
+    if options.latency is not None:
+        read_latency(options.latency)
     named = dict[str, str]()
     if options.keep_float != AUTO:
         named |= dict.fromkeys(sorted(layer_names(options.keep_float)), "--keep-float")
