@@ -35,7 +35,7 @@ from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
 from ..search.token_norms import TokenNorms, measure_norms
-from ..search.ways import Raced, race_ways, reason, ways_of
+from ..search.ways import Raced, fidelity_way, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
 from .finished import parts_of
@@ -48,6 +48,7 @@ class Study:
     """One encoder and one quantizer with the choice that was found, and its corners.
 
     Attributes:
+        published: the quantizer that was asked for.
         baseline, config: of the way that was chosen.
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
             and where that merges tokens, `unmerged` is the same without; `paper/` in front where
@@ -63,6 +64,7 @@ class Study:
     options: ExportOptions
     model: LoadedModel
     sets: ImageSets
+    published: Baseline
     baseline: Baseline
     config: RegCacheConfig
     found: FoundChoice
@@ -131,7 +133,7 @@ class Study:
             search_metric=found.objective.name,
             metric=self.judge.name,
             n_search=len(self.sets.search),
-            n_eval=len(self.sets.evaluation),
+            n_eval=self.sets.judged,
             accuracy=self.accuracy(),
             paired=paired,
             paper_form={
@@ -152,7 +154,9 @@ class Study:
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.ways),
             token_norms=self.norms.to_json(),
-            reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
+            reason=reason(self.ways, found.objective.name) if self.ways else "",
+            fidelity={n: s.fidelity for n, s in scores.items() if not n.startswith("paper/")},
+            fidelity_way=fidelity_way(self.ways) if self.ways else None,
             trials=found.result.trials,
             merge=self._merge_json(),
             merge_front=tuple(p.to_json() for p in self.front.points) if self.front else (),
@@ -174,7 +178,7 @@ def run_study(
     parts: Path | None = None,
     model: LoadedModel | None = None,
 ) -> Study:
-    """Search, and embed the held-out images in every corner.
+    """Decide, and embed the held-out images in every corner.
 
     A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
     folder, or in the one that is given, which several runs may share. A `model` that is given takes
@@ -183,6 +187,36 @@ def run_study(
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
     """
+    study = decide_study(options, reporter, parts, model)
+    held_out, found, features = study.held_out, study.found, study.features
+    published, best = study.published, found.result.best
+    features["fp32"] = held_out.float_features
+    for name, corner in corner_configs(best).items():
+        features[name] = held_out.features(name, published, corner, found.register)
+    chosen = (study.baseline, study.config, found.register)
+    features["recipe"] = held_out.features("recipe", *chosen, study.merge)
+    if study.merge is not None:
+        features["unmerged"] = held_out.features("unmerged", *chosen)
+    if published.differences and published.form == "deploy":
+        paper = make_baseline(published.name, published.bits, "paper")
+        for name in ("baseline", "regcache"):
+            features[f"paper/{name}"] = held_out.features(
+                f"{name}, published form", paper, corner_configs(best)[name], found.register
+            )
+    return study
+
+
+@torch.no_grad()
+def decide_study(
+    options: ExportOptions,
+    reporter: Reporter,
+    parts: Path | None = None,
+    model: LoadedModel | None = None,
+) -> Study:
+    """Search and race on the search images; no held-out image has been looked at.
+
+    As `run_study`, with no features yet.
+    """
     began = time.monotonic()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -190,7 +224,9 @@ def run_study(
         options.model, options.pretrained, options.image_size, options.templates
     )
     check_choice(options, model)
-    sets = load_image_sets(options, model, reporter, parts or parts_of(options.output_dir))
+    sets = load_image_sets(
+        options, model, reporter, parts or parts_of(options.output_dir), options.objective
+    )
     encoder, published = model.encoder, chosen_baseline(options)
     recipe = options.chosen_recipe
     settings = replace(options, two_counts=False) if recipe == PAPER else options
@@ -208,7 +244,7 @@ def run_study(
     over_budget: tuple[str, ...] = ()
     if options.keep_float == AUTO:
         over_budget = choose_float(published, searched, sets, found, options.budget)
-    best, before = found.result.best, sets.cache.work.block_forwards
+    before = sets.cache.work.block_forwards
     baseline, config, ways = _choose_way(options, published, found, sets, searched)
     merge, front = None, None
     if options.merge == AUTO:
@@ -220,27 +256,16 @@ def run_study(
     ways_work = sets.cache.work.block_forwards - before
     layer, size = found.sensitivity.layer, options.batch_size
     norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
-    features = {"fp32": held_out.float_features}
-    for name, corner in corner_configs(best).items():
-        features[name] = held_out.features(name, published, corner, found.register)
-    features["recipe"] = held_out.features("recipe", baseline, config, found.register, merge)
-    if merge is not None:
-        features["unmerged"] = held_out.features("unmerged", baseline, config, found.register)
-    if published.differences and published.form == "deploy":
-        paper = make_baseline(published.name, published.bits, "paper")
-        for name in ("baseline", "regcache"):
-            features[f"paper/{name}"] = held_out.features(
-                f"{name}, published form", paper, corner_configs(best)[name], found.register
-            )
     return Study(
         options,
         model,
         sets,
+        published,
         baseline,
         config,
         found,
         held_out,
-        features,
+        {},
         ways,
         ways_work,
         norms,
@@ -265,7 +290,7 @@ def _choose_way(
     ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
     if recipe == AUTO:
         work = sets.cache.work
-        raced = race_ways(ways, searched, found.register, sets.objective, work, options.seed)
+        raced = race_ways(ways, searched, found.register, found.objective, work, options.seed)
         chosen = next(each.way for each in raced if each.chosen)
         return chosen.baseline, chosen.config, raced
     named = next((way for way in ways if way.name == recipe), None)

@@ -18,7 +18,7 @@ from torch import Tensor
 from regcache_export.spec import EncoderSpec
 
 from ..encoders.regcache import RegCacheConfig
-from ..evaluation import Objective, Score
+from ..evaluation import FeatureFidelity, Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.treatment import MAX_FLOAT_CHANNELS, Treatment
@@ -197,15 +197,30 @@ def _tied(score: Score, best: Score, objective: Objective, seed: int) -> bool:
     return compare_scores("top1", best, score, seed).p_value >= 0.05
 
 
+def fidelity_way(raced: Sequence[Raced]) -> str | None:
+    """Title of the way that fidelity to FP32 alone would have chosen; None where it is the same."""
+    cosines = [each.score.cosine for each in raced]
+    graded = [
+        replace(each, score=Score.of(cosine, cosine, cosine))
+        for each, cosine in zip(raced, cosines, strict=True)
+    ]
+    wanted = next(
+        each for each in choose(graded, FeatureFidelity(cosines[0]), seed=0) if each.chosen
+    )
+    chosen = next(each for each in raced if each.chosen)
+    return None if wanted.way.name == chosen.way.name else wanted.way.title
+
+
 def reason(raced: Sequence[Raced], metric: str) -> str:
     """One sentence: what was chosen, and why."""
-    chosen, name = next(each for each in raced if each.chosen), metric_title(metric)
+    by = f"by {metric_title(metric)} on the search images"
+    chosen = next(each for each in raced if each.chosen)
     best = max(raced, key=lambda each: each.score.key)
     others = [each.way.title for each in raced if each.tied and each is not chosen]
     if chosen is best and not others:
-        return f"{chosen.way.title}: the best of {len(raced)} ways by {name} on the search images"
+        return f"{chosen.way.title}: the best of {len(raced)} ways {by}"
     alike = f"{len(others)} other{'s' * (len(others) > 1)}"
     return (
-        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart by {name} on "
-        f"the search images ({alike}: {', '.join(others)})"
+        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart {by} "
+        f"({alike}: {', '.join(others)})"
     )

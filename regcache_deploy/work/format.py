@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+COUNTED = ("top1", "instances")
+"""Metrics that count images: told in per cent, differences in points, pairs as lost and won."""
+
+TITLES = {
+    "top1": "top-1",
+    "instances": "copy detection",
+    "cosine": "cosine",
+    "mse": "1 - relative error",
+}
+
 
 def metric_title(name: str) -> str:
-    return {"top1": "top-1", "cosine": "cosine", "mse": "1 - relative error"}[name]
+    return TITLES[name]
+
+
+def metric_axis(name: str) -> str:
+    """The title where nothing else says what the cosine is to."""
+    return "cosine to FP32" if name == "cosine" else TITLES[name]
 
 
 def value_text(metric: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"
+    return f"{value * 100:.2f} %" if metric in COUNTED else f"{value:.5f}"
 
 
 def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
     if pair is None:
         return ""
-    digits = 2 if metric == "top1" else 5
+    digits = 2 if metric in COUNTED else 5
     return (
         f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
     )
