@@ -221,7 +221,11 @@ def decide_study(
     if options.threads:
         torch.set_num_threads(options.threads)
     model = model or load_model(
-        options.model, options.pretrained, options.image_size, options.templates
+        options.model,
+        options.pretrained,
+        options.image_size,
+        options.templates,
+        options.classifier,
     )
     check_choice(options, model)
     sets = load_image_sets(
