@@ -21,7 +21,6 @@ from .runners import Runner
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
 FIDELITY = "fidelity"
-INSTANCES = "instances"
 KNN, PROBE = "knn", "linear_probe"
 
 

@@ -25,7 +25,6 @@ from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
 from .evaluate import (
-    INSTANCES,
     KNN,
     PROBE,
     RETRIEVAL,
@@ -38,7 +37,8 @@ from .evaluate import (
     top_classes,
     zero_shot_records,
 )
-from .instances import instance_records
+from .instance_records import instance_records
+from .instances import INSTANCES
 from .metrics import retrieval_metrics, zero_shot_logits
 from .probes import knn_logits, linear_probe_logits
 from .runners import Runner, make_runners
@@ -99,6 +99,11 @@ class Session:
     def labels(self) -> tuple[str, ...]:
         """Class names of the bundle's head; empty without one."""
         return self.bundle.labels if self.bundle.has_text_features else ()
+
+    @property
+    def notes(self) -> list[str]:
+        """How a runner came to be, where its name does not say it."""
+        return [runner.note for runner in self.runners if runner.note]
 
     @property
     def provenance(self) -> dict[str, Any]:

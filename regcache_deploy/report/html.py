@@ -19,6 +19,7 @@ from .bundle_sections import certificate, contract, errors, how_to_run
 from .merge_section import merging
 from .parts import Section
 from .search_sections import ablation, accuracy, cost, decision, layers, provenance, tokens
+from .ways_section import ways
 
 Make = Callable[[Path, dict[str, Any]], Section | None]
 
@@ -26,6 +27,7 @@ SECTIONS: list[Make] = [
     answer,
     accuracy,
     speed,
+    ways,
     decision,
     merging,
     tokens,

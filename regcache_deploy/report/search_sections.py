@@ -13,6 +13,7 @@ from ..work.format import (
     merge_text,
     metric_title,
     no_gain_text,
+    norms_rows,
     not_tried_lines,
     p_text,
     value_text,
@@ -78,6 +79,7 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     added = document["prefix_add_blocks"]
     choice = [
         ["sensitive layer", document["sensitive_layer"]],
+        *([name, words] for name, words in norms_rows(document.get("token_norms")).items()),
         ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
         ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
         [

@@ -88,7 +88,7 @@ def run_export(
         draft, plan, calibration, sets, simulated, verified, manifest
     )
     results_csv = options.output_dir / "results.csv"
-    write_trials(results_csv, study.found.result.trials, sets.objective.name)
+    write_trials(results_csv, study.found.result.trials, study.found.objective.name)
     if study.front is not None:
         write_front(options.output_dir, study.front)
     result = study.result(

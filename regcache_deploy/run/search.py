@@ -69,7 +69,7 @@ def _ablation(study: Study, folder: Path, reporter: Reporter) -> list[dict[str, 
         "model": study.model.name,
         "caution": study.model.caution or "",
         "metric": study.judge.name,
-        "n": len(sets.evaluation),
+        "n": sets.judged,
         "search_images": len(sets.search),
         "calibration_images": len(sets.calibration_tokens),
     }

@@ -16,6 +16,7 @@ from ..encoders.canonical import Encoder
 from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
 from ..evaluation.image_sets import ImageSets
+from ..evaluation.instances import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
 from ..work.count import peak_memory
@@ -107,10 +108,12 @@ def choose_objective(settings: SearchSettings, sets: ImageSets) -> Objective:
 def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     if settings.objective in ("auto", sets.objective.name):
         return sets.objective
+    if settings.objective == INSTANCES:
+        raise ConfigError("--objective instances needs image sets that were loaded for it")
     if settings.objective == "top1":
         raise ConfigError(
             "--objective top1 needs labels and a text encoder with trained weights; "
-            "take cosine or mse"
+            "take instances, cosine or mse"
         )
     kinds: dict[str, type[FeatureError] | type[FeatureFidelity]]
     kinds = {"mse": FeatureError, "cosine": FeatureFidelity}

@@ -20,7 +20,7 @@ CHOICES = {
     "candidates": ("average", "best"),
     "delete_at": ("block_input", "mlp_input"),
     "prefix_blocks": ("from", "only"),
-    "objective": ("auto", "top1", "mse", "cosine"),
+    "objective": ("auto", "top1", "instances", "mse", "cosine"),
 }
 """Values of the settings that are words; the first of each is the default."""
 
@@ -81,7 +81,11 @@ class SearchSettings:
         "prefix_blocks",
         "the prefix is seen from its block on, or in the sensitive block only (DINOv2 in v4)",
     )
-    objective: str = _word("objective", "auto is top-1 with labels and a text encoder, else cosine")
+    objective: str = _word(
+        "objective",
+        "auto is top-1 with labels and a text encoder, else copy detection (instances): an image "
+        "among altered copies of all, without labels; random weights take cosine",
+    )
     two_counts: bool = setting(
         True,
         "also set ranges without sinks that the graph keeps, which saturate then; "

@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+COUNTED = ("top1", "instances")
+"""Metrics that count images: told in per cent, differences in points, pairs as lost and won."""
+
+TITLES = {
+    "top1": "top-1",
+    "instances": "copy detection",
+    "cosine": "cosine",
+    "mse": "1 - relative error",
+}
+
 
 def metric_title(name: str) -> str:
-    return {"top1": "top-1", "cosine": "cosine", "mse": "1 - relative error"}[name]
+    return TITLES[name]
+
+
+def metric_axis(name: str) -> str:
+    """The title where nothing else says what the cosine is to."""
+    return "cosine to FP32" if name == "cosine" else TITLES[name]
 
 
 def value_text(metric: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"
+    return f"{value * 100:.2f} %" if metric in COUNTED else f"{value:.5f}"
 
 
 def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
     if pair is None:
         return ""
-    digits = 2 if metric == "top1" else 5
+    digits = 2 if metric in COUNTED else 5
     return (
         f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
     )
@@ -41,6 +56,23 @@ def deletion_text(choice: Mapping[str, Any]) -> str:
     deleted = int(choice["delete_count"])
     saturated = absent_count(choice) - deleted
     return f"{deleted} deleted" + (f", {saturated} saturated" if saturated else "")
+
+
+def norms_rows(norms: Mapping[str, Any] | None) -> dict[str, str]:
+    """Name -> largest token at the sensitive layer, before -> after; none in a file from before."""
+    if not norms:
+        return {}
+    before, after = norms["before"], norms["after"]
+
+    def arrow(name: str) -> str:
+        return f"{before[name]:.2f}" + ("" if after is None else f" -> {after[name]:.2f}")
+
+    images = f"{norms['images']} search images, float"
+    rows = {
+        "largest token norm there": f"{arrow('largest')} (l-inf, {images})",
+        "mean of each image's largest": arrow("mean"),
+    }
+    return rows | ({} if after is None else {"after means": norms["after_means"]})
 
 
 def for_rich(text: str) -> str:

@@ -214,7 +214,8 @@ import torch
 sys.path[:0] = json.loads(sys.argv[1])
 torch.set_num_threads(int(sys.argv[3]))
 from tests.search.search_helpers import encoder_and_images, problem_for
-from regcache_deploy.search import SearchSpace, search
+from regcache_deploy.search.space import SearchSpace
+from regcache_deploy.search.strategies import search
 from regcache_deploy.evaluation import Score
 encoder, images = encoder_and_images(40)
 problem = problem_for(
