@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from ..evaluation.corners import calibrate_corner
 from ..evaluation.image_sets import ImageSets
 from ..quantization.baselines import Baseline
 from ..quantization.plan import make_plan
+from ..search.cost import calibration_walks
 from ..search.embedder import Embedder
+from ..search.find import FoundChoice
 from ..search.merging import (
     ALONE,
     FLOAT,
@@ -62,7 +63,7 @@ def choose_merge(
     sets: ImageSets,
     published: Baseline,
     chosen: tuple[Baseline, RegCacheConfig],
-    register: Mapping[int, Tensor],
+    found: FoundChoice,
     searched: Embedder,
     reporter: Reporter,
 ) -> MergeFront:
@@ -71,14 +72,14 @@ def choose_merge(
     Args:
         published: the quantizer alone, as asked for.
         chosen: quantizer and RegCache numbers of the way.
-        register: of the numbers.
+        found: register and objective of the search.
         searched: embeds the search images.
 
     Raises:
         DataError: the file of latencies cannot be used.
         EngineError: a graph does not run.
     """
-    baseline, config = chosen
+    (baseline, config), register = chosen, found.register
     ways = merge_ways(model.encoder.spec, config, options)
     first = _key(ways[0])
     if options.latency is not None:
@@ -89,10 +90,11 @@ def choose_merge(
         times = dict[Key, Latency]()
         with reporter.stage("speed of the schedules", len(plans)) as advance:
             pixels = sets.search.pixels[:1].numpy()
-            for key, found in measure_latency(plans, first, options.graph, pixels, options.threads):
-                times[key] = found
+            for key, time in measure_latency(plans, first, options.graph, pixels, options.threads):
+                times[key] = time
                 advance(1)
-    objective, seed = sets.objective, options.seed
+    objective, seed = found.objective, options.seed
+    passes = len(searched.images) + calibration_walks(baseline) * len(searched.tokens)
     reference = objective.score(searched.float_features)
 
     def point(
@@ -112,6 +114,7 @@ def choose_merge(
     for way in ways:
         name = f"merge {way.title}"
         features = searched.features(name, baseline, way.config, register, way.merge)
+        sets.cache.work.add(model.encoder.spec.depth * passes)
         points += point(way.title, _key(way), features, way)
     points = choose_point(points, options.max_drop)
     return MergeFront(tuple(points), merge_reason(points, options.max_drop, len(sets.search)))

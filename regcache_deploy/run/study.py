@@ -252,8 +252,8 @@ def decide_study(
     baseline, config, ways = _choose_way(options, published, found, sets, searched)
     merge, front = None, None
     if options.merge == AUTO:
-        chosen, register = (baseline, config), found.register
-        front = choose_merge(options, model, sets, published, chosen, register, searched, reporter)
+        chosen = (baseline, config)
+        front = choose_merge(options, model, sets, published, chosen, found, searched, reporter)
         merge, config = front.chosen.merge, front.chosen.config
     elif options.merge_options is not None:
         merge = fitting_merge(options.merge_options, encoder.spec, config)

@@ -140,9 +140,9 @@ def merge_ways(
 
 def loss_against(reference: Score, score: Score, objective: Objective, seed: int) -> Difference:
     """Paired difference from FP32, in points, with its 95 % interval."""
-    if not objective.smooth:
-        return compare_scores("top1", reference, score, seed)
     found = compare_scores(objective.name, reference, score, seed)
+    if not objective.smooth:
+        return found
     ends = {end: 100 * getattr(found, end) for end in ("difference", "low", "high")}
     return replace(found, **ends)
 
