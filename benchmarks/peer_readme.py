@@ -22,16 +22,21 @@ BEGIN, END = "<!-- peers: written by make bench -->", "<!-- peers: end -->"
 SHOWN = (
     "onnxruntime_fp32",
     "openvino_fp32",
+    "openvino_default",
     "static_linears",
     "dynamic",
+    "dynamic_quint8",
     "modelopt_int8",
     "nncf",
-    "portable_regcache",
+    "nncf_default",
+    "portable_auto",
     "tuned_regcache",
-    "openvino_regcache",
+    "tuned_auto",
+    "openvino_auto",
+    "openvino_auto_default",
     "tensorrt_fp16",
     "modelopt_int8_tensorrt",
-    "tensorrt_regcache",
+    "tensorrt_auto",
 )
 """Peers of the short table; the whole one has all."""
 

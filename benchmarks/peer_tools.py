@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu_models import quantize_static, write_nncf
+from cpu_models import quantize_static
 from cpu_runs import session
+from peer_nncf import best_nncf
 from peer_work import Work
 
 from regcache_deploy.bench.timing import Run
@@ -45,6 +46,7 @@ class Peer:
         make: writes the file; None for a tool that has none.
         open: file, images of one batch -> one call of it, giving features `[b, E]`.
         bits: of weights and activations.
+        note: what is known only once the file was made and opened, for `settings`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Peer:
     make: Callable[[Work], Path | None]
     open: Callable[[Work, Path | None, np.ndarray], Run]
     bits: str = "W8A8"
+    note: Callable[[Work], str] = lambda work: ""
 
     def tool(self, work: Work) -> str:
         """Distribution and version."""
@@ -112,16 +115,35 @@ def run_ours(work: Work, path: Path | None, images: np.ndarray) -> Run:
     return lambda: engine.infer(images)
 
 
-def run_openvino(work: Work, path: Path | None, images: np.ndarray) -> Run:
-    assert path is not None
-    import openvino
+Opener = Callable[[Work, Path | None, np.ndarray], Run]
 
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": work.threads}
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    model.reshape(list(images.shape))  # a known shape, as ONNX Runtime learns it at its first run
-    request = core.compile_model(model, "CPU", properties).create_infer_request()
-    return lambda: request.infer([images])[0]
+
+def run_openvino(hint: str | None = None) -> Opener:
+    """OpenVINO on the CPU.
+
+    Args:
+        hint: `INFERENCE_PRECISION_HINT` of what the file does not quantize; None leaves OpenVINO's
+            default, which is bfloat16 where the CPU computes in it.
+    """
+
+    def start(work: Work, path: Path | None, images: np.ndarray) -> Run:
+        assert path is not None
+        import openvino
+
+        properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": work.threads}
+        if hint is not None:
+            properties["INFERENCE_PRECISION_HINT"] = hint
+        core = openvino.Core()
+        model = core.read_model(str(path))
+        model.reshape(list(images.shape))  # a known shape, as ONNX Runtime learns it by running
+        compiled = core.compile_model(model, "CPU", properties)
+        if hint is None:
+            used = compiled.get_property("INFERENCE_PRECISION_HINT")
+            work.notes["openvino"] = f"the default is {used.get_type_name()} on this CPU"
+        request = compiled.create_infer_request()
+        return lambda: request.infer([images])[0]
+
+    return start
 
 
 def run_tensorrt(work: Work, path: Path | None, images: np.ndarray) -> Run:
@@ -167,13 +189,20 @@ def static_linears(work: Work) -> Path:
     return path
 
 
-def quantize_dynamically(work: Work) -> Path:
-    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+def quantize_dynamically(weight_type: str, per_channel: bool) -> Callable[[Work], Path]:
+    """`quantize_dynamic` behind the pre-processing that its guide advises."""
 
-    prepared, path = work.folder / "prepared_dynamic.onnx", work.folder / "dynamic.onnx"
-    quant_pre_process(str(work.float_model), str(prepared))
-    quantize_dynamic(str(prepared), str(path), per_channel=True, weight_type=QuantType.QInt8)
-    return path
+    def make(work: Work) -> Path:
+        from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+
+        prepared = work.folder / "prepared_dynamic.onnx"
+        path = work.folder / f"dynamic_{weight_type}.onnx"
+        quant_pre_process(str(work.float_model), str(prepared))
+        kind = getattr(QuantType, weight_type)
+        quantize_dynamic(str(prepared), str(path), per_channel=per_channel, weight_type=kind)
+        return path
+
+    return make
 
 
 def quantize_nncf(work: Work) -> Path:
@@ -182,9 +211,7 @@ def quantize_nncf(work: Work) -> Path:
         import openvino  # noqa: F401
     except ImportError as error:
         raise PeerError(f"{error.name} is not installed: pip install '.[peers]'") from error
-    path = work.folder / "nncf.xml"
-    write_nncf(work.float_model, path, work.calibration)
-    return path
+    return best_nncf(work)
 
 
 def openvino_float(work: Work) -> Path:
@@ -265,6 +292,9 @@ def tensorrt_file(graph: str) -> Callable[[Work], Path]:
     return make
 
 
-def openvino_file(work: Work) -> Path:
-    openvino_float(work)
-    return work.ours("portable", "regcache")
+def openvino_file(graph: str) -> Callable[[Work], Path]:
+    def make(work: Work) -> Path:
+        openvino_float(work)
+        return work.ours("portable", graph)
+
+    return make

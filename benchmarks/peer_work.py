@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from regcache_deploy.bench.subjects import float_plan
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.data.demo_images import load_demo_images
-from regcache_deploy.data.folder import load_folder
 from regcache_deploy.data.images import Images
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import DEMO, LoadedModel, load_model
 from regcache_deploy.encoders.model import random_seed
 from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation.corners import calibrate_corner
-from regcache_deploy.evaluation.image_sets import load_image_sets
-from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.evaluation.image_sets import ImageSets, load_image_sets
+from regcache_deploy.quantization.baselines import Baseline, make_baseline
 from regcache_deploy.quantization.plan import make_plan
 from regcache_deploy.quantization.quantizers import Bits
 from regcache_deploy.quantization.simulate import Calibration, Quantization
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.find import find_choice
+from regcache_deploy.search.ways import race_ways, ways_of
 from regcache_deploy.work.format import deletion_text
 from regcache_deploy.work.progress import Reporter
 from regcache_export.graph import build_model, serialize
@@ -40,6 +40,21 @@ FIXED = RegCacheConfig(6, 4, 6, 5)
 """Prefix block, tau, delete block, k~ where nothing is searched: random weights have no sinks."""
 
 NONE = RegCacheConfig(0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one of our own files is made with.
+
+    Attributes:
+        register: of `config.prefix_block`; empty without a prefix.
+        layer: the sensitive one; empty where it was not asked for.
+    """
+
+    baseline: Baseline
+    config: RegCacheConfig
+    register: dict[int, Tensor]
+    layer: str
 
 
 class EncoderModule(torch.nn.Module):
@@ -63,8 +78,12 @@ class Work:
         calibration_images: how many images every tool calibrates on: the same ones.
         images: how many held-out images accuracy is measured on.
         data: folder of images; None draws the demo's canvases, at the encoder's own input size.
+        search_images: that choices are made on; the first ones calibrate. With random weights,
+            whose accuracy is chance, the calibration images are all there are.
         seconds: file or tool -> seconds that it took to make.
         versions: of distributions in another environment.
+        notes: tool -> what it chose.
+        files: tool -> file of its choice, where several rows run it.
     """
 
     model_name: str
@@ -75,8 +94,11 @@ class Work:
     images: int
     threads: int
     data: Path | None = None
+    search_images: int = 512
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
     _plans: dict[str, Plan] = field(default_factory=dict)
 
     @cached_property
@@ -89,7 +111,9 @@ class Work:
             baseline=self.baseline,
             model=self.model_name,
             pretrained=self.pretrained,
+            data=self.data,
             calibration_images=self.calibration_images,
+            search_images=self.calibration_images if self.model.is_random else self.search_images,
             limit=self.images,
             threads=self.threads,
         )
@@ -114,26 +138,19 @@ class Work:
         return tower
 
     @cached_property
-    def _images(self) -> tuple[Images, Images]:
-        """Calibration and held-out images."""
-        count, cfg = self.calibration_images, self.model.preprocess
-        if self.data is None:
-            return (
-                load_demo_images("search", count, preprocess_cfg=cfg),
-                load_demo_images("heldout", self.images, preprocess_cfg=cfg),
-            )
-        found = load_folder(self.data, cfg, count + self.images, 0, reporter=Reporter(quiet=True))
-        return found.subset(slice(0, count)), found.subset(slice(count, None))
+    def sets(self) -> ImageSets:
+        """Search and held-out images, and the objective over the first."""
+        return load_image_sets(self.options, self.model, Reporter(quiet=True))
 
     @property
     def held_out(self) -> Images:
-        return self._images[1]
+        return self.sets.evaluation
 
     @cached_property
     def calibration(self) -> np.ndarray:
         """Normalized float32 `[n, 3, H, W]`."""
-        images = self._images[0]
-        array: np.ndarray = images.normalized(images.pixels).numpy()
+        images = self.sets.search
+        array: np.ndarray = images.normalized(images.pixels[: self.calibration_images]).numpy()
         return array
 
     @cached_property
@@ -163,7 +180,7 @@ class Work:
         return path
 
     def ours(self, form: str, graph: str) -> Path:
-        """Our own file: `portable`, `tuned`, `tensorrt` or `float`; `plain` or `regcache`."""
+        """Our own file: `portable`, `tuned`, `tensorrt`, `float`; `plain`, `regcache`, `auto`."""
         plan = self.plan(graph, for_target=form)
         began = time.monotonic()
         path = self.folder / f"{form}_{graph}.onnx"
@@ -172,56 +189,83 @@ class Work:
             float_plan(plan) if form == "float" else plan, options=GraphOptions(target=target)
         )
         path.write_bytes(serialize(model))
-        made = self.seconds["choice"] if graph == "regcache" else 0.0
+        made = self.seconds.get(f"choice_{graph}", 0.0)  # nothing is chosen for a plain one
         made += self.seconds[f"plan_{graph}_{self._kind(form)}"]
         self.seconds[path.stem] = made + time.monotonic() - began
         return path
 
     @cached_property
-    def regcache_choice(self) -> tuple[RegCacheConfig, dict[int, Tensor]]:
-        """RegCache's numbers and register: searched on the demo, fixed for random weights."""
+    def published(self) -> Choice:
+        """RegCache as published: one delete count; searched, or fixed for random weights."""
         began = time.monotonic()
+        quantizer = make_baseline(self.baseline, Bits(8, 8))
         with torch.no_grad():
             if self.model.is_random:
-                tokens = self.model.encoder.embed(torch.from_numpy(self.calibration))
-                config, register = (
-                    FIXED,
-                    register_at(self.model.encoder, tokens, FIXED.prefix_block),
-                )
+                config, layer = FIXED, f"blocks.{FIXED.delete_block}.mlp.fc2"
+                images = torch.from_numpy(self.calibration)
+                register = register_at(self.model.encoder, images, FIXED.prefix_block)
             else:
-                reporter = Reporter(quiet=True)
-                sets = load_image_sets(self.options, self.model, reporter)
-                quantizer = make_baseline(self.baseline, Bits(8, 8))
-                found = find_choice(self.options, quantizer, self.model.encoder, sets, reporter)
-                config, register = found.result.best, found.register
-        self.seconds["choice"] = time.monotonic() - began
-        return config, register
+                config, register, layer = self._search(quantizer, two_counts=False)
+        self.seconds["choice_regcache"] = time.monotonic() - began
+        return Choice(quantizer, config, register, layer)
+
+    @cached_property
+    def raced(self) -> Choice:
+        """`--recipe auto`: the best of all ways on the search images; names it in `notes`."""
+        began = time.monotonic()
+        quantizer, encoder, sets = (
+            make_baseline(self.baseline, Bits(8, 8)),
+            self.model.encoder,
+            self.sets,
+        )
+        with torch.no_grad():
+            if self.model.is_random:
+                published = self.published
+                config, register, layer = published.config, published.register, published.layer
+            else:
+                config, register, layer = self._search(quantizer, two_counts=True)
+            tokens, quiet = sets.calibration_tokens, Reporter(quiet=True)
+            searched = Embedder("search", encoder, sets.search, tokens, sets.cache, 32, quiet)
+            ways = ways_of(quantizer, config, layer, encoder.spec)
+            raced = race_ways(ways, searched, register, sets.objective, sets.cache.work, 0)
+        way = next(each.way for each in raced if each.chosen)
+        self.notes["auto"] = f"{way.title}, by {sets.objective.name} on {len(sets.search)} images"
+        self.seconds["choice_auto"] = time.monotonic() - began
+        return Choice(way.baseline, way.config, register, layer)
+
+    def _search(
+        self, quantizer: Baseline, two_counts: bool
+    ) -> tuple[RegCacheConfig, dict[int, Tensor], str]:
+        options = replace(self.options, two_counts=two_counts)
+        sets = self.sets.for_another_search(self.model.encoder.spec.depth)
+        quiet = Reporter(quiet=True)
+        found = find_choice(options, quantizer, self.model.encoder, sets, quiet)
+        return found.result.best, found.register, found.sensitivity.layer
 
     def plan(self, graph: str, for_target: str = "portable") -> Plan:
-        """Our quantizer's plan, `plain` or with `regcache`; made once for each kind of target."""
+        """Our plan, `plain`, `regcache` or `auto`; made once for each kind of target."""
         key = f"plan_{graph}_{self._kind(for_target)}"
         if key not in self._plans:
-            config, register = NONE, dict[int, Tensor]()
-            if graph == "regcache":
-                config, register = self.regcache_choice
+            choice = self._choice(graph)
             began = time.monotonic()
             with torch.no_grad():
-                self._plans[key] = self._make_plan(
-                    config, register, self._kind(for_target) == "tensorrt"
-                )
+                self._plans[key] = self._make_plan(choice, self._kind(for_target) == "tensorrt")
             self.seconds[key] = time.monotonic() - began
         return self._plans[key]
+
+    def _choice(self, graph: str) -> Choice:
+        if graph == "plain":
+            return Choice(make_baseline(self.baseline, Bits(8, 8)), NONE, {}, "")
+        return self.raced if graph == "auto" else self.published
 
     def _kind(self, form: str) -> str:
         return "tensorrt" if form == "tensorrt" else "cpu"
 
-    def _make_plan(
-        self, config: RegCacheConfig, register: dict[int, Tensor], tensorrt: bool
-    ) -> Plan:
-        encoder = self.model.encoder
-        tokens = encoder.embed(torch.from_numpy(self.calibration))
-        quantizer = make_baseline(self.baseline, Bits(8, 8))
-        calibration = calibrate_corner(quantizer, encoder, tokens, config, register)
+    def _make_plan(self, choice: Choice, tensorrt: bool) -> Plan:
+        tokens, config = self.sets.calibration_tokens, choice.config
+        calibration = calibrate_corner(
+            choice.baseline, self.model.encoder, tokens, config, choice.register
+        )
         if tensorrt:
             calibration = for_tensorrt(calibration, tokens)
         return make_plan(
@@ -232,10 +276,18 @@ class Work:
         )
 
     @property
-    def choice(self) -> str:
-        """The RegCache in words."""
-        config = self.regcache_choice[0]
-        how = "fixed, not searched" if self.model.is_random else "searched on 512 images"
+    def published_words(self) -> str:
+        """The published RegCache in words."""
+        return self._words(self.published.config)
+
+    @property
+    def raced_words(self) -> str:
+        """The way that won, and its RegCache in words."""
+        return f"{self.notes['auto']}; {self._words(self.raced.config)}"
+
+    def _words(self, config: RegCacheConfig) -> str:
+        fixed = "fixed, not searched"
+        how = fixed if self.model.is_random else f"searched on {len(self.sets.search)} images"
         if config.is_empty:
             return f"no prefix and no deletion ({how})"
         return (

@@ -8,6 +8,8 @@ One row a tool: accuracy against PyTorch FP32 on the same held-out images (top-1
 has a text side and trained weights, else the cosine of the features), latency in turns (see
 `regcache_deploy/bench/timing.py`), size, and minutes to make the file. Speed-ups are against ONNX
 Runtime FP32, of pairs within a round. A tool that cannot run keeps an empty row with its reason.
+What a tool leaves open (NNCF's SmoothQuant, our way under `auto`) is chosen on the same search
+images by the same objective; the row's settings name what won.
 Peers: `pip install '.[peers]'`; ModelOpt clashes with it and takes an environment of its own
 (`--modelopt-python`).
 """
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             args.images,
             args.threads,
             args.data,
+            args.search_images,
         )
         rows = compare(work, [p for p in peers(args.modelopt_python) if wanted(p, args)], args)
     name = f"peers-{args.model.lower()}-{environment_name(machine)}.csv"
@@ -78,6 +81,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--baseline", default="repqvit", help="our quantizer")
     parser.add_argument("--data", type=Path, help="folder of images (default: demo's canvases)")
     parser.add_argument("--calibration-images", type=int, default=64)
+    parser.add_argument(
+        "--search-images",
+        type=int,
+        default=512,
+        help="images that choices are made on; random weights take the calibration images",
+    )
     parser.add_argument("--images", type=int, default=1000, help="held-out images")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--threads", type=int, default=2)
@@ -114,8 +123,8 @@ def compare(work: Work, chosen: list[Peer], args: argparse.Namespace) -> list[di
             seconds += opening if peer.name == "torch_compile" else 0
             rows[peer.name] |= {"minutes": round(seconds / 60, 3)} | size_of(files[peer.name])
             rows[peer.name]["tool"] = peer.tool(work)
-            if peer.name.endswith("_regcache"):
-                rows[peer.name]["settings"] += f"; {work.choice}"
+            if note := peer.note(work):
+                rows[peer.name]["settings"] += f"; {note}"
         print(f"{peer.title}: {rows[peer.name].get('reason') or 'made'}", flush=True)
     reference = features[chosen[0].name]
     for name, found in features.items():
@@ -154,12 +163,14 @@ def make(work: Work, peer: Peer) -> tuple[Path | None, float]:
     _ = work.calibration, work.float_model, work.module  # loaded once, for nobody's account
     began = time.monotonic()
     path = peer.make(work)
-    seconds = time.monotonic() - began
+    spent = time.monotonic() - began
     if path is None:
         return None, 0.0
-    if peer.distribution == "regcache-deploy":
-        return path, work.seconds[path.stem]  # its plan may have been made for another row
-    return path, work.seconds["fp32"] + (seconds if path != work.float_model else 0.0)
+    if path == work.float_model:
+        return path, work.seconds["fp32"]
+    spent = work.seconds.setdefault(path.stem, spent)  # it may have been made for another row
+    from_float = peer.distribution != "regcache-deploy"
+    return path, spent + (work.seconds["fp32"] if from_float else 0.0)
 
 
 def size_of(path: Path | None) -> dict[str, Any]:

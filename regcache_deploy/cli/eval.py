@@ -1,4 +1,4 @@
-"""Evaluate a bundle, the simulation it came from, and FP32 on the same images."""
+"""Evaluate a bundle, its simulation, its quantizer alone and FP32 on the same images."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on",
         default="onnxruntime",
         metavar="LIST",
-        help="what to evaluate: fp32, simulated, or an engine: onnxruntime, openvino, cuda, "
-        "tensorrt_ep, tensorrt_rtx_ep, tensorrt, tensorrt_rtx; the first one is what the others "
-        "are compared with (default %(default)s)",
+        help="what to evaluate: fp32, baseline (the quantizer without RegCache), simulated, or an "
+        "engine: onnxruntime, openvino, cuda, tensorrt_ep, tensorrt_rtx_ep, tensorrt, tensorrt_rtx;"
+        " the first one is what the others are compared with (default %(default)s)",
     )
     parser.add_argument(
         "--plan",
         type=Path,
         metavar="DIR",
-        help="folder of plan.json, for fp32 and simulated (default: beside the bundle)",
+        help="folder of plan.json, for fp32, baseline, simulated (default: beside the bundle)",
     )
     data = parser.add_argument_group("data")
     data.add_argument(

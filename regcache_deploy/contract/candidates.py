@@ -1,4 +1,4 @@
-"""Make the candidates' files: INT8 as exported, INT8 with some linears in float, and float."""
+"""Make the candidates' files: INT8 as exported, unmerged, with some linears in float, and float."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration, Quantization
 from ..work.progress import Reporter
 from .data import BATCH, Array, JudgeData, head_of, measure_drop
-from .decide import INT8, MIXED, Measured
+from .decide import INT8, MIXED, UNMERGED, Measured
 
 RANK_IMAGES = 16
 """Images that rank the linears; one pass of the encoder a linear."""
@@ -67,12 +67,21 @@ class Candidates:
 
     @cached_property
     def float_file(self) -> Path:
-        """No quantizers, no RegCache."""
+        """No quantizers, no RegCache, no merging."""
         return self._write("float", float_plan(self.plan))
 
+    @cached_property
+    def unmerged_plan(self) -> Plan:
+        """The plan with every token kept; its ranges are those that were set with merged ones."""
+        return replace(self.plan, merge=None)
+
+    @cached_property
+    def unmerged(self) -> Path:
+        return self._write("unmerged", self.unmerged_plan)
+
     def mixed_plan(self, layers: frozenset[str]) -> Plan:
-        """The plan with some linears in float."""
-        plan = self.plan
+        """The plan with some linears in float, and no token merged: it is asked for accuracy."""
+        plan = self.unmerged_plan
         linears = {name: q for name, q in plan.linears.items() if name not in layers}
         published = {name: q for name, q in plan.published.items() if name not in layers}
         return replace(plan, linears=linears, published=published)
@@ -89,11 +98,14 @@ class Candidates:
         """The ONNX file of a candidate that was measured."""
         if kept.form == MIXED:
             return self.mixed(frozenset(kept.float_layers))
+        if kept.form == UNMERGED:
+            return self.unmerged
         return self.int8 if kept.form == INT8 else self.float_file
 
     @cached_property
     def calibration(self) -> Calibration:
-        return calibration_of(self.plan)
+        """Of the mixed files."""
+        return calibration_of(self.unmerged_plan)
 
     def ranking(self, data: JudgeData) -> list[str]:
         """Quantized linears, the one that costs most by itself first."""

@@ -10,7 +10,7 @@ from regcache_engines.errors import ConfigError
 
 from ..bench.timing import Interval
 
-INT8, MIXED, FLOAT = "int8", "mixed", "float"
+INT8, UNMERGED, MIXED, FLOAT = "int8", "unmerged", "mixed", "float"
 
 MIN_ROUNDS = 8
 """Paired rounds below which an interval of a speed-up proves nothing: all of 8 fall on one side by
@@ -65,7 +65,7 @@ class Measured:
     """A candidate with its figures.
 
     Attributes:
-        form: `int8`, `mixed` or `float`.
+        form: `int8`, `unmerged` (the same where no token is merged), `mixed` or `float`.
         drop: against the float file.
         speedup: over the float file.
         float_layers: linears in float, of a mixed file.

@@ -19,14 +19,14 @@ from ..bundling.monitor import monitor_entry
 from ..errors import BundleError
 from ..quantization.plan import calibration_of
 from .candidates import Candidates
-from .decide import INT8, MIXED, Measured
+from .decide import INT8, MIXED, UNMERGED, Measured
 
 
 def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     """The kept file as a bundle with its plan beside it; INT8 as exported stays where it is.
 
     Raises:
-        VerificationError: a mixed graph is not the simulated one; nothing is left of it.
+        VerificationError: the new graph is not the simulated one; nothing is left of it.
     """
     bundle, plan = candidates.bundle, candidates.plan
     if kept.form == INT8:
@@ -34,6 +34,8 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     chosen = float_plan(plan)
     if kept.form == MIXED:
         chosen = candidates.mixed_plan(frozenset(kept.float_layers))
+    if kept.form == UNMERGED:
+        chosen = candidates.unmerged_plan
     form = {"form": kept.form, "float_layers": list(kept.float_layers)}
     chosen = replace(chosen, provenance=dict(plan.provenance) | {"build": form})
     name = bundle.path.resolve().name.removesuffix(".regcache")
@@ -45,7 +47,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
         draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
         monitor = {}
         try:
-            if kept.form == MIXED:
+            if kept.form in (MIXED, UNMERGED):
                 monitor = certify_again(draft, chosen, candidates)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
@@ -55,7 +57,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:
-    """Give the mixed bundle a certificate of its own, on the images of the first one's.
+    """Give the new bundle a certificate of its own, on the images of the first one's.
 
     Returns:
         The manifest's `monitor` on these images, or nothing without probes or without images.

@@ -18,7 +18,7 @@ from ..evaluation.engines import open_engine
 from ..quantization.keep_float import FloatChoice
 from .candidates import SELECT_IMAGES, Candidates
 from .data import JudgeData, engine_features, head_of, measure_drop
-from .decide import FLOAT, INT8, MIXED, Drop, Measured, Skipped
+from .decide import FLOAT, INT8, MIXED, UNMERGED, Drop, Measured, Skipped
 from .options import ContractOptions
 from .tensorrt import Builds
 
@@ -47,6 +47,10 @@ class Measurement:
     def try_int8(self) -> Measured | Skipped:
         """The bundle as exported."""
         return self._measure(INT8, self.candidates.int8)
+
+    def try_unmerged(self) -> Measured | Skipped:
+        """The same quantizers and RegCache without merging."""
+        return self._measure(UNMERGED, self.candidates.unmerged)
 
     def try_mixed(self) -> Measured | Skipped:
         """As few linears in float as keep the drop."""

@@ -32,6 +32,7 @@ def load_model(
     pretrained: str | None = None,
     image_size: tuple[int, int] | None = None,
     templates: str = DEFAULT_TEMPLATES,
+    classifier: bool = False,
 ) -> LoadedModel:
     """Load an image encoder.
 
@@ -43,18 +44,22 @@ def load_model(
             unless an edited copy of it is named.
         image_size: height and width in place of the model's own.
         templates: prompts of the zero-shot head: `openai`, `simple`, or a file.
+        classifier: the classifier of a supervised `timm/NAME` is its head.
 
     Raises:
-        ConfigError: no or contradictory `--pretrained`, unknown templates.
+        ConfigError: no or contradictory `--pretrained`, unknown templates, or a classifier of
+            something else than `timm/NAME`.
         ModelError: unknown name or tag, weights that cannot be had, do not fit, or hold NaN.
         UnsupportedEncoderError: an architecture the canonical encoder lacks.
     """
+    if classifier and not name.startswith(TIMM):
+        raise ConfigError(f"--classifier is for supervised models of timm, not for {name}")
     if name.partition("-")[0] == DEMO:
         model = _load_demo(name, pretrained, image_size, templates)
     elif name == NATURAL:
         model = load_natural(pretrained, image_size)
     elif name.startswith(TIMM):
-        model = load_timm(name, pretrained, image_size)
+        model = load_timm(name, pretrained, image_size, classifier)
     else:
         model = load_open_clip(name, pretrained, image_size, templates)
     model.encoder.check_finite()

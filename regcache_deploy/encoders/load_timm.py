@@ -1,4 +1,4 @@
-"""`--model timm/NAME`: encoders without a text side."""
+"""`--model timm/NAME`: encoders without a text side, with their classifier where asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from ..compat import import_open_clip, require
 from ..errors import ConfigError, ModelError
 from .checkpoint import explain, looks_like_path, read_state_dict
+from .classifier_head import imagenet_classifier
 from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
 from .model import LoadedModel, random_caution, random_seed, suggest
 from .structure import TIMM
@@ -18,15 +19,19 @@ from .timm_vit import from_timm
 
 
 def load_timm(
-    name: str, pretrained: str | None, image_size: tuple[int, int] | None = None
+    name: str,
+    pretrained: str | None,
+    image_size: tuple[int, int] | None = None,
+    classifier: bool = False,
 ) -> LoadedModel:
-    """Load an image encoder of timm without its classifier.
+    """Load an image encoder of timm, without its classifier unless that is asked for.
 
     Args:
         name: `timm/NAME` or `timm/NAME.TAG`.
         pretrained: a tag of timm, a checkpoint path, or `random[:SEED]`; None takes the tag in the
             name, or timm's default one.
         image_size: another input size; timm resamples the position embedding.
+        classifier: keep the classifier: features are its logits, and the head is their axes.
 
     Raises:
         ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
@@ -47,15 +52,22 @@ def load_timm(
             tag = pretrained
     full = f"{architecture}.{tag}" if tag else architecture
     _check_tag(timm, architecture, tag)
-    model = _create(timm, full, seed, path, image_size)
+    model = _create(timm, full, seed, path, image_size, classifier)
     encoder = from_timm(model)
+    head = imagenet_classifier(name, _outputs(model)) if classifier else None
     return LoadedModel(
         name=name,
         pretrained=pretrained,
         encoder=encoder,
         preprocess=_preprocess(timm, model, encoder.spec.image_size),
+        text_head=head,
         caution=random_caution(seed),
     )
+
+
+def _outputs(model: Any) -> int:
+    """Classes of the classifier; 0 without one."""
+    return model.head.out_features if isinstance(model.head, nn.Linear) else 0
 
 
 def _check_tag(timm: Any, architecture: str, tag: str) -> None:
@@ -65,9 +77,15 @@ def _check_tag(timm: Any, architecture: str, tag: str) -> None:
 
 
 def _create(
-    timm: Any, name: str, seed: int | None, path: Path | None, size: tuple[int, int] | None
+    timm: Any,
+    name: str,
+    seed: int | None,
+    path: Path | None,
+    size: tuple[int, int] | None,
+    classifier: bool,
 ) -> nn.Module:
-    keywords: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
+    keywords: dict[str, Any] = {} if classifier else {"num_classes": 0}
+    keywords |= {"img_size": size} if size else {}
     download = seed is None and path is None
     if download:
         cfg = timm.get_pretrained_cfg(name)
@@ -96,19 +114,20 @@ def _create(
     except Exception as error:  # the network, the hub, the file
         raise explain_failure(f"the weights of {name}", error, "--pretrained PATH") from error
     if path is not None:
-        _load(model, path)
+        _load(model, path, classifier)
     return model.eval()
 
 
-def _load(model: Any, path: Path) -> None:
-    """Load a local checkpoint; a classifier in it is left out, all else must fit."""
+def _load(model: Any, path: Path, classifier: bool) -> None:
+    """Load a local checkpoint; all of it must fit, but for a classifier that is not wanted."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     state = read_state_dict(path)
     try:
         converted = checkpoint_filter_fn(state, model) if hasattr(model, "pos_embed") else state
-        heads = ("head.", "head_dist.")
-        converted = {k: v for k, v in converted.items() if not k.startswith(heads)}
+        if not classifier:
+            heads = ("head.", "head_dist.")
+            converted = {k: v for k, v in converted.items() if not k.startswith(heads)}
         model.load_state_dict(converted, strict=True)
     except Exception as error:  # the converter indexes what it expects to find
         raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error

@@ -27,6 +27,9 @@ class ModelSettings:
     )
     img_size: str | None = setting(None, "input size in pixels (default: the model's own)", "N|HxW")
     templates: str = setting("openai", "prompts of the zero-shot head", "openai|simple|FILE")
+    classifier: bool = setting(
+        False, "keep the ImageNet classifier of a supervised timm/NAME as the head, for top-1"
+    )
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -1,4 +1,4 @@
-"""The same images through PyTorch in FP32, through the simulation, and through a bundle."""
+"""The same images through FP32, the quantizer alone, the simulation, and a bundle."""
 
 from __future__ import annotations
 
@@ -8,28 +8,39 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
+from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
+from regcache_export.trace import in_layout
+from regcache_export.verify import read_certificate
 
 from ..data.stream import Batch
 from ..errors import ConfigError
 from ..quantization.plan import calibration_of
+from ..quantization.plan_baseline import baseline_of
+from ..quantization.simulate import Calibration
 from .engines import ENGINES, open_engine
 
-FP32, SIMULATED = "fp32", "simulated"
-RUNNERS = (FP32, SIMULATED, *ENGINES)
+FP32, BASELINE, SIMULATED = "fp32", "baseline", "simulated"
+RUNNERS = (FP32, BASELINE, SIMULATED, *ENGINES)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Something that turns a batch into embeddings `[b, E]`, float32, not L2-normalized."""
+    """Something that turns a batch into embeddings `[b, E]`, float32, not L2-normalized.
+
+    Attributes:
+        note: how it came to be, where its name does not say it; for people.
+    """
 
     name: str
     run: Callable[[Batch], Tensor] = field(repr=False)
+    note: str = ""
 
 
 def parse_runners(text: str) -> tuple[str, ...]:
@@ -59,19 +70,23 @@ def make_runners(
     A TensorRT engine is built into the folder `engines` beside the bundle, unless it is there.
 
     FP32 is the plan's encoder without its quantizers and without RegCache. The baseline's folds
-    are in its weights; they change no result beyond rounding.
+    are in its weights; they change no result beyond rounding. The baseline is `baseline_alone`.
 
     Raises:
         BundleError, EngineError: what a runner needs is not there or damaged.
+        ConfigError: a plan whose baseline cannot be calibrated again.
     """
     runners: dict[str, Runner] = {}
-    if {FP32, SIMULATED} & set(names):
-        calibration = calibration_of(load_plan(bundle, plan_folder))
+    if {FP32, BASELINE, SIMULATED} & set(names):
+        plan = load_plan(bundle, plan_folder)
+        calibration = calibration_of(plan)
         numerics, encoder = calibration.numerics(), calibration.encoder
         runners[FP32] = Runner(FP32, lambda batch: encoder(batch.images))
         runners[SIMULATED] = Runner(
             SIMULATED, lambda batch: encoder(batch.images, numerics, calibration.regcache)
         )
+        if BASELINE in names:
+            runners[BASELINE] = _baseline_run(plan, calibration, bundle)
     for name in set(names) & set(ENGINES):
         cache = bundle.path.resolve().parent / "engines"
         engine = stack.enter_context(
@@ -79,6 +94,37 @@ def make_runners(
         )
         runners[name] = Runner(name, _engine_run(engine))
     return [runners[name] for name in names]
+
+
+def _baseline_run(plan: Plan, calibration: Calibration, bundle: Bundle) -> Runner:
+    pixels = read_certificate(bundle)[1]
+    alone = baseline_alone(plan, calibration, pixels)
+    numerics, encoder = alone.numerics(), alone.encoder
+    note = (
+        f"{BASELINE} is the plan's quantizer ({plan.provenance['baseline']}) without RegCache, "
+        f"simulated, its ranges set on the certificate's {len(pixels)} images"
+    )
+    if any(bool(layer.treated) for layer in alone.quantization.linears.values()):
+        note += "; smoothing and float channels of the plan are kept"
+    return Runner(BASELINE, lambda batch: encoder(batch.images, numerics), note)
+
+
+@torch.no_grad()
+def baseline_alone(plan: Plan, calibration: Calibration, pixels: np.ndarray) -> Calibration:
+    """The plan's quantizer calibrated again, without prefix and deletion.
+
+    A plan stores nothing of it: its ranges are those with RegCache in place.
+
+    Args:
+        calibration: of the plan.
+        pixels: uint8 `[n, H, W, 3]`, to set ranges on.
+
+    Raises:
+        ConfigError: a plan whose baseline cannot be calibrated again.
+    """
+    baseline, encoder = baseline_of(plan, calibration), calibration.encoder
+    images = torch.from_numpy(in_layout(pixels, None, plan.preprocess))
+    return baseline.calibrate(encoder, encoder.embed(images))
 
 
 def _engine_run(engine: Engine) -> Callable[[Batch], Tensor]:

@@ -101,6 +101,11 @@ class Session:
         return self.bundle.labels if self.bundle.has_text_features else ()
 
     @property
+    def notes(self) -> list[str]:
+        """How a runner came to be, where its name does not say it."""
+        return [runner.note for runner in self.runners if runner.note]
+
+    @property
     def provenance(self) -> dict[str, Any]:
         found = self.bundle.manifest.get("provenance")
         return dict(found) if isinstance(found, dict) else {}

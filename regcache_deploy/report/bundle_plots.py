@@ -20,7 +20,12 @@ PARETO_CAPTION = (
 )
 
 
-def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
+def pareto(
+    points: Sequence[dict[str, Any]],
+    metric: str,
+    batch: int,
+    kinds: tuple[str, str] = ("others", "ours"),
+) -> Any:
     """Latency against accuracy, numbered, with the front of what nothing beats."""
     figure, axes = new_figure(5.2, 3.9)
     scale = 100 if metric in COUNTED else 1
@@ -34,8 +39,8 @@ def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
         zorder=1,
     )
     for ours, colour, marker, label in (
-        (False, COLOURS[0], "o", "others"),
-        (True, COLOURS[1], "D", "ours"),
+        (False, COLOURS[0], "o", kinds[0]),
+        (True, COLOURS[1], "D", kinds[1]),
     ):
         chosen = [p for p in points if p["ours"] is ours]
         axes.scatter(

@@ -6,6 +6,7 @@ from typing import Any
 
 TITLES = {
     "int8": "INT8 as exported",
+    "unmerged": "INT8, no token merged",
     "mixed": "INT8, sensitive linears in float",
     "float": "float file",
 }

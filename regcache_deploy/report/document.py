@@ -31,6 +31,12 @@ MEASURED = (
     "metric",
     "agreement",
     "bundle",
+    "recipe",
+    "reason",
+    "ways",
+    "merge",
+    "merge_front",
+    "merge_reason",
 )
 """What an export measured itself, on its own held-out images, with the deployed graph."""
 

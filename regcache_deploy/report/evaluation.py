@@ -33,6 +33,7 @@ def document(session: Session, results: list[Any]) -> dict[str, Any]:
         "on": list(session.on),
         "reference": session.on[0],
         "caution": session.provenance.get("caution"),
+        "notes": session.notes,
         "warnings": session.warnings,
         "results": results,
     }
@@ -86,6 +87,8 @@ def print_records(session: Session, records: Sequence[Record], as_json: bool) ->
     for record in records:
         if record.resolution:
             print(f"{record.dataset}, {record.on}: {record.resolution}.")
+    for line in session.notes:
+        print(f"{line}.")
     for line in session.warnings:
         print(f"warning: {line}")
 

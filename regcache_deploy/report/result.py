@@ -23,6 +23,7 @@ CORNERS = (
     "saturate",
     "delete",
     "regcache",
+    "unmerged",
     "recipe",
     "deployed",
 )
@@ -63,6 +64,9 @@ class ExportResult:
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
         reason: why, in one sentence; empty where nothing was raced.
+        merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
+            weighed against each other, and `merge_reason`, why.
+        token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
@@ -100,6 +104,10 @@ class ExportResult:
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
     reason: str = ""
+    merge: dict[str, Any] | None = None
+    merge_front: tuple[dict[str, Any], ...] = ()
+    merge_reason: str = ""
+    token_norms: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, float] = field(default_factory=dict)
     fidelity_way: str | None = None
 
@@ -127,13 +135,21 @@ class ExportResult:
             "reason": self.reason,
             "fidelity_way": self.fidelity_way,
             "ways": list(self.ways),
+            "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
             "n_search": self.n_search,
             "results_csv": str(self.results_csv) if self.results_csv else None,
             "bundle": str(self.bundle) if self.bundle else None,
             "metric": self.metric,
-            "accuracy": {name: self.accuracy.get(name) for name in CORNERS},
+            "merge": self.merge,
+            "merge_front": list(self.merge_front),
+            "merge_reason": self.merge_reason,
+            "accuracy": {
+                name: self.accuracy.get(name)
+                for name in CORNERS
+                if name != "unmerged" or self.merge is not None
+            },
             "fidelity": {name: self.fidelity.get(name) for name in CORNERS},
             "n_eval": self.n_eval,
             "paired": {name: p.to_json() for name, p in self.paired.items()},

@@ -10,8 +10,10 @@ from ..work.format import (
     count_text,
     deletion_text,
     difference_text,
+    merge_text,
     metric_title,
     no_gain_text,
+    norms_rows,
     not_tried_lines,
     p_text,
     value_text,
@@ -26,6 +28,7 @@ CORNER_TITLES = {
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
     "regcache": "RegCache, as searched",
+    "unmerged": "chosen, no token merged",
     "recipe": "chosen, simulated",
     "deployed": "chosen, deployed",
 }
@@ -85,12 +88,14 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     added = document["prefix_add_blocks"]
     choice = [
         ["sensitive layer", document["sensitive_layer"]],
+        *([name, words] for name, words in norms_rows(document.get("token_norms")).items()),
         ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
         ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
         [
             "sink tokens per image",
             f"{deletion_text(document)} in block {document['delete_block']}" if absent else "none",
         ],
+        ["tokens merged", merge_text(document.get("merge"))],
         [
             "search objective",
             f"{value_text(document['search_metric'], document['search_accuracy'])} "

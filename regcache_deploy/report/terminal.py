@@ -11,8 +11,11 @@ from ..work.format import (
     deletion_text,
     difference_text,
     for_rich,
+    front_rows,
+    merge_text,
     metric_axis,
     no_gain_text,
+    norms_rows,
     not_tried_lines,
     p_text,
     value_text,
@@ -27,6 +30,7 @@ CORNER_TITLES = {
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
     "regcache": "RegCache, as searched",
+    "unmerged": "chosen, no token merged (simulated)",
     "recipe": "chosen (simulated)",
     "deployed": "chosen (deployed, ONNX Runtime)",
 }
@@ -46,9 +50,11 @@ def print_result(result: ExportResult, as_json: bool = False) -> None:
     console.print(_choice_table(result))
     if result.ways:
         console.print(_ways_table(result))
+    if result.merge_front:
+        console.print(_front_table(result))
     console.print(_accuracy_table(result))
-    if result.reason:
-        console.print(for_rich(f"Chosen: {result.reason}."), soft_wrap=True)
+    for text in filter(None, (result.reason, result.merge_reason)):
+        console.print(for_rich(f"Chosen: {text}."), soft_wrap=True)
     if result.fidelity_way:
         line = f"Fidelity to FP32 would have chosen: {result.fidelity_way}."
         console.print(for_rich(line), soft_wrap=True)
@@ -68,6 +74,9 @@ def print_search(result: ExportResult, as_json: bool = False) -> None:
     if result.caution:
         console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
     console.print(_choice_table(result))
+    if result.merge_front:
+        console.print(_front_table(result))
+        console.print(for_rich(f"Chosen: {result.merge_reason}."), soft_wrap=True)
     console.print(_accuracy_table(result))
     for row in result.details["ablation"]:
         console.print(_ablation_table(result.metric, row))
@@ -128,6 +137,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
     rows = {
         "quantization-sensitive block k": str(result.sensitive_block),
         "quantization-sensitive layer": result.sensitive_layer,
+        **norms_rows(result.token_norms),
         "prefix block candidates": ", ".join(map(str, result.prefix_block_candidates)),
         "chosen prefix block": str(config.prefix_block) if config.has_prefix else "none",
         "prefix-add blocks": f"{blocks[0]}..{blocks[-1]}" if blocks else "none",
@@ -135,6 +145,7 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "delete block": str(config.delete_block) if config.range_delete_count else "none",
         "delete count": str(config.delete_count),
         "absent while ranges are set": str(config.range_delete_count),
+        "tokens merged": merge_text(result.merge),
         f"search {metric_axis(result.search_metric)}": (
             f"{value_text(result.search_metric, result.search_accuracy)} "
             f"on {result.n_search} images"
@@ -167,6 +178,20 @@ def _ways_table(result: ExportResult):  # type: ignore[no-untyped-def]
     return table
 
 
+def _front_table(result: ExportResult):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    metric = result.search_metric
+    table = Table(title=f"Speed and {metric_axis(metric)} with merging, {result.n_search} images")
+    table.add_column("")
+    heads = ("ms", "over unmerged [95 %]", metric_axis(metric), "against FP32, points [95 %]")
+    for name in heads:
+        table.add_column(name, justify="right")
+    for row in front_rows(metric, result.merge_front):
+        table.add_row(*(for_rich(cell) for cell in row))
+    return table
+
+
 def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
@@ -181,7 +206,8 @@ def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
         for head in heads if counted else ["difference [95 %]", "p"]:
             table.add_column(head, justify="right")
     for corner in CORNERS:
-        if corner not in result.accuracy or (corner == "recipe" and not result.ways):
+        shown = result.ways or result.merge or corner != "recipe"
+        if corner not in result.accuracy or not shown:
             continue
         cells = [CORNER_TITLES[corner], value_text(result.metric, result.accuracy[corner])]
         if counted and result.fidelity:

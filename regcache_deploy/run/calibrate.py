@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from regcache_export.bundle import seal_bundle, write_bundle
-from regcache_export.fold_names import REPARAMETRIZATION
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions, find_target
 
@@ -29,12 +28,10 @@ from ..data.preprocess import Preprocess
 from ..data.sources import open_data
 from ..data.stream import ImageStream
 from ..errors import BundleError, ConfigError
-from ..quantization.baselines import make_baseline
-from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.baselines.table import with_observer
 from ..quantization.histogram import Observer
 from ..quantization.plan import calibration_of, make_plan
-from ..quantization.quantizers import Bits
+from ..quantization.plan_baseline import baseline_of
 from ..quantization.reservoir import Reservoir
 from ..quantization.settings import BASELINE_NAMES, check_observer_of
 from ..quantization.simulate import Calibration
@@ -166,19 +163,8 @@ def _by_sample(
     reservoir = Reservoir(options.keep_images, options.seed)
     for part in images():
         reservoir.add(part)
-    quantized = before.quantization.linears
-    first = next(iter(quantized.values()))
-    bits = Bits(*(q.bits for q in (first.weight, first.input)))  # type: ignore[attr-defined]
-    baseline = make_baseline(
-        plan.provenance["baseline"], bits, "paper" if plan.published else "deploy"
-    )
-    baseline.folds = ()  # they are in the weights
-    if isinstance(baseline, RepQViT):
-        baseline.reparametrize = REPARAMETRIZATION not in _options_of(plan).left_out
-        baseline.range_rule = plan.provenance.get("range_rule", baseline.range_rule)
-    baseline.keep_float = frozenset(set(plan.encoder.linears()) - quantized.keys())
-    baseline.kept_inputs = {name: layer.treated for name, layer in quantized.items()}
     tokens = before.encoder.embed(reservoir.sample)
+    baseline = baseline_of(plan, before)
     after = baseline.calibrate(before.encoder, tokens, regcache=before.regcache)
     return after, StreamedLimits({}, {}, reservoir.seen, reservoir.state_bytes)
 

@@ -31,7 +31,8 @@ from .settings import ALONE, REGCACHE
 from .statistics import compare_scores
 
 TIED_LOSS = 0.003
-"""Of the images: what a way may lose to the best one, on balance, and still be its equal."""
+"""Of the images: what a way may lose to the best one, on balance, and still be its equal; on few
+images, one."""
 
 TIED_SHARE = 0.1
 """The same for a graded objective: this share more of the best one's loss."""
@@ -191,7 +192,7 @@ def choose(raced: Sequence[Raced], objective: Objective, seed: int) -> list[Race
 def _tied(score: Score, best: Score, objective: Objective, seed: int) -> bool:
     if objective.smooth:
         return 1 - score.value <= (1 + TIED_SHARE) * (1 - best.value)
-    if best.value - score.value > TIED_LOSS + 1e-9:
+    if best.value - score.value > max(TIED_LOSS, 1 / len(score.per_image)) + 1e-9:
         return False
     return compare_scores("top1", best, score, seed).p_value >= 0.05
 

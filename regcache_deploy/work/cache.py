@@ -55,6 +55,7 @@ CODE = (
     "search/sensitivity.py",
     "search/states.py",
     "search/stopping.py",
+    "search/token_norms.py",
 )
 """What a cached part depends on, as patterns below the package. What only decides what to ask next
 (`race.py`, `statistics.py`) changes no answer."""

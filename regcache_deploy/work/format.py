@@ -58,6 +58,23 @@ def deletion_text(choice: Mapping[str, Any]) -> str:
     return f"{deleted} deleted" + (f", {saturated} saturated" if saturated else "")
 
 
+def norms_rows(norms: Mapping[str, Any] | None) -> dict[str, str]:
+    """Name -> largest token at the sensitive layer, before -> after; none in a file from before."""
+    if not norms:
+        return {}
+    before, after = norms["before"], norms["after"]
+
+    def arrow(name: str) -> str:
+        return f"{before[name]:.2f}" + ("" if after is None else f" -> {after[name]:.2f}")
+
+    images = f"{norms['images']} search images, float"
+    rows = {
+        "largest token norm there": f"{arrow('largest')} (l-inf, {images})",
+        "mean of each image's largest": arrow("mean"),
+    }
+    return rows | ({} if after is None else {"after means": norms["after_means"]})
+
+
 def for_rich(text: str) -> str:
     """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
     from rich.markup import escape
@@ -102,4 +119,27 @@ def not_tried_lines(choices: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{len(choices)} choice{plural} not tried, for lack of budget: {' with '.join(ranges)}; "
         "raise --search-images or --budget-fraction."
+    ]
+
+
+def merge_text(merge: Mapping[str, Any] | None) -> str:
+    """A merge in words, for example `(8,-1): 96 by keys`."""
+    if not merge:
+        return "none"
+    more = ", proportional attention" * merge["proportional"]
+    more += ", published indexing" * merge["compat"]
+    return f"{merge['schedule']}: {sum(merge['counts'])} by {merge['metric']}{more}"
+
+
+def front_rows(metric: str, points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What `--merge auto` weighed, one row a graph, the slowest first."""
+    return [
+        [
+            point["title"] + " <- chosen" * point["chosen"],
+            f"{point['ms']:.2f}",
+            f"{point['speedup']:.2f} [{point['speedup_low']:.2f}, {point['speedup_high']:.2f}]",
+            value_text(metric, point["value"]),
+            f"{point['points']:+.2f} [{point['points_low']:+.2f}, {point['points_high']:+.2f}]",
+        ]
+        for point in sorted(points, key=lambda each: -each["ms"])
     ]

@@ -40,7 +40,16 @@ def test_cells_without_images_are_empty_and_say_so(tmp_path: Path) -> None:
     for row in rows:
         assert not any(row[corner] for corner in paper.CORNERS)
         assert "--data" in row["reason"]
-    assert sum(bool(row["published_regcache"]) for row in rows) == len(paper.PUBLISHED)
+    known = [key for key in paper.PUBLISHED if key[2] == "W8A8"]
+    assert sum(bool(row["published_baseline"]) for row in rows) == len(known)
+    deit = next(r for r in rows if (r["model"], r["quantizer"]) == ("DeiT-S/16", "ptq4vit"))
+    assert deit["published_baseline"] == "79.47"
+
+
+def test_supervised_encoders_are_judged_by_their_classifier() -> None:
+    own = {model.name for model in paper.MODELS if model.classifier}
+    assert own == {name for table in paper.BASELINE_TABLES.values() for name in table}
+    assert all(m.architecture.startswith("timm/") for m in paper.MODELS if m.classifier)
 
 
 def test_a_file_holds_the_weights_of_the_default_tag(tmp_path: Path) -> None:

@@ -20,7 +20,16 @@ from regcache_export.checks import check_file
 
 
 def demo_work(folder: Path, images: int = 12) -> Work:
-    return Work("demo", None, folder, "naive", calibration_images=4, images=images, threads=1)
+    return Work(
+        "demo",
+        None,
+        folder,
+        "naive",
+        calibration_images=4,
+        images=images,
+        threads=1,
+        search_images=8,
+    )
 
 
 def refuse(work):
@@ -72,6 +81,7 @@ def test_peers_are_those_of_the_issue():
     names = [peer.name for peer in all_peers()]
     assert len(set(names)) == len(names)
     assert {"torch_compile", "static_default", "dynamic", "nncf", "modelopt_int8"} <= set(names)
+    assert {"dynamic_quint8", "openvino_default", "nncf_default", "tuned_auto"} <= set(names)
     assert {"tensorrt_fp16", "modelopt_fp8_tensorrt", "tensorrt_regcache"} <= set(names)
     assert all(peer.settings for peer in all_peers())
 
