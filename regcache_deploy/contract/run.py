@@ -65,7 +65,14 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         data = load_judge_data(bundle, options.data, options.limit, options.seed)
         measurement = Measurement(candidates, data, options, builds)
         decision = decide(
-            [measurement.try_int8, measurement.try_mixed, measurement.try_float], options.contract
+            [
+                measurement.try_int8,
+                measurement.try_mixed,
+                measurement.try_way,
+                measurement.try_plain_mixed,
+                measurement.try_float,
+            ],
+            options.contract,
         )
         gpu_after = read_gpu()[0]
         options.output.mkdir(parents=True, exist_ok=True)
