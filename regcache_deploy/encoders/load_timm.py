@@ -10,7 +10,7 @@ from torch import nn
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError, ModelError
-from .checkpoint import explain, looks_like_path, read_state_dict
+from .checkpoint import below_attribute, explain, looks_like_path, read_state_dict
 from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
 from .model import LoadedModel, random_caution, random_seed, suggest
 from .structure import TIMM
@@ -24,8 +24,8 @@ def load_timm(
 
     Args:
         name: `timm/NAME` or `timm/NAME.TAG`.
-        pretrained: a tag of timm, a checkpoint path, or `random[:SEED]`; None takes the tag in the
-            name, or timm's default one.
+        pretrained: a tag of timm, a checkpoint path, `TAG=PATH` for a tag's weights in a file, or
+            `random[:SEED]`; None takes the tag in the name, or timm's default one.
         image_size: another input size; timm resamples the position embedding.
 
     Raises:
@@ -39,7 +39,12 @@ def load_timm(
     seed = random_seed(pretrained)
     path = None
     if pretrained and seed is None:
-        if looks_like_path(pretrained):
+        named, separator, file = pretrained.partition("=")
+        if separator and named in _tags(timm, architecture):
+            if tag and tag != named:
+                raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
+            tag, path = named, Path(file)
+        elif looks_like_path(pretrained):
             path = Path(pretrained)
         elif tag and tag != pretrained:
             raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
@@ -58,8 +63,12 @@ def load_timm(
     )
 
 
+def _tags(timm: Any, architecture: str) -> list[str]:
+    return [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+
+
 def _check_tag(timm: Any, architecture: str, tag: str) -> None:
-    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+    known = _tags(timm, architecture)
     if tag and tag not in known:
         raise ModelError(f"{architecture} has no pretrained tag '{tag}'{suggest(tag, known)}")
 
@@ -104,7 +113,7 @@ def _load(model: Any, path: Path) -> None:
     """Load a local checkpoint; a classifier in it is left out, all else must fit."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    state = read_state_dict(path)
+    state = below_attribute(read_state_dict(path), set(model.state_dict()))
     try:
         converted = checkpoint_filter_fn(state, model) if hasattr(model, "pos_embed") else state
         heads = ("head.", "head_dist.")
