@@ -17,6 +17,7 @@ from .load_timm import load_timm
 from .load_transformers import load_transformers
 from .model import LoadedModel
 from .open_clip_vit import from_open_clip
+from .settings import DEMO
 from .source import find_source
 from .structure import TIMM
 from .zero_shot_head import DEFAULT_TEMPLATES, TextHead, text_tower_key
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ..demo.model import DemoModel
 
 __all__ = ["DEMO", "LoadedModel", "TextHead", "load_model"]
-
-DEMO = "demo"
 
 
 def load_model(
@@ -90,13 +89,10 @@ class DemoHead:
 def _load_demo(
     name: str, pretrained: str | None, image_size: tuple[int, int] | None, templates: str
 ) -> LoadedModel:
-    from .demo_variants import VARIANTS, edit
+    from .demo_variants import VARIANTS, check_demo, edit
 
+    check_demo(name, pretrained)
     variant = VARIANTS.get(name)
-    if name != DEMO and variant is None:
-        raise ModelError(f"unknown model '{name}'; the demos are: {', '.join([DEMO, *VARIANTS])}")
-    if pretrained is not None:
-        raise ConfigError("the demo brings its own weights; --pretrained goes with --model NAME")
     if image_size is not None or templates != DEFAULT_TEMPLATES:
         raise ConfigError("the demo has its own image size and prompt templates")
     import_open_clip()

@@ -33,12 +33,31 @@ def load_timm(
     """
     import_open_clip()
     timm = require("timm", "search")
+    architecture, tag, path = timm_choice(timm, name, pretrained)
+    seed = random_seed(pretrained)
+    full = f"{architecture}.{tag}" if tag else architecture
+    model = _create(timm, full, seed, path, image_size)
+    encoder = from_timm(model)
+    return LoadedModel(
+        name=name,
+        pretrained=pretrained,
+        encoder=encoder,
+        preprocess=_preprocess(timm, model, encoder.spec.image_size),
+        caution=random_caution(seed),
+    )
+
+
+def timm_choice(timm: Any, name: str, pretrained: str | None) -> tuple[str, str, Path | None]:
+    """Architecture, tag (may be empty) and file that are asked for; nothing is downloaded.
+
+    Raises:
+        ConfigError, ModelError: as in `load_model`, but for what only the weights can say.
+    """
     architecture, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(architecture):
         raise ModelError(f"unknown model '{name}'{suggest(architecture, timm.list_models())}")
-    seed = random_seed(pretrained)
     path = None
-    if pretrained and seed is None:
+    if pretrained and random_seed(pretrained) is None:
         named, separator, file = pretrained.partition("=")
         if separator and named in _tags(timm, architecture):
             if tag and tag != named:
@@ -50,17 +69,10 @@ def load_timm(
             raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
         else:
             tag = pretrained
-    full = f"{architecture}.{tag}" if tag else architecture
     _check_tag(timm, architecture, tag)
-    model = _create(timm, full, seed, path, image_size)
-    encoder = from_timm(model)
-    return LoadedModel(
-        name=name,
-        pretrained=pretrained,
-        encoder=encoder,
-        preprocess=_preprocess(timm, model, encoder.spec.image_size),
-        caution=random_caution(seed),
-    )
+    if path is not None and not path.is_file():
+        raise ModelError(f"no checkpoint file at {path}")
+    return architecture, tag, path
 
 
 def _tags(timm: Any, architecture: str) -> list[str]:
