@@ -3,7 +3,8 @@
 Without limits, a TensorRT engine is built from the bundle as it is. With `--max-drop`,
 `--min-speedup`, `--strict` or `--data`, and always with `--engine onnxruntime` or `openvino`, where
 nothing has to be compiled, it is decided which file keeps both limits: INT8, INT8 with the most
-sensitive linears in float, or the float file, in this order.
+sensitive linears in float, another way of the quantizer, the quantizer without RegCache and with
+linears in float, or the float file, in this order.
 """
 
 from __future__ import annotations

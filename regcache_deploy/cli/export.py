@@ -8,6 +8,7 @@ from pathlib import Path
 from ..bundling.settings import GraphSettings
 from ..compat import import_open_clip, require
 from ..data.settings import DataSettings
+from ..encoders.known import check_model
 from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
 from ..run.finished import check_unchanged, parts_of
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         parts = parts_of(args.from_run)
     options.check_paths()
     if args.dry_run:
+        check_model(options.model, options.pretrained)
         print_configuration(options.to_json(), as_json=args.json)
         return 0
     # Say now what is not installed, not after minutes of searching.

@@ -26,7 +26,7 @@ from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration, Quantization
 from ..work.progress import Reporter
 from .data import BATCH, Array, JudgeData, head_of, measure_drop
-from .decide import INT8, MIXED, UNMERGED, Measured
+from .decide import FLOAT, INT8, MIXED, UNMERGED, Measured
 
 RANK_IMAGES = 16
 """Images that rank the linears; one pass of the encoder a linear."""
@@ -50,6 +50,8 @@ class Candidates:
     scratch: Path
     reporter: Reporter
     options: GraphOptions = field(init=False)
+    again: dict[str, Plan] = field(default_factory=dict, init=False, repr=False)
+    """Form -> plan that was calibrated again for it."""
 
     def __post_init__(self) -> None:
         self.options = graph_options(self.bundle)
@@ -94,32 +96,52 @@ class Candidates:
     def mixed(self, layers: frozenset[str]) -> Path:
         return self._write("mixed", self.mixed_plan(layers))
 
+    def calibrated_again(self, form: str, plan: Plan) -> Path:
+        """The file of a plan that is not the bundle's."""
+        self.again[form] = plan
+        return self._write(form, plan)
+
+    def plan_for(self, kept: Measured) -> Plan:
+        """The plan of a candidate that was measured."""
+        if kept.form in self.again:
+            return self.again[kept.form]
+        if kept.form == MIXED:
+            return self.mixed_plan(frozenset(kept.float_layers))
+        if kept.form == UNMERGED:
+            return self.unmerged_plan
+        return self.plan if kept.form == INT8 else float_plan(self.plan)
+
     def file_of(self, kept: Measured) -> Path:
         """The ONNX file of a candidate that was measured."""
-        if kept.form == MIXED:
-            return self.mixed(frozenset(kept.float_layers))
-        if kept.form == UNMERGED:
-            return self.unmerged
-        return self.int8 if kept.form == INT8 else self.float_file
+        if kept.form == FLOAT:
+            return self.float_file
+        return self.int8 if kept.form == INT8 else self._write(kept.form, self.plan_for(kept))
 
     @cached_property
     def calibration(self) -> Calibration:
         """Of the mixed files."""
         return calibration_of(self.unmerged_plan)
 
-    def ranking(self, data: JudgeData) -> list[str]:
+    def ranking(self, data: JudgeData, calibration: Calibration | None = None) -> list[str]:
         """Quantized linears, the one that costs most by itself first."""
+        calibration = calibration or self.calibration
         images = self._normalized(data.select[:RANK_IMAGES])
-        total = len(self.calibration.quantization.linears)
+        total = len(calibration.quantization.linears)
         with self.reporter.stage("what each linear costs by itself", total) as advance:
-            errors = alone_errors(self.calibration, images, advance)
+            errors = alone_errors(calibration, images, advance)
         return sorted(errors, key=lambda name: -errors[name])
 
-    def choose_layers(self, data: JudgeData, max_drop: float, seed: int) -> FloatChoice:
+    def choose_layers(
+        self, data: JudgeData, max_drop: float, seed: int, calibration: Calibration | None = None
+    ) -> FloatChoice:
         """The fewest of the most sensitive linears in float that keep the drop, in simulation.
 
         On the selecting images alone; the judging ones are not looked at.
+
+        Args:
+            calibration: whose linears; None is the bundle's.
         """
+        whole = calibration or self.calibration
         head, encoder = head_of(self.bundle), self.calibration.encoder
         images = self._normalized(data.selecting(SELECT_IMAGES))
         labels = None if data.select_labels is None else data.select_labels[:SELECT_IMAGES]
@@ -128,15 +150,13 @@ class Candidates:
         scale = self.plan.logit_scale
 
         def score(names: frozenset[str]) -> float:
-            calibration = replace(
-                self.calibration, quantization=self.calibration.quantization.without(names)
-            )
+            part = replace(whole, quantization=whole.quantization.without(names))
             with self.reporter.stage(f"simulation with {len(names)} linears in float"):
-                found = simulate(calibration, images.split(BATCH), lambda n: None)
+                found = simulate(part, images.split(BATCH), lambda n: None)
             drop = measure_drop(reference, found, head, labels, scale, seed, data.copied)
             return -drop.value
 
-        return choose_float_layers(self.ranking(data), score, 0.0, max_drop)
+        return choose_float_layers(self.ranking(data, whole), score, 0.0, max_drop)
 
     def _normalized(self, pixels: Array) -> torch.Tensor:
         return torch.from_numpy(in_layout(pixels, None, self.bundle.preprocess))

@@ -11,6 +11,9 @@ from regcache_engines.errors import ConfigError
 from ..bench.timing import Interval
 
 INT8, UNMERGED, MIXED, FLOAT = "int8", "unmerged", "mixed", "float"
+WAY, PLAIN_MIXED = "way", "mixed_plain"
+"""Calibrated again: another way of the quantizer; the quantizer without RegCache, some linears in
+float."""
 
 MIN_ROUNDS = 8
 """Paired rounds below which an interval of a speed-up proves nothing: all of 8 fall on one side by
@@ -65,16 +68,19 @@ class Measured:
     """A candidate with its figures.
 
     Attributes:
-        form: `int8`, `unmerged` (the same where no token is merged), `mixed` or `float`.
+        form: `int8`, `unmerged` (the same where no token is merged), `mixed`, `way`, `mixed_plain`
+            or `float`.
         drop: against the float file.
         speedup: over the float file.
         float_layers: linears in float, of a mixed file.
+        way: name of the way, where it is another one than the exported.
     """
 
     form: str
     drop: Drop
     speedup: Interval
     float_layers: tuple[str, ...] = ()
+    way: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,13 @@ class Skipped:
     Attributes:
         form: as in `Measured`.
         reason: one sentence.
-        float_layers: linears in float, of a mixed file.
+        float_layers, way: as there.
     """
 
     form: str
     reason: str
     float_layers: tuple[str, ...] = ()
+    way: str = ""
 
 
 Attempt = Callable[[], Measured | Skipped]

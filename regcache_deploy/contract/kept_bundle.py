@@ -13,31 +13,27 @@ from regcache_export.bundle import seal_bundle, write_bundle
 from regcache_export.plan import Plan
 from regcache_export.verify import read_certificate
 
-from ..bench.subjects import float_plan
 from ..bundling.certify import certify_bundle
 from ..bundling.monitor import monitor_entry
 from ..errors import BundleError
 from ..quantization.plan import calibration_of
 from .candidates import Candidates
-from .decide import INT8, MIXED, UNMERGED, Measured
+from .decide import FLOAT, INT8, Measured
 
 
 def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     """The kept file as a bundle with its plan beside it; INT8 as exported stays where it is.
 
     Raises:
-        VerificationError: the new graph is not the simulated one; nothing is left of it.
+        VerificationError: its graph is not the simulated one; nothing is left of it.
     """
-    bundle, plan = candidates.bundle, candidates.plan
+    bundle = candidates.bundle
     if kept.form == INT8:
         return bundle.path
-    chosen = float_plan(plan)
-    if kept.form == MIXED:
-        chosen = candidates.mixed_plan(frozenset(kept.float_layers))
-    if kept.form == UNMERGED:
-        chosen = candidates.unmerged_plan
+    chosen = candidates.plan_for(kept)
     form = {"form": kept.form, "float_layers": list(kept.float_layers)}
-    chosen = replace(chosen, provenance=dict(plan.provenance) | {"build": form})
+    form |= {"way": kept.way} if kept.way else {}
+    chosen = replace(chosen, provenance=dict(chosen.provenance) | {"build": form})
     name = bundle.path.resolve().name.removesuffix(".regcache")
     # a folder of its own: the plan lies beside the bundle, and another one may be in the output
     folder = output / f"{name}-{kept.form}"
@@ -47,7 +43,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
         draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
         monitor = {}
         try:
-            if kept.form in (MIXED, UNMERGED):
+            if kept.form != FLOAT:
                 monitor = certify_again(draft, chosen, candidates)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
@@ -57,7 +53,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:
-    """Give the new bundle a certificate of its own, on the images of the first one's.
+    """Give the bundle a certificate of its own, on the images of the first one's.
 
     Returns:
         The manifest's `monitor` on these images, or nothing without probes or without images.

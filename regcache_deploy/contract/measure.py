@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -16,10 +17,12 @@ from regcache_export.trace import in_layout
 from ..bench.timing import Interval, Samples, interleave
 from ..evaluation.engines import open_engine
 from ..quantization.keep_float import FloatChoice
+from ..search.settings import ALONE
 from .candidates import SELECT_IMAGES, Candidates
 from .data import JudgeData, engine_features, head_of, measure_drop
-from .decide import FLOAT, INT8, MIXED, UNMERGED, Drop, Measured, Skipped
+from .decide import FLOAT, INT8, MIXED, PLAIN_MIXED, UNMERGED, WAY, Drop, Measured, Skipped
 from .options import ContractOptions
+from .other_ways import OtherWays
 from .tensorrt import Builds
 
 ROUNDS, WARMUP = 40, 3
@@ -31,7 +34,7 @@ class Measurement:
 
     Attributes:
         builds: engines of the candidates, where the runtime is TensorRT.
-        selected: images that chose the linears in float; 0 where nothing was chosen.
+        selected: images that chose linears in float or another way; 0 where nothing was chosen.
         control: the float file against itself: how far from 1 the machine puts equal files.
         opener: loads a file of any other runtime.
     """
@@ -63,6 +66,38 @@ class Measurement:
             return Skipped(MIXED, reason)
         return self._measure(MIXED, self.candidates.mixed(choice.names), choice.names)
 
+    @cached_property
+    def ways(self) -> OtherWays:
+        return OtherWays(self.candidates, self.data, self.options.seed)
+
+    def try_way(self) -> Measured | Skipped:
+        """Another way of the quantizer, all linears in INT8, calibrated again."""
+        if self.ways.refused:
+            return Skipped(WAY, self.ways.refused)
+        self.selected = self.ways.images
+        found = self.ways.choose(self.options.contract.max_drop)
+        if isinstance(found, str):
+            return Skipped(WAY, found)
+        plan = self.ways.plan(found.way.name, found.calibration)
+        path = self.candidates.calibrated_again(WAY, plan)
+        return self._measure(WAY, path, way=found.way.name)
+
+    def try_plain_mixed(self) -> Measured | Skipped:
+        """The quantizer without RegCache, calibrated again, as few linears in float as needed."""
+        if self.ways.refused:
+            return Skipped(PLAIN_MIXED, self.ways.refused)
+        if not self.ways.has_regcache:
+            return Skipped(PLAIN_MIXED, "the exported file has no RegCache to leave out")
+        limit, alone = self.options.contract.max_drop, self.ways.alone
+        choice = self.candidates.choose_layers(self.data, limit, self.options.seed, alone)
+        self.selected = self.ways.images
+        reason = refuse_mixed(choice, len(alone.quantization.linears), regcache=False)
+        if reason:
+            return Skipped(PLAIN_MIXED, reason)
+        part = replace(alone, quantization=alone.quantization.without(choice.names))
+        path = self.candidates.calibrated_again(PLAIN_MIXED, self.ways.plan(ALONE, part))
+        return self._measure(PLAIN_MIXED, path, choice.names, ALONE)
+
     def try_float(self) -> Measured:
         """The float file: no drop against itself, and just as fast.
 
@@ -82,13 +117,13 @@ class Measurement:
         return Measured(FLOAT, drop, Interval(1.0, 1.0, 1.0, 0))
 
     def _measure(
-        self, form: str, path: Path, layers: frozenset[str] = frozenset()
+        self, form: str, path: Path, layers: frozenset[str] = frozenset(), way: str = ""
     ) -> Measured | Skipped:
         names, reference_file = tuple(sorted(layers)), self.candidates.float_file
         if self.builds:
             refused = self.builds.build(form, path)
             if refused:
-                return Skipped(form, refused, names)
+                return Skipped(form, refused, names, way)
             self.builds.build(FLOAT, reference_file)
         files = {form: path, FLOAT: reference_file, "control": reference_file}
         stage = self.candidates.reporter.stage
@@ -99,7 +134,7 @@ class Measurement:
                 try:
                     found = self._features(engines[form])
                 except EngineError as error:  # the float file ran, so it is this candidate's own
-                    return Skipped(form, f"it does not run: {error}", names)
+                    return Skipped(form, f"it does not run: {error}", names, way)
             drop = measure_drop(
                 reference,
                 found,
@@ -112,7 +147,7 @@ class Measurement:
             with stage(f"{form}: speed at batch {self._timed_batch}"):
                 samples = self._time(engines)
         self.control = samples.ratio("control", FLOAT)
-        return Measured(form, drop, samples.ratio(FLOAT, form), names)
+        return Measured(form, drop, samples.ratio(FLOAT, form), names, way)
 
     @property
     def _timed_batch(self) -> int:
@@ -141,7 +176,9 @@ class Measurement:
         )
 
 
-def refuse_mixed(choice: FloatChoice, linears: int, int8_attention: bool = False) -> str:
+def refuse_mixed(
+    choice: FloatChoice, linears: int, int8_attention: bool = False, regcache: bool = True
+) -> str:
     """Why a mixed file would be no other than INT8 or float, or nothing."""
     rest = "RegCache and of INT8 attention" if int8_attention else "RegCache itself"
     if not choice.names:
@@ -149,6 +186,8 @@ def refuse_mixed(choice: FloatChoice, linears: int, int8_attention: bool = False
             "on the choosing images INT8 keeps the drop with no linear in float, so a mixed file "
             "would be the same one"
         )
+    if len(choice.names) == linears and not regcache:
+        return "in simulation the drop is kept with all linears in float only: the float file"
     if not choice.within:
         return (
             f"in simulation it loses {-choice.value:.2f} points on the choosing images even with "

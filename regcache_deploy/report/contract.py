@@ -8,6 +8,8 @@ TITLES = {
     "int8": "INT8 as exported",
     "unmerged": "INT8, no token merged",
     "mixed": "INT8, sensitive linears in float",
+    "way": "INT8, another way, calibrated again",
+    "mixed_plain": "INT8 without RegCache, calibrated again, sensitive linears in float",
     "float": "float file",
 }
 
@@ -32,6 +34,8 @@ def contract_lines(document: dict[str, Any]) -> list[str]:
     for tried in document["tried"]:
         verdict = "kept" if tried["keep"] else "refused"
         lines.append(f"  {form_title(document, tried['form'])}: {verdict}")
+        if tried.get("way"):
+            lines.append(f"    way: {tried['way']}")
         if tried.get("float_layers"):
             lines.append(f"    in float: {', '.join(tried['float_layers'])}")
         lines += [f"    {reason}" for reason in tried["reasons"]]
@@ -47,7 +51,10 @@ def contract_lines(document: dict[str, Any]) -> list[str]:
         f"drop: {document['drop_metric']} on {images['judged_on']} images "
         f"({document['drop_measured_on']}), against the float file on the same engine",
         *(
-            [f"linears chosen on {images['chosen_on']} other images of them, in simulation"]
+            [
+                f"linears in float and other ways chosen on {images['chosen_on']} other images of "
+                "them, in simulation"
+            ]
             if images["chosen_on"]
             else []
         ),

@@ -73,6 +73,7 @@ def run_export(
             "seed": options.seed,
             "options": options.to_json(),
             "recipe": study.recipe,
+            "sensitive_layer": study.found.sensitivity.layer,
         },
     )
     draft = writer.draft(plan)
