@@ -103,11 +103,7 @@ def _plans(model: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 def quantize_static(source: Path, target: Path, images: np.ndarray) -> None:
     """ONNX Runtime's own static quantization: QDQ, u8s8, per channel, linears only."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-    )
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
     class Reader(CalibrationDataReader):

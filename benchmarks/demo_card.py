@@ -18,23 +18,19 @@ from regcache_deploy.encoders.canonical import FLOAT, Encoder
 from regcache_deploy.encoders.load import load_model
 from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.search.register.capture import capture, rank_candidates
 
 CALIBRATION = 64
 CHOICES = ((0, 0), (3, 0), (0, 6), (3, 5), (3, 6), (3, 8), (3, 10))
 """(tau, k~) of the rows."""
 
 
-def register_at(encoder: Encoder, tokens: Tensor, block: int) -> dict[int, Tensor]:
-    """Mean LN1 outputs, from ``block`` on, of the 100 largest patch tokens at its input."""
-    seen: dict[int, Tensor] = {}
-    encoder.run_blocks(tokens, observe=seen.__setitem__)
-    norms = seen[block][:, 1:].abs().amax(-1)
-    chosen = norms.flatten().topk(100).indices
-    rows, columns = chosen // norms.shape[1], chosen % norms.shape[1] + 1
-    return {
-        i: encoder.norm(f"blocks.{i}.norm1", seen[i][rows, columns]).mean(0)
-        for i in range(block, encoder.spec.depth)
-    }
+@torch.no_grad()
+def register_at(encoder: Encoder, images: Tensor, block: int) -> dict[int, Tensor]:
+    """The search's own register of block `block`, from images `[n, 3, H, W]`."""
+    ranked = rank_candidates(encoder, images.split(32), [block], block)
+    found = capture(encoder, lambda rows: images[rows], {block: ranked.by_input[block]})
+    return found[block].register()
 
 
 @torch.no_grad()
@@ -52,8 +48,8 @@ def main() -> None:
     assert images.labels is not None
     tokens = torch.cat([encoder.embed(batch) for batch in images.batches(100)])
     search = load_demo_images("search", CALIBRATION, preprocess_cfg=model.preprocess)
-    calibration = torch.cat([encoder.embed(batch) for batch in search.batches(100)])
-    register = register_at(encoder, calibration, block)
+    searched = torch.cat(list(search.batches(100)))
+    calibration, register = encoder.embed(searched), register_at(encoder, searched, block)
     print(f"| quantizer | tau | k~ | top-1 %, n = {count} |\n|---|---|---|---|")
     for name in ("FP32", "naive", "repqvit"):
         for tau, deleted in CHOICES:

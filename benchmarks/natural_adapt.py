@@ -16,10 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regcache_deploy.data.copies import (
-    Alterations,
-    altered,
-)
+from regcache_deploy.data.copies import Alterations, altered
 from regcache_deploy.data.images import Images
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.errors import ConfigError

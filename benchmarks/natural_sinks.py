@@ -23,14 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regcache_deploy.encoders.canonical import (
-    Encoder,
-    FloatNumerics,
-)
-from regcache_deploy.errors import (
-    ConfigError,
-    DataError,
-)
+from regcache_deploy.encoders.canonical import Encoder, FloatNumerics
+from regcache_deploy.errors import ConfigError, DataError
 
 BATCH = 16
 

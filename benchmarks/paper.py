@@ -24,6 +24,7 @@ from regcache_deploy.encoders.load import LoadedModel, load_model
 from regcache_deploy.errors import RegCacheError
 from regcache_deploy.quantization.settings import BASELINE_NAMES
 from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.work.format import COUNTED
 from regcache_deploy.work.progress import Reporter
 
 BITS = ("W8A8", "W6A6", "W4A4")
@@ -170,7 +171,7 @@ def _measure(
     reporter = Reporter(quiet=not args.verbose)
     options = replace(options, two_counts=False)
     result = run_search(options, reporter, parts=place / "parts", model=shallow)
-    scale = 100 if result.metric == "top1" else 1
+    scale = 100 if result.metric in COUNTED else 1
     config = result.config
     return {
         "metric": result.metric,
@@ -223,7 +224,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def show(row: dict[str, Any]) -> str:
     """One line for the terminal."""
-    digits = 2 if row.get("metric") == "top1" else 4
+    digits = 2 if row.get("metric") in COUNTED else 4
     figures = [f"{corner} {row[corner]:.{digits}f}" for corner in CORNERS if corner in row]
     known = {k.removeprefix("published_"): v for k, v in row.items() if k.startswith("published_")}
     published = f" | published {known}" if known else ""

@@ -202,8 +202,8 @@ class Work:
         with torch.no_grad():
             if self.model.is_random:
                 config, layer = FIXED, f"blocks.{FIXED.delete_block}.mlp.fc2"
-                tokens = self.sets.calibration_tokens
-                register = register_at(self.model.encoder, tokens, FIXED.prefix_block)
+                images = torch.from_numpy(self.calibration)
+                register = register_at(self.model.encoder, images, FIXED.prefix_block)
             else:
                 config, register, layer = self._search(quantizer, two_counts=False)
         self.seconds["choice_regcache"] = time.monotonic() - began

@@ -17,26 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from natural_adapt import (
-    Adaptation,
-    Lessons,
-    adapt,
-    prepare,
-)
-from natural_sinks import (
-    Planting,
-    Severity,
-    plant,
-    severity,
-)
+from natural_adapt import Adaptation, Lessons, adapt, prepare
+from natural_sinks import Planting, Severity, plant, severity
 
 from regcache_deploy.data.folder import load_folder
 from regcache_deploy.data.images import Images
 from regcache_deploy.encoders.canonical import Encoder
-from regcache_deploy.encoders.encoder_file import (
-    EncoderFile,
-    write_encoder,
-)
+from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
 from regcache_deploy.encoders.load import load_model
 from regcache_deploy.encoders.load_natural import NATURAL
 

@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.demo.planting import (
-    Plant,
-    enforce,
-    sharpen,
-)
+from regcache_deploy.demo.planting import Plant, enforce, sharpen
 from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.encoders.open_clip_vit import from_open_clip
 

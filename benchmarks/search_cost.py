@@ -29,14 +29,9 @@ from regcache_deploy.encoders.load import LoadedModel, load_model
 from regcache_deploy.evaluation.image_sets import load_image_sets
 from regcache_deploy.quantization.choice import chosen_baseline
 from regcache_deploy.run.options import ExportOptions
-from regcache_deploy.search.find import (
-    FoundChoice,
-    find_choice,
-)
+from regcache_deploy.search.find import FoundChoice, find_choice
 from regcache_deploy.search.result import preference
-from regcache_deploy.search.settings import (
-    CHOICES,
-)
+from regcache_deploy.search.settings import CHOICES
 from regcache_deploy.work.progress import Reporter
 
 MODELS = ("demo", "planted-small", "planted-vit-b-16")

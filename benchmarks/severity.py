@@ -8,12 +8,15 @@ Every encoder is a natural one with planted sinks, fresh or used to them (see
 `benchmarks/plant_natural.py`), and `natural-vit-s14` itself. One row a way and encoder:
 copy detection in its symmetric form on photographs held out from every choice, paired with the same
 encoder in FP32, and the mean cosine to it. W8A8 in simulation, NNCF in OpenVINO. FP32 with RegCache
-stands beside every gain: what it gains there is healing, not quantization. RegCache's numbers are
-chosen among a few on the search photographs, by copy detection against a float index.
+stands beside every gain: what it gains there is healing, not quantization.
+
+`auto` is what `regcache export` ships: the search and the race of the ways on the search
+photographs, by copy detection against a float index. `delete` and `saturate` are RegCache with the
+numbers that the same search found, on the same quantizer, with all sinks deleted or none.
 
 The first `--search` photographs of the folder (in the order of seed 0) plant, calibrate and choose;
-the others judge. Finished rows of an earlier run into the same file are kept, so that a long run
-can be interrupted.
+the others judge. Finished rows of an earlier run into the same file are kept, and so are finished
+parts in `--parts`, so that a long run can be interrupted.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,30 +41,25 @@ from regcache_deploy.bench.environment import (
     environment_name,
 )
 from regcache_deploy.bench.results import write_rows
-from regcache_deploy.data.copies import with_copies
-from regcache_deploy.data.folder import load_folder
-from regcache_deploy.data.images import Images
-from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.encoder_file import read_encoder
 from regcache_deploy.encoders.load import load_model
 from regcache_deploy.encoders.load_natural import NATURAL
+from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.evaluation import Score, compare_paired
-from regcache_deploy.evaluation.corners import calibrate_corner
-from regcache_deploy.evaluation.instances import (
-    InstanceTop1,
-    SymmetricInstances,
-    search_objective,
-)
+from regcache_deploy.evaluation.corners import corner_configs, simulate
+from regcache_deploy.evaluation.image_sets import ImageSets, load_image_sets
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.simulate import Calibration, Quantization
-from regcache_deploy.search.register.capture import capture, rank_candidates
+from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.run.study import Study, decide_study
+from regcache_deploy.search.embedder import Embedder
+from regcache_deploy.search.ways import TITLES
+from regcache_deploy.work.progress import Reporter
 
 BATCH = 16
-CHOICES = ((0, 0), (4, 4), (4, 8), (4, 12))
-"""(tau, k~) among which RegCache's numbers are chosen; nothing is among them."""
-
-NONE = RegCacheConfig(0, 0, 0, 0)
+NOTHING = RegCacheConfig(0, 0, 0, 0)
+QUIET = Reporter(quiet=True)
 
 
 @dataclass
@@ -69,29 +67,22 @@ class Subject:
     """One encoder with the photographs.
 
     Attributes:
-        encoder: in floating point.
+        model: in floating point.
         ratio: planted; 1 where nothing is.
         kind: `healthy`, `planted` or `adapted`.
         seed: of the planting.
-        block: k.
-        search, judge: photographs; those to judge with their altered copies behind them.
-        calibration_count: of the search photographs, the first ones.
+        options: of the search; its images are those of every row.
+        parts: folder of finished parts.
         nncf_python: an interpreter that has nncf and openvino, or None.
-        preprocess: open_clip's preprocess_cfg.
-        caution: what its figures must be read with.
     """
 
-    encoder: Encoder
+    model: LoadedModel
     ratio: float
     kind: str
     seed: int
-    block: int
-    search: Images
-    judge: Images
-    calibration_count: int
+    options: ExportOptions
+    parts: Path
     nncf_python: str | None
-    preprocess: Mapping[str, Any] = field(repr=False)
-    caution: str = ""
 
     @property
     def key(self) -> dict[str, Any]:
@@ -100,9 +91,9 @@ class Subject:
             "kind": self.kind,
             "ratio": float(self.ratio),
             "seed": self.seed,
-            "search_images": len(self.search),
-            "calibration_images": self.calibration_count,
-            "n": len(self.judge) // 2,
+            "search_images": len(self.sets.search),
+            "calibration_images": self.options.calibration_images,
+            "n": self.sets.judged,
         }
 
     def has(self, row: Mapping[str, Any]) -> bool:
@@ -110,45 +101,27 @@ class Subject:
         return all(str(row.get(name)) == str(value) for name, value in self.key.items())
 
     @cached_property
-    def tokens(self) -> Tensor:
-        """Of the calibration photographs, at the input of block 0."""
-        some = self.search.subset(slice(0, self.calibration_count))
-        return torch.cat([self.encoder.embed(b) for b in some.batches(BATCH)])
+    def sets(self) -> ImageSets:
+        with torch.no_grad():
+            return load_image_sets(self.options, self.model, QUIET, self.parts)
 
     @cached_property
-    def register(self) -> dict[int, Tensor]:
-        k = self.block
-        ranking = rank_candidates(self.encoder, self.search.batches(BATCH), [k], k)
-
-        def images(rows: Tensor) -> Tensor:
-            return self.search.normalized(self.search.pixels[rows])
-
-        return capture(self.encoder, images, {k: ranking.by_input[k]}, BATCH)[k].register()
-
-    @cached_property
-    def objective(self) -> InstanceTop1:
-        reference = self.run(Calibration(self.encoder, Quantization()), self.search)
-        return search_objective(self.encoder, self.search, reference, batch_size=BATCH)
-
-    def config(self, choice: tuple[int, int]) -> RegCacheConfig:
-        return RegCacheConfig(self.block, choice[0], self.block, choice[1])
-
-    def run(self, calibration: Calibration, images: Images) -> Tensor:
-        """Features `[n, E]` of the simulation."""
-        numerics = calibration.numerics()
-        batches = images.batches(BATCH)
-        return torch.cat([calibration.encoder(b, numerics, calibration.regcache) for b in batches])
-
-    def calibrate(self, quantizer: str | None, choice: tuple[int, int]) -> Calibration:
-        """A quantizer, or float for None, with one choice of RegCache."""
-        config = self.config(choice)
-        register = self.register if config.has_prefix else {}
-        if quantizer is None:
-            regcache = None if config.is_empty else RegCache(config, register)
-            return Calibration(self.encoder, Quantization(), regcache)
-        return calibrate_corner(
-            make_baseline(quantizer), self.encoder, self.tokens, config, register
+    def held_out(self) -> Embedder:
+        sets, size = self.sets, self.options.batch_size
+        return Embedder(
+            "held-out images",
+            self.model.encoder,
+            sets.evaluation,
+            sets.calibration_tokens,
+            sets.cache,
+            size,
+            QUIET,
         )
+
+    @cached_property
+    def study(self) -> Study:
+        """What the search and the race of the ways chose."""
+        return decide_study(self.options, QUIET, self.parts, self.model)
 
 
 @dataclass(frozen=True)
@@ -162,31 +135,67 @@ class Outcome:
 Run = Callable[[Subject], Outcome]
 
 
-def fixed(quantizer: str | None) -> Run:
+def alone(quantizer: str) -> Run:
     """A quantizer as it is."""
-    return lambda s: Outcome(s.run(s.calibrate(quantizer, (0, 0)), s.judge))
-
-
-def chosen(quantizer: str | None) -> Run:
-    """RegCache on top, its numbers chosen on the search photographs."""
 
     def run(subject: Subject) -> Outcome:
-        best: tuple[tuple[float, float], tuple[int, int], Calibration] | None = None
-        for choice in CHOICES:
-            calibration = subject.calibrate(quantizer, choice)
-            key = subject.objective.score(subject.run(calibration, subject.search)).key
-            if best is None or key > best[0]:
-                best = (key, choice, calibration)
-        assert best is not None
-        return Outcome(subject.run(best[2], subject.judge), f"tau {best[1][0]}, k~ {best[1][1]}")
+        baseline = make_baseline(quantizer).fast()
+        return Outcome(subject.held_out.features(quantizer, baseline, NOTHING, {}))
 
     return run
+
+
+def corner(name: str) -> Run:
+    """RegCache as searched, on the quantizer of the search."""
+
+    def run(subject: Subject) -> Outcome:
+        study = subject.study
+        config = corner_configs(study.found.result.best)[name]
+        features = subject.held_out.features(name, study.published, config, study.found.register)
+        return Outcome(features, numbers(config))
+
+    return run
+
+
+def healed(subject: Subject) -> Outcome:
+    """RegCache as searched, on the float encoder."""
+    found = subject.study.found
+    config, sets = found.result.best, subject.sets
+    regcache = None if config.is_empty else RegCache(config, found.register)
+    calibration = Calibration(subject.model.encoder, Quantization(), regcache)
+    features = simulate(calibration, sets.evaluation.batches(BATCH), lambda n: None)
+    return Outcome(features, numbers(config))
+
+
+def auto(subject: Subject) -> Outcome:
+    """The way that won the race."""
+    study = subject.study
+    found = subject.held_out.features("auto", study.baseline, study.config, study.found.register)
+    words = TITLES[study.recipe]
+    if not study.config.is_empty:
+        words += f": {numbers(study.config)}"
+    return Outcome(found, words)
+
+
+def numbers(config: RegCacheConfig) -> str:
+    if config.is_empty:
+        return "no gain found"
+    return (
+        f"t {config.prefix_block}, tau {config.prefix_count}, block {config.delete_block}, "
+        f"k~ {config.range_delete_count} -> {config.delete_count}"
+    )
 
 
 def nncf(smooth: bool) -> Run:
     return lambda s: Outcome(
         nncf_features(
-            s.encoder, s.preprocess, s.search, s.calibration_count, s.judge, smooth, s.nncf_python
+            s.model.encoder,
+            s.model.preprocess,
+            s.sets.search,
+            s.options.calibration_images,
+            s.sets.evaluation,
+            smooth,
+            s.nncf_python,
         )
     )
 
@@ -201,15 +210,16 @@ class Way:
 
 
 WAYS = (
-    Way("fp32", "FP32", fixed(None)),
-    Way("fp32_regcache", "FP32 + RegCache", chosen(None)),
-    Way("naive", "min-max", fixed("naive")),
-    Way("repqvit", "RepQ-ViT", fixed("repqvit")),
-    Way("ptq4vit", "PTQ4ViT", fixed("ptq4vit")),
+    Way("fp32", "FP32", lambda s: Outcome(s.held_out.float_features)),
+    Way("fp32_regcache", "FP32 + RegCache", healed),
+    Way("naive", "min-max", alone("naive")),
+    Way("repqvit", "RepQ-ViT", alone("repqvit")),
+    Way("ptq4vit", "PTQ4ViT (20 candidates, one round)", alone("ptq4vit")),
     Way("nncf", "NNCF", nncf(smooth=True)),
     Way("nncf_plain", "NNCF without SmoothQuant", nncf(smooth=False)),
-    Way("naive_regcache", "min-max + RegCache", chosen("naive")),
-    Way("repqvit_regcache", "RepQ-ViT + RegCache", chosen("repqvit")),
+    Way("delete", "RepQ-ViT + RegCache, deletion", corner("delete")),
+    Way("saturate", "RepQ-ViT + RegCache, saturation", corner("saturate")),
+    Way("auto", "auto", auto),
 )
 """One line a way; the first is the reference of the paired statistics."""
 
@@ -232,19 +242,18 @@ def row_of(
         "won": pair.won,
         "p_value": f"{pair.p_value:.2g}",
         "cosine": round(score.fidelity, 6),
-        "caution": subject.caution,
+        "caution": subject.model.caution or "",
     }
 
 
 @torch.no_grad()
-def measure(subject: Subject, ways: Sequence[Way], done: set[str]) -> list[dict[str, Any]]:
+def measure(subject: Subject, ways: Sequence[Way], done: set[str]) -> Iterator[dict[str, Any]]:
     """Rows of the ways that are not `done`."""
     if all(way.name in done for way in ways):
-        return []
+        return
     reference = WAYS[0].run(subject)
-    judge = SymmetricInstances(reference.features)
+    judge = subject.sets.judge(reference.features)
     base = judge.score(reference.features)
-    rows = []
     for way in ways:
         if way.name in done:
             continue
@@ -255,11 +264,10 @@ def measure(subject: Subject, ways: Sequence[Way], done: set[str]) -> list[dict[
             print(f"  {way.title}: not run: {error}", flush=True)
             continue
         row = row_of(subject, way, outcome, judge.score(outcome.features), base)
-        rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
         print(
             f"  {way.title}: {row['copy_detection']:.1f} (cosine {row['cosine']:.4f})", flush=True
         )
-    return rows
+        yield row | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -272,11 +280,10 @@ def main(argv: list[str] | None = None) -> int:
     for subject in subjects(args):
         done = {row["way"] for row in rows if subject.has(row)}
         print(f"{subject.kind}, ratio {subject.ratio:g}, seed {subject.seed}", flush=True)
-        found = measure(subject, ways, done)
-        if found:
+        for row in measure(subject, ways, done):
             columns = environment_columns(machine, describe_machine())
             day = {"measured_at": time.strftime("%Y-%m-%d", time.gmtime())}
-            rows += [row | columns | day | {"note": args.note} for row in found]
+            rows.append(row | columns | day | {"note": args.note})
             write_rows(path, rows, {})
     path.with_suffix(".svg").write_bytes(severity_plot.draw(rows, [w.name for w in WAYS]))
     print(path)
@@ -285,33 +292,30 @@ def main(argv: list[str] | None = None) -> int:
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
     """The healthy encoder, then the files, mildest first."""
-    model = load_model(NATURAL)
-    images = load_folder(args.data, model.preprocess, None, 0)
-    judged = images.subset(
-        slice(args.search, None if args.judge is None else args.search + args.judge)
+    options = ExportOptions(
+        model=NATURAL,
+        data=args.data,
+        limit=args.judge,
+        search_images=args.search,
+        calibration_images=args.calibration_images,
+        batch_size=BATCH,
+        budget_fraction=args.budget_fraction,
     )
-    common: dict[str, Any] = {
-        "search": images.subset(slice(0, args.search)),
-        "judge": with_copies(judged),
-        "calibration_count": args.calibration_images,
-        "nncf_python": args.nncf_python,
-        "preprocess": model.preprocess,
-    }
-    found = [Subject(model.encoder, 1.0, "healthy", 0, args.block, **common)]
+    common = {"parts": args.parts, "nncf_python": args.nncf_python}
+    healthy = load_model(NATURAL)
+    found = [Subject(healthy, 1.0, "healthy", 0, options, **common)]
     for path in args.encoders:
         content = read_encoder(path)
         plant, kind = content.facts["planting"], content.facts["adaptation"]
-        found.append(
-            Subject(
-                content.encoder,
-                plant["ratio"],
-                "planted" if kind is None else "adapted",
-                plant["seed"],
-                plant["block"],
-                **common,
-                caution=content.caution,
-            )
+        model = replace(
+            healthy,
+            pretrained=str(path),
+            encoder=content.encoder,
+            preprocess=content.preprocess,
+            caution=content.caution,
         )
+        name = "planted" if kind is None else "adapted"
+        found.append(Subject(model, plant["ratio"], name, plant["seed"], options, **common))
     return sorted(found, key=lambda s: (s.kind, s.ratio, s.seed))
 
 
@@ -329,7 +333,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--search", type=int, default=100, help="photographs to choose on")
     parser.add_argument("--judge", type=int, help="photographs to judge on (default: the others)")
     parser.add_argument("--calibration-images", type=int, default=32)
-    parser.add_argument("--block", type=int, default=3, help="RegCache's, of the healthy encoder")
+    parser.add_argument("--budget-fraction", type=float, default=0.02, help="of the search")
+    parser.add_argument("--parts", type=Path, default=Path("runs/severity"), help="finished parts")
     parser.add_argument("--only", nargs="+", default=[], choices=[w.name for w in WAYS])
     parser.add_argument("--nncf-python", help="interpreter with nncf and openvino")
     parser.add_argument("--threads", type=int, default=2)

@@ -24,6 +24,11 @@ MIN_NORM = 1e-12
 class Engine(Protocol):
     """A loaded encoder. Use it as a context manager; it holds native memory.
 
+    Threads: any number of them may call `infer` at once, and each gets its own features, the same
+    as alone. `close` waits until nobody is inside. Processes: in a forked child the engine refuses
+    with EngineError, whatever the runtime would do; load it in the child. Spawned processes and
+    pickling: pass the bundle's path.
+
     Attributes:
         image_size: height and width in pixels that `infer` takes.
         output_dim: length E of a feature.
@@ -48,12 +53,20 @@ class Engine(Protocol):
                 `[B, H, W, 3]`.
 
         Raises:
-            EngineError: wrong shape or type, NaN in the output, or the runtime failed.
+            EngineError: wrong shape or type, NaN in the output, the runtime failed, the engine is
+                closed, or the process forked since it was loaded.
         """
         ...
 
     def close(self) -> None:
-        """Release the runtime's memory; a closed engine refuses to infer."""
+        """Release the runtime's memory, once calls of other threads have ended.
+
+        A closed engine refuses to infer; closing it again does nothing, and neither does closing it
+        in a forked child.
+
+        Raises:
+            EngineError: the calling thread is inside of `infer` itself (a signal's handler).
+        """
         ...
 
     def __enter__(self) -> Self: ...

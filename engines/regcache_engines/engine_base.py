@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 
-from .engine import Array, FloatArray
+from .engine import Array, FloatArray, check_features, check_images
 from .errors import EngineError
+from .gate import Gate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,10 +22,31 @@ Contract = tuple[tuple[int, int], int, "str | None"]
 """Image size, output length and pixel layout, as `engine.read_contract` gives them."""
 
 
+_loaded: WeakSet[BaseEngine] = WeakSet()
+_kept: list[BaseEngine] = []
+
+
+def _keep_in_child() -> None:
+    """A runtime's destructor joins threads, which a forked child does not have: never run it."""
+    _kept.extend(_loaded)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_child)
+
+
 class BaseEngine(ABC):
-    """Base of the engines; `infer` is theirs."""
+    """Base of the engines: many threads at once, a close that waits, no work behind a fork.
+
+    A subclass sets `_contract`, runs checked images in `_features`, and gives everything back in
+    `_release`, which is called once, with nobody inside.
+    """
 
     _contract: Contract
+
+    def __init__(self) -> None:
+        self._gate = Gate()
+        _loaded.add(self)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -36,9 +60,24 @@ class BaseEngine(ABC):
     def pixels(self) -> str | None:
         return self._contract[2]
 
-    @abstractmethod
+    def infer(self, images: Array) -> FloatArray:
+        """See `Engine.infer`."""
+        with self._gate:
+            check_images(images, self.image_size, self.pixels)
+            return check_features(self._features(images), len(images), self.output_dim)
+
     def close(self) -> None:
         """See `Engine.close`."""
+        if self._gate.shut():
+            self._release()
+
+    @abstractmethod
+    def _features(self, images: Array) -> FloatArray:
+        """Features of checked images; called by many threads at once."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give the runtime's memory back."""
 
     def __enter__(self) -> Self:
         return self
@@ -67,12 +106,6 @@ def in_fixed_batches(
         rest = np.repeat(part[-1:], size - len(part), axis=0)
         parts.append(run(np.concatenate([part, rest]))[: len(part)])
     return np.concatenate(parts)
-
-
-def require_open(handle: object) -> None:
-    """Raise EngineError where `close` has taken an engine's handle away."""
-    if handle is None:
-        raise EngineError("this engine is closed; load it again")
 
 
 def check_threads(threads: int | None) -> None:

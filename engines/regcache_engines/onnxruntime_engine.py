@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Array, FloatArray, check_features, check_images, read_contract
-from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches, require_open
+from .engine import Array, FloatArray, read_contract
+from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
 from .onnxruntime_session import CPU_PROVIDER, open_session
 from .pieces import PiecewiseRun, Run, physical_cores, piece_size
@@ -51,6 +51,7 @@ class OnnxRuntimeEngine(BaseEngine):
         path = Path(model_path)
         if not path.is_file():
             raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
+        super().__init__()
         self._path = path
         self._session: Any = self._open_session(threads, optimize, provider)
         if provider != CPU_PROVIDER:
@@ -60,15 +61,10 @@ class OnnxRuntimeEngine(BaseEngine):
         if optimize and provider == CPU_PROVIDER and self._fixed_batch is None:
             self._pieces = self._open_pieces(threads)
 
-    def infer(self, images: Array) -> FloatArray:
-        """See `Engine.infer`."""
-        require_open(self._session)
-        check_images(images, self.image_size, self.pixels)
+    def _features(self, images: Array) -> FloatArray:
         if self._pieces is not None:
-            features = self._pieces(images)
-        else:
-            features = in_fixed_batches(images, self._fixed_batch, self._run)
-        return check_features(features, len(images), self.output_dim)
+            return self._pieces(images)
+        return in_fixed_batches(images, self._fixed_batch, self._run)
 
     def _open_pieces(self, threads: int | None) -> PiecewiseRun | None:
         tokens = self._metadata(TOKENS)
@@ -108,8 +104,7 @@ class OnnxRuntimeEngine(BaseEngine):
             raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
         return features
 
-    def close(self) -> None:
-        """See `Engine.close`."""
+    def _release(self) -> None:
         self._session = None
         if self._pieces is not None:
             self._pieces.close()

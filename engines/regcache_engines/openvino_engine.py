@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import queue
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .engine import Array, FloatArray, check_features, check_images, read_contract
-from .engine_base import BaseEngine, check_threads, in_fixed_batches, require_open
+from .engine import Array, FloatArray, read_contract
+from .engine_base import BaseEngine, check_threads, in_fixed_batches
 from .errors import EngineError
 
 
@@ -51,30 +52,35 @@ class OpenVINOEngine(BaseEngine):
             ) from error
         if contract is None:
             raise EngineError(f"{path} is no image encoder with one input and one output")
+        super().__init__()
         self._path = path
         self._contract = contract
-        (self._output,) = _features(compiled)
-        self._request: Any = compiled.create_infer_request()
+        (self._output,) = _feature_outputs(compiled)
+        self._compiled: Any = compiled
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         batch = compiled.inputs[0].partial_shape[0]
         self._fixed_batch = batch.get_length() if batch.is_static else None
 
-    def infer(self, images: Array) -> FloatArray:
-        """See `Engine.infer`."""
-        require_open(self._request)
-        check_images(images, self.image_size, self.pixels)
-        features = in_fixed_batches(images, self._fixed_batch, self._run)
-        return check_features(features, len(images), self.output_dim)
+    def _features(self, images: Array) -> FloatArray:
+        return in_fixed_batches(images, self._fixed_batch, self._run)
 
     def _run(self, images: Array) -> FloatArray:
+        """One call, one request: its result stays in the request until it is copied."""
         try:
-            self._request.infer([np.ascontiguousarray(images)])
-            return np.array(self._request.get_output_tensor(self._output).data)
+            request = self._requests.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            request.infer([np.ascontiguousarray(images)])
+            features: FloatArray = np.array(request.get_output_tensor(self._output).data)
         except Exception as error:  # as above
             raise EngineError(f"OpenVINO failed on {self._path}: {error}") from error
+        self._requests.put(request)
+        return features
 
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._request = None
+    def _release(self) -> None:
+        self._requests = queue.SimpleQueue()
+        self._compiled = None
 
 
 def import_openvino() -> Any:
@@ -94,7 +100,7 @@ def import_openvino() -> Any:
     return module
 
 
-def _features(model: Any) -> list[int]:
+def _feature_outputs(model: Any) -> list[int]:
     """Indices of the outputs, without the integer codes of the outlier monitor's probes."""
     codes = ("u8", "i8")
     types = [output.get_element_type().get_type_name() for output in model.outputs]
@@ -102,7 +108,7 @@ def _features(model: Any) -> list[int]:
 
 
 def _contract(model: Any) -> tuple[tuple[int, int], int, str | None] | None:
-    features = _features(model)
+    features = _feature_outputs(model)
     if len(model.inputs) != 1 or len(features) != 1:
         return None
     shapes = [

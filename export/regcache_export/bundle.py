@@ -13,14 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from regcache_engines.bundle import (
-    MANIFEST,
-    MODEL,
-    PREPROCESS,
-    SCHEMA,
-    TEXT_FEATURES,
-    Bundle,
-)
+from regcache_engines.bundle import MANIFEST, MODEL, PREPROCESS, SCHEMA, TEXT_FEATURES, Bundle
 
 from .describe import summary, tokens_out, tool_version
 from .errors import BundleError

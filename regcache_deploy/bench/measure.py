@@ -15,11 +15,7 @@ from regcache_engines.engine import Engine
 from regcache_engines.errors import EngineError
 from regcache_export.trace import in_layout
 
-from ..evaluation.engines import (
-    ON_GPU,
-    engine_version,
-    open_engine,
-)
+from ..evaluation.engines import ON_GPU, engine_version, open_engine
 from ..work.progress import Reporter
 from .environment import gpu_columns, read_gpu
 from .memory import peak_memory

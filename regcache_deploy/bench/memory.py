@@ -23,10 +23,7 @@ from pathlib import Path
 
 from regcache_engines.errors import EngineError
 
-from ..evaluation.engines import (
-    ON_GPU,
-    open_engine,
-)
+from ..evaluation.engines import ON_GPU, open_engine
 from .environment import gpu_used_mib
 
 MODULE = "regcache_deploy.bench.memory"

@@ -12,10 +12,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..work.format import (
-    for_rich,
-    speedup_head,
-)
+from ..work.format import for_rich, speedup_head
 from .environment import busy_warning, environment_columns, environment_name
 
 Columns = dict[str, Any]

@@ -107,8 +107,9 @@ def subjects_of(
 
 
 def float_plan(plan: Plan) -> Plan:
-    """The encoder alone: no quantizers, no prefix, no deletion."""
-    return replace(plan, linears={}, matmuls={}, published={}, regcache=None, register={})
+    """The encoder alone: no quantizers, no prefix, no deletion, no merging."""
+    bare: dict[str, Any] = {"regcache": None, "register": {}, "merge": None}
+    return replace(plan, linears={}, matmuls={}, published={}, **bare)
 
 
 def bundle_images(bundle: Bundle, count: int) -> tuple[Array, str]:

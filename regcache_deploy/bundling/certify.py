@@ -49,8 +49,6 @@ from ..quantization.quantizers import Uniform
 from ..quantization.simulate import Calibration, SimulatedNumerics
 from ..quantization.traced import traced
 
-IMAGE_COUNT = 32
-
 Array = npt.NDArray[Any]
 
 

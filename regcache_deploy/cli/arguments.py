@@ -13,11 +13,12 @@ from typing import Any
 
 from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
-from ..search.settings import FixedChoice, SearchSettings
+from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 
 TITLES = {
     SearchSettings: "reading of the method; the first word is the default",
     FixedChoice: "fix a choice instead of searching it",
+    MergeSettings: "fewer tokens: merge similar patches",
 }
 
 PUBLISHED = ("baseline", "bits", "observer")

@@ -76,10 +76,7 @@ def run(args: argparse.Namespace) -> int:
     require("onnxruntime", "cpu")
     import torch
 
-    from ..run.calibrate import (
-        RecalibrateOptions,
-        recalibrate,
-    )
+    from ..run.calibrate import RecalibrateOptions, recalibrate
 
     if args.threads:
         torch.set_num_threads(args.threads)

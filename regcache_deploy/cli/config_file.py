@@ -45,9 +45,12 @@ def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Name
             values = parser.parse_args(arguments)
         run = getattr(values, "from_run", None)
         if run is not None:
-            stored = {n: v for n, v in searched_options(run).items() if v is not None}
-            words = [f"--{name.replace('_', '-')}={value}" for name, value in stored.items()]
-            arguments = [*words, *arguments]
+            actions = parser._option_string_actions
+            for name, value in searched_options(run).items():
+                if value is not None:
+                    option = name.replace("_", "-")
+                    found = _words(run, option, value, actions[f"--{option}"])
+                    arguments = [*found, *arguments]
     return parser.parse_args(arguments)
 
 

@@ -12,7 +12,7 @@ from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
 from ..run.finished import check_unchanged, parts_of
 from ..run.options import ExportOptions
-from ..search.settings import FixedChoice, SearchSettings
+from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import add_settings, given, print_configuration
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bake the choice of a finished `regcache search`, with its options",
     )
     add_settings(parser, SearchSettings)
+    add_settings(parser, MergeSettings)
     add_settings(parser, GraphSettings, "graph")
     machine = add_settings(parser, MachineSettings, "machine", without=("seed",))
     machine.add_argument(

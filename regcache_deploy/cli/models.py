@@ -38,10 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     import_open_clip()
     from ..encoders.catalogue import describe
-    from ..run.survey import (
-        open_clip_architectures,
-        timm_architectures,
-    )
+    from ..run.survey import open_clip_architectures, timm_architectures
 
     names = open_clip_architectures() + timm_architectures()
     chosen = [n for n in names if fnmatch.fnmatchcase(n.lower(), args.pattern.lower())]

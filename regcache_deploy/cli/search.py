@@ -11,7 +11,7 @@ from ..data.settings import DataSettings
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
 from ..run.options import ExportOptions
-from ..search.settings import FixedChoice, SearchSettings
+from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import PUBLISHED, add_model_arguments, add_settings, given, print_configuration
@@ -19,7 +19,14 @@ from .common import QUIET, add_common_arguments, add_run_arguments
 
 HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
 
-SETTINGS = (ModelSettings, DataSettings, SearchSettings, FixedChoice, MachineSettings)
+SETTINGS = (
+    ModelSettings,
+    DataSettings,
+    SearchSettings,
+    FixedChoice,
+    MergeSettings,
+    MachineSettings,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, DataSettings, "data")
     add_settings(parser, SearchSettings)
     add_settings(parser, FixedChoice)
+    add_settings(parser, MergeSettings)
     parser.add_argument(
         "--ablation",
         action=argparse.BooleanOptionalAction,

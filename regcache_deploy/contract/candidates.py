@@ -1,4 +1,4 @@
-"""Make the candidates' files: INT8 as exported, INT8 with some linears in float, and float."""
+"""Make the candidates' files: INT8 as exported, unmerged, with some linears in float, and float."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ from regcache_export.trace import in_layout
 from ..bench.subjects import float_plan
 from ..evaluation.corners import simulate
 from ..evaluation.layer_error import alone_errors
-from ..quantization.keep_float import (
-    FloatChoice,
-    choose_float_layers,
-)
+from ..quantization.keep_float import FloatChoice, choose_float_layers
 from ..quantization.plan import calibration_of
-from ..quantization.simulate import Calibration
+from ..quantization.simulate import Calibration, Quantization
 from ..work.progress import Reporter
 from .data import BATCH, JudgeData, head_of, measure_drop
-from .decide import FLOAT, INT8, MIXED, Measured
+from .decide import FLOAT, INT8, MIXED, UNMERGED, Measured
 
 RANK_IMAGES = 16
 """Images that rank the linears; one pass of the encoder a linear."""
@@ -72,12 +69,21 @@ class Candidates:
 
     @cached_property
     def float_file(self) -> Path:
-        """No quantizers, no RegCache."""
+        """No quantizers, no RegCache, no merging."""
         return self._write("float", float_plan(self.plan))
 
+    @cached_property
+    def unmerged_plan(self) -> Plan:
+        """The plan with every token kept; its ranges are those that were set with merged ones."""
+        return replace(self.plan, merge=None)
+
+    @cached_property
+    def unmerged(self) -> Path:
+        return self._write("unmerged", self.unmerged_plan)
+
     def mixed_plan(self, layers: frozenset[str]) -> Plan:
-        """The plan with some linears in float."""
-        plan = self.plan
+        """The plan with some linears in float, and no token merged: it is asked for accuracy."""
+        plan = self.unmerged_plan
         linears = {name: q for name, q in plan.linears.items() if name not in layers}
         published = {name: q for name, q in plan.published.items() if name not in layers}
         return replace(plan, linears=linears, published=published)
@@ -101,17 +107,22 @@ class Candidates:
             return self.again[kept.form]
         if kept.form == MIXED:
             return self.mixed_plan(frozenset(kept.float_layers))
+        if kept.form == UNMERGED:
+            return self.unmerged_plan
         return self.plan if kept.form == INT8 else float_plan(self.plan)
 
     def file_of(self, kept: Measured) -> Path:
         """The ONNX file of a candidate that was measured."""
         if kept.form == FLOAT:
             return self.float_file
+        if kept.form == UNMERGED:
+            return self.unmerged
         return self.int8 if kept.form == INT8 else self._write(kept.form, self.plan_for(kept))
 
     @cached_property
     def calibration(self) -> Calibration:
-        return calibration_of(self.plan)
+        """Of the mixed files."""
+        return calibration_of(self.unmerged_plan)
 
     def ranking(self, data: JudgeData, calibration: Calibration | None = None) -> list[str]:
         """Quantized linears, the one that costs most by itself first."""
@@ -136,8 +147,8 @@ class Candidates:
         head, encoder = head_of(self.bundle), self.calibration.encoder
         images = self._normalized(data, SELECT_IMAGES)
         labels = None if data.select_labels is None else data.select_labels[: len(images)]
-        with torch.no_grad():
-            reference = torch.cat([encoder(part) for part in images.split(BATCH)])
+        plain = Calibration(encoder, Quantization())
+        reference = simulate(plain, images.split(BATCH), lambda n: None)
         scale = self.plan.logit_scale
 
         def score(names: frozenset[str]) -> float:

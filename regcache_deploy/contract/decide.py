@@ -10,7 +10,7 @@ from regcache_engines.errors import ConfigError
 
 from ..bench.timing import Interval
 
-INT8, MIXED, FLOAT = "int8", "mixed", "float"
+INT8, UNMERGED, MIXED, FLOAT = "int8", "unmerged", "mixed", "float"
 WAY, PLAIN_MIXED = "way", "mixed_plain"
 """Calibrated again: another way of the quantizer; the quantizer without RegCache, some linears in
 float."""
@@ -68,7 +68,8 @@ class Measured:
     """A candidate with its figures.
 
     Attributes:
-        form: `int8`, `mixed`, `way`, `mixed_plain` or `float`.
+        form: `int8`, `unmerged` (the same where no token is merged), `mixed`, `way`, `mixed_plain`
+            or `float`.
         drop: against the float file.
         speedup: over the float file.
         float_layers: linears in float, of a mixed file.

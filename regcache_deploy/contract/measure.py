@@ -20,7 +20,7 @@ from ..quantization.keep_float import FloatChoice
 from ..search.settings import ALONE
 from .candidates import SELECT_IMAGES, Candidates
 from .data import JudgeData, engine_features, head_of, measure_drop
-from .decide import FLOAT, INT8, MIXED, PLAIN_MIXED, WAY, Drop, Measured, Skipped
+from .decide import FLOAT, INT8, MIXED, PLAIN_MIXED, UNMERGED, WAY, Drop, Measured, Skipped
 from .options import ContractOptions
 from .other_ways import OtherWays
 from .tensorrt import Builds
@@ -50,6 +50,10 @@ class Measurement:
     def try_int8(self) -> Measured | Skipped:
         """The bundle as exported."""
         return self._measure(INT8, self.candidates.int8)
+
+    def try_unmerged(self) -> Measured | Skipped:
+        """The same quantizers and RegCache without merging."""
+        return self._measure(UNMERGED, self.candidates.unmerged)
 
     def try_mixed(self) -> Measured | Skipped:
         """As few linears in float as keep the drop."""

@@ -64,16 +64,16 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         candidates = Candidates.of(bundle, options.plan_folder, Path(scratch), reporter)
         data = load_judge_data(bundle, options.data, options.limit, options.seed)
         measurement = Measurement(candidates, data, options, builds)
-        decision = decide(
-            [
-                measurement.try_int8,
-                measurement.try_mixed,
-                measurement.try_way,
-                measurement.try_plain_mixed,
-                measurement.try_float,
-            ],
-            options.contract,
-        )
+        attempts = [
+            measurement.try_int8,
+            measurement.try_mixed,
+            measurement.try_way,
+            measurement.try_plain_mixed,
+            measurement.try_float,
+        ]
+        if candidates.plan.merge is not None:
+            attempts.insert(1, measurement.try_unmerged)
+        decision = decide(attempts, options.contract)
         gpu_after = read_gpu()[0]
         options.output.mkdir(parents=True, exist_ok=True)
         place = write_kept(candidates, decision.kept, options.output)

@@ -18,14 +18,7 @@ from regcache_export.merge import Merge
 from regcache_export.spec import EncoderSpec
 
 from ..errors import ModelError
-from .merging import (
-    Pairs,
-    find_pairs,
-    log_sizes,
-    merge_as_published,
-    merge_patches,
-    require_sizes,
-)
+from .merging import Pairs, find_pairs, log_sizes, merge_as_published, merge_patches, require_sizes
 from .regcache import RegCache, kept_patches, take_patches
 from .rotary import Survivors, angles_of, rotate
 

@@ -86,10 +86,7 @@ class DemoHead:
 def _load_demo(
     name: str, pretrained: str | None, image_size: tuple[int, int] | None, templates: str
 ) -> LoadedModel:
-    from .demo_variants import (
-        VARIANTS,
-        edit,
-    )
+    from .demo_variants import VARIANTS, edit
 
     variant = VARIANTS.get(name)
     if name != DEMO and variant is None:

@@ -13,12 +13,7 @@ from torch import Tensor
 from ..data.stream import ImageStream
 from ..errors import DataError
 from ..work.progress import Reporter
-from .metrics import (
-    classification_metrics,
-    fidelity_metrics,
-    resolution_line,
-    zero_shot_logits,
-)
+from .metrics import classification_metrics, fidelity_metrics, resolution_line, zero_shot_logits
 from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
 from .runners import Runner
@@ -26,7 +21,6 @@ from .runners import Runner
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
 FIDELITY = "fidelity"
-INSTANCES = "instances"
 KNN, PROBE = "knn", "linear_probe"
 
 

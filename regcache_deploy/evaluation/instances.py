@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..data.copies import altered
 from ..data.images import Images
-from ..errors import DataError
-from .evaluate import INSTANCES, Embedded, Record, compare
-from .metrics import resolution_line
 from .objective import Score
+
+INSTANCES = "instances"
 
 
 @dataclass(frozen=True)
@@ -123,36 +122,6 @@ def search_objective(
         found.append(embed(images.normalized(copies)))
         advance(len(copies))
     return InstanceTop1(torch.cat(found), reference)
-
-
-def instance_records(dataset: str, images: Embedded, copies: Embedded, seed: int) -> list[Record]:
-    """Symmetric copy detection of every runner; the first is the reference of paired statistics.
-
-    Args:
-        dataset: name for the records.
-        images, copies: of the same images in the same order.
-        seed: of the bootstrap.
-
-    Raises:
-        DataError: fewer than two images, or not the same ones.
-    """
-    if images.keys != copies.keys:
-        raise DataError(f"{dataset} changed while it was read: other images in the second pass")
-    if len(images.keys) < 2:
-        raise DataError(f"{dataset}: copy detection needs at least two images")
-    own, records = torch.arange(len(images.keys)), list[Record]()
-    reference: Tensor | None = None
-    for name, features in images.features.items():
-        found = margins(features, copies.features[name], own) > 0
-        paired, line = None, None
-        if reference is None:
-            reference = found
-        else:
-            paired = compare(reference.numpy(), found.numpy(), seed)
-            line = resolution_line(paired.n, paired.lost, paired.won)
-        metrics = {"acc1": float(found.double().mean())}
-        records.append(Record(dataset, INSTANCES, name, metrics, len(own), paired, line))
-    return records
 
 
 def _cosine(features: Tensor, reference: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..encoders.canonical import FLOAT, Numerics
-from ..encoders.rotary import Survivors
-from ..quantization.simulate import Calibration, SimulatedNumerics
+from ..quantization.one_linear import FLOAT_ONLY, numerics_of, one_at_a_time
+from ..quantization.simulate import Calibration
 
 
 @torch.no_grad()
@@ -29,20 +28,16 @@ def alone_errors(
     Returns:
         Every quantized linear, in the order of the encoder.
     """
-    encoder, regcache = calibration.encoder, calibration.regcache
-    tokens = encoder.embed(images)
-
-    def features(numerics: Numerics) -> Tensor:
-        survivors = Survivors()
-        after = encoder.run_blocks(tokens, 0, None, numerics, regcache, survivors=survivors)
-        return encoder.pool(after, survivors).double()
-
-    reference = features(FLOAT)
-    errors = {}
-    for name in encoder.spec.linears():
-        if name not in calibration.quantization.linears:
-            continue
-        found = features(SimulatedNumerics(calibration.quantization.only(name)))
-        errors[name] = max(1 - float(F.cosine_similarity(found, reference, dim=-1).mean()), 0.0)
-        advance(1)
-    return errors
+    encoder, quantization = calibration.encoder, calibration.quantization
+    numerics = numerics_of(quantization, quantization.linears)
+    found = {}
+    for name, features in one_at_a_time(
+        encoder, numerics, encoder.embed(images), calibration.regcache
+    ):
+        found[name] = features.double()
+        advance(1 if name != FLOAT_ONLY else 0)
+    reference = found.pop(FLOAT_ONLY)
+    return {
+        name: max(1 - float(F.cosine_similarity(each, reference, dim=-1).mean()), 0.0)
+        for name, each in found.items()
+    }

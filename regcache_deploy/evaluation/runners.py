@@ -24,10 +24,7 @@ from ..errors import ConfigError
 from ..quantization.plan import calibration_of
 from ..quantization.plan_baseline import baseline_of
 from ..quantization.simulate import Calibration
-from .engines import (
-    ENGINES,
-    open_engine,
-)
+from .engines import ENGINES, open_engine
 
 FP32, BASELINE, SIMULATED = "fp32", "baseline", "simulated"
 RUNNERS = (FP32, BASELINE, SIMULATED, *ENGINES)

@@ -25,7 +25,6 @@ from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
 from .evaluate import (
-    INSTANCES,
     KNN,
     PROBE,
     RETRIEVAL,
@@ -38,7 +37,8 @@ from .evaluate import (
     top_classes,
     zero_shot_records,
 )
-from .instances import instance_records
+from .instance_records import instance_records
+from .instances import INSTANCES
 from .metrics import retrieval_metrics, zero_shot_logits
 from .probes import knn_logits, linear_probe_logits
 from .runners import Runner, make_runners

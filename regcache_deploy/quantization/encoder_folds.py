@@ -17,6 +17,7 @@ from regcache_export.passes import CALIBRATION_FOLDS, FoldState, Pass, ValueBala
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache
+from ..encoders.watching import Watched
 
 VALUE_BALANCE = ValueBalance.name
 
@@ -101,14 +102,9 @@ def _out_proj_ranges(
 ) -> dict[str, npt.NDArray[np.float32]]:
     ranges: dict[str, npt.NDArray[np.float32]] = {}
 
-    class Watch:
-        def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            if name.endswith("attn.out_proj"):
-                ranges[name] = x.abs().amax(dim=(0, 1)).numpy()
-            return torch.nn.functional.linear(x, weight, bias)
+    def see(name: str, x: Tensor) -> None:
+        if name.endswith("attn.out_proj"):
+            ranges[name] = x.abs().amax(dim=(0, 1)).numpy()
 
-        def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-            return a @ b
-
-    encoder.run_blocks(tokens, start, numerics=Watch(), regcache=regcache)
+    encoder.run_blocks(tokens, start, numerics=Watched(see), regcache=regcache)
     return ranges

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from regcache_export.passes import make_folds
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache
+from ..encoders.watching import Watched
 from ..errors import ConfigError, DataError
 from .baselines.base import check_finite, check_scale
 from .encoder_folds import CALIBRATION_FOLDS, apply_folds
@@ -53,21 +53,6 @@ class StreamedLimits:
             for name, limit in self.limits.items()
             if limit == 0
         )
-
-
-class _Watch:
-    """Float numerics that show the input of every linear to an observer."""
-
-    def __init__(self, observe: Callable[[str, Tensor], None]) -> None:
-        self.observe = observe
-
-    def linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        check_finite(name, x)
-        self.observe(name, x)
-        return F.linear(x, weight, bias)
-
-    def matmul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        return a @ b
 
 
 @torch.no_grad()
@@ -196,9 +181,13 @@ def _pass(
     regcache: RegCache | None,
     observe: Callable[[str, Tensor], None],
 ) -> int:
+    def see(name: str, x: Tensor) -> None:
+        check_finite(name, x)
+        observe(name, x)
+
     seen = 0
     for tokens in batches():
-        encoder.run_blocks(tokens, numerics=_Watch(observe), regcache=regcache)
+        encoder.run_blocks(tokens, numerics=Watched(see), regcache=regcache)
         seen += len(tokens)
         del tokens  # before the next ones are made
     return seen

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.environment import busy_warning
-from ..work.format import (
-    difference_text,
-    metric_title,
-    speedup_head,
-    value_text,
-)
+from ..work.format import COUNTED, difference_text, metric_title, speedup_head, value_text
 from .bundle_plots import PARETO_CAPTION, pareto
 from .contract import form_title
 from .drawing import draw_svg
@@ -42,7 +37,7 @@ def accuracy_card(document: dict[str, Any]) -> Card:
         return Card(question, "not measured", "The run evaluated no quantized encoder.")
     how = "in ONNX Runtime" if corner == "deployed" else "in simulation"
     scored = f"{metric_title(metric)} {value_text(metric, value)} {how}"
-    if metric != "top1":
+    if metric not in COUNTED:
         kept = value >= COSINE_KEPT
         return Card(
             question,

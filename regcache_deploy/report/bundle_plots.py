@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import hypot
 from typing import Any
 
+from ..work.format import COUNTED, metric_axis
 from .drawing import COLOURS, FLOOR, INK, MUTED, ROLES, new_figure
 
 NEAR_PIXELS = 24
@@ -19,10 +20,15 @@ PARETO_CAPTION = (
 )
 
 
-def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
+def pareto(
+    points: Sequence[dict[str, Any]],
+    metric: str,
+    batch: int,
+    kinds: tuple[str, str] = ("others", "ours"),
+) -> Any:
     """Latency against accuracy, numbered, with the front of what nothing beats."""
     figure, axes = new_figure(5.2, 3.9)
-    scale = 100 if metric == "top1" else 1
+    scale = 100 if metric in COUNTED else 1
     front = pareto_front([(p["ms"], p["value"]) for p in points])
     axes.plot(
         [points[i]["ms"] for i in front],
@@ -33,8 +39,8 @@ def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
         zorder=1,
     )
     for ours, colour, marker, label in (
-        (False, COLOURS[0], "o", "others"),
-        (True, COLOURS[1], "D", "ours"),
+        (False, COLOURS[0], "o", kinds[0]),
+        (True, COLOURS[1], "D", kinds[1]),
     ):
         chosen = [p for p in points if p["ours"] is ours]
         axes.scatter(
@@ -69,7 +75,7 @@ def pareto(points: Sequence[dict[str, Any]], metric: str, batch: int) -> Any:
             color=INK,
         )
     axes.set_xlabel(f"ms, batch {batch}")
-    axes.set_ylabel("top-1, %" if metric == "top1" else "cosine to FP32")
+    axes.set_ylabel(f"{metric_axis(metric)}, %" if metric in COUNTED else metric_axis(metric))
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 

@@ -6,6 +6,7 @@ from typing import Any
 
 TITLES = {
     "int8": "INT8 as exported",
+    "unmerged": "INT8, no token merged",
     "mixed": "INT8, sensitive linears in float",
     "way": "INT8, another way, calibrated again",
     "mixed_plain": "INT8 without RegCache, calibrated again, sensitive linears in float",

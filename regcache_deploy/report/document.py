@@ -22,7 +22,20 @@ SAME_RUN = (
     "delete_count",
     "range_delete_count",
 )
-MEASURED = ("accuracy", "paired", "n_eval", "metric", "agreement", "bundle")
+MEASURED = (
+    "accuracy",
+    "paired",
+    "n_eval",
+    "metric",
+    "agreement",
+    "bundle",
+    "recipe",
+    "reason",
+    "ways",
+    "merge",
+    "merge_front",
+    "merge_reason",
+)
 """What an export measured itself, on its own held-out images, with the deployed graph."""
 
 

@@ -16,8 +16,10 @@ from regcache_engines.files import atomic_write_bytes
 from ..compat import require
 from .answer import answer, speed
 from .bundle_sections import certificate, contract, errors, how_to_run
+from .merge_section import merging
 from .parts import Section
 from .search_sections import ablation, accuracy, cost, decision, layers, provenance, tokens
+from .ways_section import ways
 
 Make = Callable[[Path, dict[str, Any]], Section | None]
 
@@ -25,7 +27,9 @@ SECTIONS: list[Make] = [
     answer,
     accuracy,
     speed,
+    ways,
     decision,
+    merging,
     tokens,
     layers,
     errors,

@@ -9,7 +9,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..work.format import absent_count
+from ..work.format import absent_count, metric_axis
 from .drawing import COLOURS, FLOOR, GAP, MUTED, ROLES, draw_svg, new_figure
 
 
@@ -145,7 +145,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     axes.margins(0.08)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.05))
     axes.set_title(f"large: all {most} images; small: a part of them", loc="left", fontsize=9)
-    figure.colorbar(dots, ax=axes, label=_objective(document))
+    figure.colorbar(dots, ax=axes, label=metric_axis(document["search_metric"]))
     return figure
 
 
@@ -174,18 +174,12 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     )
     axes.axhline(document["search_accuracy"], color=MUTED, lw=1, ls="--")
     axes.set_xlabel("block-forwards so far")
-    axes.set_ylabel(_objective(document))
+    axes.set_ylabel(metric_axis(document["search_metric"]))
     axes.ticklabel_format(axis="x", style="plain")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}".replace(",", " "))
     axes.tick_params(axis="x", labelrotation=20)
     axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
-
-
-def _objective(document: dict[str, Any]) -> str:
-    return {"top1": "top-1", "cosine": "cosine to FP32", "mse": "1 - relative error"}[
-        document["search_metric"]
-    ]
 
 
 PICTURES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {

@@ -23,6 +23,7 @@ CORNERS = (
     "saturate",
     "delete",
     "regcache",
+    "unmerged",
     "recipe",
     "deployed",
 )
@@ -51,9 +52,11 @@ class ExportResult:
     """Everything an export found.
 
     Attributes:
-        metric: `top1` (accuracy) or `cosine` (fidelity to FP32, where there are no labels).
+        metric: `top1` (accuracy), `instances` (copy detection, where there are no labels or no
+            text encoder) or `cosine` (fidelity to FP32, for random weights).
         accuracy: corner -> value in [0, 1], all on the same `n_eval` images.
-        paired: corner -> comparison with FP32 on the same images (top-1 only).
+        fidelity: corner -> mean cosine to FP32, on the same images.
+        paired: corner -> comparison with FP32 on the same images.
         paper_form: the same corners with every quantizer as published, where it differs.
         agreement: deployed graph against simulation: top-1 agreement, mean and min cosine.
         differences: where the deployed form of the baseline differs from the published one.
@@ -61,7 +64,10 @@ class ExportResult:
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
         reason: why, in one sentence; empty where nothing was raced.
+        merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
+            weighed against each other, and `merge_reason`, why.
         token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
+        fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -98,7 +104,12 @@ class ExportResult:
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
     reason: str = ""
+    merge: dict[str, Any] | None = None
+    merge_front: tuple[dict[str, Any], ...] = ()
+    merge_reason: str = ""
     token_norms: dict[str, Any] = field(default_factory=dict)
+    fidelity: dict[str, float] = field(default_factory=dict)
+    fidelity_way: str | None = None
 
     @property
     def sensitive_block(self) -> int:
@@ -122,6 +133,7 @@ class ExportResult:
             "range_delete_count": config.range_delete_count,
             "recipe": self.recipe,
             "reason": self.reason,
+            "fidelity_way": self.fidelity_way,
             "ways": list(self.ways),
             "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
@@ -130,7 +142,15 @@ class ExportResult:
             "results_csv": str(self.results_csv) if self.results_csv else None,
             "bundle": str(self.bundle) if self.bundle else None,
             "metric": self.metric,
-            "accuracy": {name: self.accuracy.get(name) for name in CORNERS},
+            "merge": self.merge,
+            "merge_front": list(self.merge_front),
+            "merge_reason": self.merge_reason,
+            "accuracy": {
+                name: self.accuracy.get(name)
+                for name in CORNERS
+                if name != "unmerged" or self.merge is not None
+            },
+            "fidelity": {name: self.fidelity.get(name) for name in CORNERS},
             "n_eval": self.n_eval,
             "paired": {name: p.to_json() for name, p in self.paired.items()},
             "paper_form": self.paper_form,

@@ -10,6 +10,7 @@ from ..work.format import (
     count_text,
     deletion_text,
     difference_text,
+    merge_text,
     metric_title,
     no_gain_text,
     norms_rows,
@@ -27,6 +28,7 @@ CORNER_TITLES = {
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
     "regcache": "RegCache, as searched",
+    "unmerged": "chosen, no token merged",
     "recipe": "chosen, simulated",
     "deployed": "chosen, deployed",
 }
@@ -84,6 +86,7 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
             "sink tokens per image",
             f"{deletion_text(document)} in block {document['delete_block']}" if absent else "none",
         ],
+        ["tokens merged", merge_text(document.get("merge"))],
         [
             "search objective",
             f"{value_text(document['search_metric'], document['search_accuracy'])} "

@@ -7,13 +7,18 @@ import sys
 from typing import Any
 
 from ..work.format import (
+    COUNTED,
     deletion_text,
     difference_text,
     for_rich,
+    front_rows,
+    merge_text,
+    metric_axis,
     no_gain_text,
     norms_rows,
     not_tried_lines,
     p_text,
+    value_text,
 )
 from .result import CORNERS, ExportResult
 
@@ -25,6 +30,7 @@ CORNER_TITLES = {
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
     "regcache": "RegCache, as searched",
+    "unmerged": "chosen, no token merged (simulated)",
     "recipe": "chosen (simulated)",
     "deployed": "chosen (deployed, ONNX Runtime)",
 }
@@ -44,9 +50,14 @@ def print_result(result: ExportResult, as_json: bool = False) -> None:
     console.print(_choice_table(result))
     if result.ways:
         console.print(_ways_table(result))
+    if result.merge_front:
+        console.print(_front_table(result))
     console.print(_accuracy_table(result))
-    if result.reason:
-        console.print(for_rich(f"Chosen: {result.reason}."), soft_wrap=True)
+    for text in filter(None, (result.reason, result.merge_reason)):
+        console.print(for_rich(f"Chosen: {text}."), soft_wrap=True)
+    if result.fidelity_way:
+        line = f"Fidelity to FP32 would have chosen: {result.fidelity_way}."
+        console.print(for_rich(line), soft_wrap=True)
     for line in _footnotes(result):
         console.print(for_rich(line), soft_wrap=True)
 
@@ -63,6 +74,9 @@ def print_search(result: ExportResult, as_json: bool = False) -> None:
     if result.caution:
         console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
     console.print(_choice_table(result))
+    if result.merge_front:
+        console.print(_front_table(result))
+        console.print(for_rich(f"Chosen: {result.merge_reason}."), soft_wrap=True)
     console.print(_accuracy_table(result))
     for row in result.details["ablation"]:
         console.print(_ablation_table(result.metric, row))
@@ -80,9 +94,9 @@ def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untype
         title=f"{row['baseline']}, {row['bits']} (prefix {choice['prefix_count']} from block "
         f"{choice['prefix_block']}, {deletion_text(choice)})"
     )
-    for name in ("", _metric(metric), "against the baseline [95 %]", "p"):
-        table.add_column(name, justify="right" if name == _metric(metric) else "left")
-    digits = 2 if metric == "top1" else 5
+    for name in ("", metric_axis(metric), "against the baseline [95 %]", "p"):
+        table.add_column(name, justify="right" if name == metric_axis(metric) else "left")
+    digits = 2 if metric in COUNTED else 5
     for variant, cell in row["cells"].items():
         pair = cell["against_baseline"]
         difference, p = "", ""
@@ -90,7 +104,7 @@ def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untype
             low, high = (f"{pair[end]:+.{digits}f}" for end in ("low", "high"))
             difference = rf"{pair['difference']:+.{digits}f} \[{low}, {high}]"
             p = f"{pair['p_value']:.2g}"
-        value = "-" if cell["value"] is None else _value(metric, cell["value"])
+        value = "-" if cell["value"] is None else value_text(metric, cell["value"])
         table.add_row(TITLES[variant], value, difference or cell["reason"], p)
     return table
 
@@ -131,8 +145,10 @@ def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
         "delete block": str(config.delete_block) if config.range_delete_count else "none",
         "delete count": str(config.delete_count),
         "absent while ranges are set": str(config.range_delete_count),
-        f"search {_metric(result.search_metric)}": (
-            f"{_value(result.search_metric, result.search_accuracy)} on {result.n_search} images"
+        "tokens merged": merge_text(result.merge),
+        f"search {metric_axis(result.search_metric)}": (
+            f"{value_text(result.search_metric, result.search_accuracy)} "
+            f"on {result.n_search} images"
         ),
         "results CSV": str(result.results_csv),
         "bundle": str(result.bundle) if result.bundle else "none: `regcache export` writes one",
@@ -147,36 +163,51 @@ def _ways_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
     metric = result.search_metric
-    table = Table(title=f"{_metric(metric)} of every way on {result.n_search} search images")
+    table = Table(title=f"{metric_axis(metric)} of every way on {result.n_search} search images")
     table.add_column("")
-    for name in (_metric(metric), "cosine to FP32", "CPU cost"):
+    for name in (metric_axis(metric), "cosine to FP32", "CPU cost"):
         table.add_column(name, justify="right")
     for way in result.ways:
         mark = " <- chosen" if way["chosen"] else " =" if way["tied"] else ""
         table.add_row(
             for_rich(f"{way['title']}{mark}"),
-            _value(metric, way["value"]),
+            value_text(metric, way["value"]),
             f"{way['fidelity']:.5f}",
             f"{way['cost']:.3f}",
         )
     return table
 
 
+def _front_table(result: ExportResult):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    metric = result.search_metric
+    table = Table(title=f"Speed and {metric_axis(metric)} with merging, {result.n_search} images")
+    table.add_column("")
+    heads = ("ms", "over unmerged [95 %]", metric_axis(metric), "against FP32, points [95 %]")
+    for name in heads:
+        table.add_column(name, justify="right")
+    for row in front_rows(metric, result.merge_front):
+        table.add_row(*(for_rich(cell) for cell in row))
+    return table
+
+
 def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
     from rich.table import Table
 
-    table = Table(title=f"{_metric(result.metric)} on {result.n_eval} held-out images")
+    table = Table(title=f"{metric_axis(result.metric)} on {result.n_eval} held-out images")
     table.add_column("")
-    table.add_column(_metric(result.metric), justify="right")
-    counted = result.metric == "top1"
+    table.add_column(metric_axis(result.metric), justify="right")
+    counted = result.metric in COUNTED
     if result.paired:
         heads = ["against FP32, points [95 %]", "lost / won", "McNemar p"]
         for head in heads if counted else ["difference [95 %]", "p"]:
             table.add_column(head, justify="right")
     for corner in CORNERS:
-        if corner not in result.accuracy or (corner == "recipe" and not result.ways):
+        shown = result.ways or result.merge or corner != "recipe"
+        if corner not in result.accuracy or not shown:
             continue
-        cells = [CORNER_TITLES[corner], _value(result.metric, result.accuracy[corner])]
+        cells = [CORNER_TITLES[corner], value_text(result.metric, result.accuracy[corner])]
         pair = result.paired.get(corner)
         if pair:
             found = pair.to_json()
@@ -198,8 +229,8 @@ def _footnotes(result: ExportResult) -> list[str]:
         paper = result.paper_form
         lines.append(
             f"{result.baseline} with its published quantizers (simulation only): alone "
-            f"{_value(result.metric, paper['baseline'])}, with RegCache "
-            f"{_value(result.metric, paper['regcache'])}."
+            f"{value_text(result.metric, paper['baseline'])}, with RegCache "
+            f"{value_text(result.metric, paper['regcache'])}."
         )
         lines += [f"  deployed otherwise: {line}" for line in result.differences]
     if result.in_float:
@@ -214,11 +245,3 @@ def _no_gain(result: ExportResult, p: str = "") -> str:
     """Why nothing was chosen."""
     configs = [trial.config for trial in result.trials]
     return no_gain_text([(c.prefix_count, c.range_delete_count) for c in configs], p)
-
-
-def _metric(name: str) -> str:
-    return {"top1": "top-1", "cosine": "cosine to FP32", "mse": "1 - relative error"}[name]
-
-
-def _value(metric: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"

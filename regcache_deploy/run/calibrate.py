@@ -27,24 +27,15 @@ from ..bundling.monitor import monitor_entry
 from ..data.preprocess import Preprocess
 from ..data.sources import open_data
 from ..data.stream import ImageStream
-from ..errors import (
-    BundleError,
-    ConfigError,
-)
+from ..errors import BundleError, ConfigError
 from ..quantization.baselines.table import with_observer
 from ..quantization.histogram import Observer
-from ..quantization.plan import (
-    calibration_of,
-    make_plan,
-)
+from ..quantization.plan import calibration_of, make_plan
 from ..quantization.plan_baseline import baseline_of
 from ..quantization.reservoir import Reservoir
 from ..quantization.settings import BASELINE_NAMES, check_observer_of
 from ..quantization.simulate import Calibration
-from ..quantization.streaming import (
-    StreamedLimits,
-    recalibrate_stream,
-)
+from ..quantization.streaming import StreamedLimits, recalibrate_stream
 from ..work.count import peak_memory
 from ..work.progress import Reporter
 from .options import ExportOptions

@@ -13,6 +13,7 @@ import torch
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
+from ..errors import ConfigError
 from ..quantization.baselines.table import fold_differences
 from ..quantization.encoder_folds import changing_folds
 from ..quantization.saturation import warn_about_saturation
@@ -20,6 +21,7 @@ from ..quantization.simulate import Calibration
 from ..quantization.tensorrt_table import tensorrt_differences
 from ..report.result import ExportResult, write_json, write_trials
 from ..work.progress import Reporter
+from .merging import write_front
 from .options import ExportOptions
 from .study import Study, run_study
 
@@ -38,6 +40,11 @@ def run_export(
         VerificationError: the deployed graph is not the simulated one; the bundle keeps the
             suffix `.rejected`.
     """
+    if options.merge_compat:
+        raise ConfigError(
+            "--merge-compat is only simulated, and an export writes what runs; take it with "
+            "`regcache search`"
+        )
     warn_about_saturation(options.weight_bits)
     study = run_study(options, reporter, parts)
     sets, calibration = study.sets, study.calibrate()
@@ -82,7 +89,9 @@ def run_export(
         draft, plan, calibration, sets, simulated, verified, manifest
     )
     results_csv = options.output_dir / "results.csv"
-    write_trials(results_csv, study.found.result.trials, sets.objective.name)
+    write_trials(results_csv, study.found.result.trials, study.found.objective.name)
+    if study.front is not None:
+        write_front(options.output_dir, study.front)
     result = study.result(
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),

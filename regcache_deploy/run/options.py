@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from regcache_export.fold_names import EXPORT_FOLDS
-from regcache_export.targets import DEFAULT_TARGET, GraphOptions
+from regcache_export.targets import DEFAULT_TARGET, GraphOptions, find_target
 
 from ..bundling.settings import GraphSettings
 from ..data.settings import ImageSettings
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
 from ..quantization.settings import AUTO, QuantizerSettings
-from ..search.settings import PAPER, REGCACHE, WAY_NAMES, FindSettings
+from ..search.settings import PAPER, REGCACHE, WAY_NAMES, FindSettings, MergeSettings
 from ..work.paths import require_writable
 from ..work.settings import one_of, setting
 
 
 @dataclass(frozen=True)
-class ExportOptions(ModelSettings, QuantizerSettings, ImageSettings, FindSettings, GraphSettings):
+class ExportOptions(
+    ModelSettings, QuantizerSettings, ImageSettings, FindSettings, MergeSettings, GraphSettings
+):
     """Settings of every room; a function that reads those of one room takes this object, too.
 
     Raises:
@@ -42,6 +44,7 @@ class ExportOptions(ModelSettings, QuantizerSettings, ImageSettings, FindSetting
         QuantizerSettings.__post_init__(self)
         ImageSettings.__post_init__(self)
         FindSettings.__post_init__(self)
+        MergeSettings.__post_init__(self)
         GraphSettings.__post_init__(self)
         if self.recipe is not None:
             one_of("--recipe", self.recipe, (AUTO, PAPER, *WAY_NAMES))
@@ -52,6 +55,15 @@ class ExportOptions(ModelSettings, QuantizerSettings, ImageSettings, FindSetting
             raise ConfigError(
                 f"--strict-paper needs --target {DEFAULT_TARGET}, not '{self.target}': published "
                 "quantizers are built from standard operators"
+            )
+
+        if self.merge is not None and self.strict_paper:
+            raise ConfigError("--merge does not go with --strict-paper; take one of them")
+        form = find_target(self.target).form
+        if self.merge == AUTO and form == "tensorrt" and self.latency is None:
+            raise ConfigError(
+                f"--merge auto measures in ONNX Runtime, which says nothing of {self.target}; take "
+                "a schedule, or give --latency with figures from the GPU"
             )
 
     def check_paths(self) -> None:

@@ -17,6 +17,7 @@ from ..search.pictures import picture_data
 from ..search.settings import REGCACHE, SearchSettings
 from ..work.paths import DETAILS
 from ..work.progress import Reporter
+from .merging import write_front
 from .options import ExportOptions
 from .study import Study, run_study
 
@@ -45,6 +46,8 @@ def run_search(
     details["ablation"] = _ablation(study, folder, reporter) if ablation else []
     results_csv = folder / "results.csv"
     write_trials(results_csv, found.result.trials, found.objective.name)
+    if study.front is not None:
+        write_front(folder, study.front)
     result = study.result(
         agreement={},
         differences=study.baseline.differences,
@@ -66,7 +69,7 @@ def _ablation(study: Study, folder: Path, reporter: Reporter) -> list[dict[str, 
         "model": study.model.name,
         "caution": study.model.caution or "",
         "metric": study.judge.name,
-        "n": len(sets.evaluation),
+        "n": sets.judged,
         "search_images": len(sets.search),
         "calibration_images": len(sets.calibration_tokens),
     }

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regcache_export.merge import Merge
+
+from ..bench.merge_latency import read_latency
 from ..data.images import Images
 from ..data.sets import skipped_lines
 from ..encoders.load import LoadedModel, load_model
@@ -28,13 +31,15 @@ from ..report.result import ExportResult
 from ..search.embedder import Embedder
 from ..search.find import FoundChoice, find_choice
 from ..search.float_layers import choose_float
+from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
 from ..search.token_norms import TokenNorms, measure_norms
-from ..search.ways import Raced, race_ways, reason, ways_of
+from ..search.ways import Raced, fidelity_way, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
 from .finished import parts_of
+from .merging import MergeFront, choose_merge
 from .options import ExportOptions
 
 
@@ -43,26 +48,35 @@ class Study:
     """One encoder and one quantizer with the choice that was found, and its corners.
 
     Attributes:
+        published: the quantizer that was asked for.
         baseline, config: of the way that was chosen.
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
-            `paper/` in front where every quantizer is as published. An export adds `deployed`.
+            and where that merges tokens, `unmerged` is the same without; `paper/` in front where
+            every quantizer is as published. An export adds `deployed`.
         ways: that were raced; empty where the recipe was fixed.
+        ways_work: block-forwards that this took, on top of the search's.
         norms: of the tokens at the sensitive layer, with the chosen way's RegCache and without.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
+        merge: of the chosen way; the search itself and all other corners merge nothing.
+        front: of `--merge auto`.
     """
 
     options: ExportOptions
     model: LoadedModel
     sets: ImageSets
+    published: Baseline
     baseline: Baseline
     config: RegCacheConfig
     found: FoundChoice
     held_out: Embedder
     features: dict[str, Tensor]
     ways: list[Raced]
+    ways_work: int
     norms: TokenNorms
     over_budget: tuple[str, ...]
     began: float = field(repr=False)
+    merge: Merge | None = None
+    front: MergeFront | None = None
 
     @property
     def recipe(self) -> str:
@@ -74,7 +88,7 @@ class Study:
         """The choice's quantizers, on the whole encoder."""
         return calibrate_corner(
             self.baseline,
-            self.model.encoder,
+            self.model.encoder.merging(self.merge),
             self.sets.calibration_tokens,
             self.config,
             self.found.register,
@@ -119,7 +133,7 @@ class Study:
             search_metric=found.objective.name,
             metric=self.judge.name,
             n_search=len(self.sets.search),
-            n_eval=len(self.sets.evaluation),
+            n_eval=self.sets.judged,
             accuracy=self.accuracy(),
             paired=paired,
             paper_form={
@@ -135,15 +149,26 @@ class Study:
             warnings=warnings,
             caution=self.model.caution,
             seconds=time.monotonic() - self.began,
-            search_cost=found.cost.to_json(),
+            search_cost=found.cost.to_json() | {"ways_block_forwards": self.ways_work},
             not_tried=found.result.not_tried,
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.ways),
             token_norms=self.norms.to_json(),
-            reason=reason(self.ways, self.sets.objective.name) if self.ways else "",
+            reason=reason(self.ways, found.objective.name) if self.ways else "",
+            fidelity={n: s.fidelity for n, s in scores.items() if not n.startswith("paper/")},
+            fidelity_way=fidelity_way(self.ways) if self.ways else None,
             trials=found.result.trials,
+            merge=self._merge_json(),
+            merge_front=tuple(p.to_json() for p in self.front.points) if self.front else (),
+            merge_reason=self.front.reason if self.front else "",
             **more,
         )
+
+    def _merge_json(self) -> dict[str, Any] | None:
+        if self.merge is None:
+            return None
+        schedule = self.front.chosen.schedule if self.front else self.options.merge
+        return {"schedule": schedule, "compat": self.merge.compat, **self.merge.to_json()}
 
 
 @torch.no_grad()
@@ -153,7 +178,7 @@ def run_study(
     parts: Path | None = None,
     model: LoadedModel | None = None,
 ) -> Study:
-    """Search, and embed the held-out images in every corner.
+    """Decide, and embed the held-out images in every corner.
 
     A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
     folder, or in the one that is given, which several runs may share. A `model` that is given takes
@@ -161,6 +186,36 @@ def run_study(
 
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
+    """
+    study = decide_study(options, reporter, parts, model)
+    held_out, found, features = study.held_out, study.found, study.features
+    published, best = study.published, found.result.best
+    features["fp32"] = held_out.float_features
+    for name, corner in corner_configs(best).items():
+        features[name] = held_out.features(name, published, corner, found.register)
+    chosen = (study.baseline, study.config, found.register)
+    features["recipe"] = held_out.features("recipe", *chosen, study.merge)
+    if study.merge is not None:
+        features["unmerged"] = held_out.features("unmerged", *chosen)
+    if published.differences and published.form == "deploy":
+        paper = make_baseline(published.name, published.bits, "paper")
+        for name in ("baseline", "regcache"):
+            features[f"paper/{name}"] = held_out.features(
+                f"{name}, published form", paper, corner_configs(best)[name], found.register
+            )
+    return study
+
+
+@torch.no_grad()
+def decide_study(
+    options: ExportOptions,
+    reporter: Reporter,
+    parts: Path | None = None,
+    model: LoadedModel | None = None,
+) -> Study:
+    """Search and race on the search images; no held-out image has been looked at.
+
+    As `run_study`, with no features yet.
     """
     began = time.monotonic()
     if options.threads:
@@ -173,7 +228,9 @@ def run_study(
         options.classifier,
     )
     check_choice(options, model)
-    sets = load_image_sets(options, model, reporter, parts or parts_of(options.output_dir))
+    sets = load_image_sets(
+        options, model, reporter, parts or parts_of(options.output_dir), options.objective
+    )
     encoder, published = model.encoder, chosen_baseline(options)
     recipe = options.chosen_recipe
     settings = replace(options, two_counts=False) if recipe == PAPER else options
@@ -191,51 +248,68 @@ def run_study(
     over_budget: tuple[str, ...] = ()
     if options.keep_float == AUTO:
         over_budget = choose_float(published, searched, sets, found, options.budget)
-    best, ways = found.result.best, list[Raced]()
-    baseline, config = published, best
-    if recipe not in (PAPER, REGCACHE):
-        all_ways = ways_of(published, best, found.sensitivity.layer, encoder.spec)
-        if recipe == AUTO:
-            work, seed = sets.cache.work, options.seed
-            ways = race_ways(all_ways, searched, found.register, sets.objective, work, seed)
-            all_ways = [each.way for each in ways if each.chosen]
-        way = next((way for way in all_ways if recipe in (AUTO, way.name)), None)
-        if way is None:
-            raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
-        baseline, config = way.baseline, way.config
+    before = sets.cache.work.block_forwards
+    baseline, config, ways = _choose_way(options, published, found, sets, searched)
+    merge, front = None, None
+    if options.merge == AUTO:
+        chosen = (baseline, config)
+        front = choose_merge(options, model, sets, published, chosen, found, searched, reporter)
+        merge, config = front.chosen.merge, front.chosen.config
+    elif options.merge_options is not None:
+        merge = fitting_merge(options.merge_options, encoder.spec, config)
+    ways_work = sets.cache.work.block_forwards - before
     layer, size = found.sensitivity.layer, options.batch_size
     norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
-    features = {"fp32": held_out.float_features}
-    for name, corner in corner_configs(best).items():
-        features[name] = held_out.features(name, published, corner, found.register)
-    features["recipe"] = held_out.features("recipe", baseline, config, found.register)
-    if published.differences and published.form == "deploy":
-        paper = make_baseline(published.name, published.bits, "paper")
-        for name in ("baseline", "regcache"):
-            features[f"paper/{name}"] = held_out.features(
-                f"{name}, published form", paper, corner_configs(best)[name], found.register
-            )
     return Study(
         options,
         model,
         sets,
+        published,
         baseline,
         config,
         found,
         held_out,
-        features,
+        {},
         ways,
+        ways_work,
         norms,
         over_budget,
         began,
+        merge,
+        front,
     )
+
+
+def _choose_way(
+    options: ExportOptions,
+    published: Baseline,
+    found: FoundChoice,
+    sets: ImageSets,
+    searched: Embedder,
+) -> tuple[Baseline, RegCacheConfig, list[Raced]]:
+    """Quantizer and numbers of the recipe, and the ways that were raced for it."""
+    recipe, best = options.chosen_recipe, found.result.best
+    if recipe in (PAPER, REGCACHE):
+        return published, best, []
+    ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
+    if recipe == AUTO:
+        work = sets.cache.work
+        raced = race_ways(ways, searched, found.register, found.objective, work, options.seed)
+        chosen = next(each.way for each in raced if each.chosen)
+        return chosen.baseline, chosen.config, raced
+    named = next((way for way in ways if way.name == recipe), None)
+    if named is None:
+        raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
+    return named.baseline, named.config, []
 
 
 def check_choice(options: ExportOptions, model: LoadedModel) -> None:
     """Refuse numbers that this encoder cannot have, before any image is read.
 
     Raises:
-        ConfigError: a block or a count is out of range, or a linear is not there.
+        ConfigError: a block or a count is out of range, a linear is not there, or a schedule of
+            merging does not fit.
+        DataError: the file of latencies cannot be used.
     """
     spec = model.encoder.spec
     RegCacheConfig(
@@ -245,6 +319,10 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
         delete_count=options.delete_count or 0,
         range_delete_count=max(options.delete_count or 0, options.range_delete_count or 0),
     ).check(spec)
+    if options.merge_options is not None:
+        options.merge_options.of(spec, _fixed_deletion(options))
+    if options.latency is not None:
+        read_latency(options.latency)
     named = dict[str, str]()
     if options.keep_float != AUTO:
         named |= dict.fromkeys(sorted(layer_names(options.keep_float)), "--keep-float")
@@ -253,3 +331,12 @@ def check_choice(options: ExportOptions, model: LoadedModel) -> None:
         named[layer_name(option, options.sensitive_layer)] = option
     for name in named.keys() - set(spec.linears()):
         raise ConfigError(f"{named[name]} {name}: this encoder has blocks 0..{spec.depth - 1}")
+
+
+def _fixed_deletion(options: ExportOptions) -> RegCacheConfig | None:
+    """The deletion that the user fixed, count and block; None where the search has a say."""
+    if not options.delete_count or options.sensitive_layer is None:
+        return None
+    block = int(layer_name("--sensitive-layer", options.sensitive_layer).split(".")[1])
+    absent = max(options.delete_count, options.range_delete_count or 0)
+    return RegCacheConfig(0, 0, block, absent)

@@ -21,12 +21,7 @@ from regcache_export.graph import build_model, serialize
 
 from ..compat import import_open_clip
 from ..encoders.canonical import Encoder
-from ..encoders.structure import (
-    TIMM,
-    build_tower,
-    fill_randomly,
-    read_tower,
-)
+from ..encoders.structure import TIMM, build_tower, fill_randomly, read_tower
 from ..errors import ModelError, UnsupportedEncoderError
 
 SURVEY_DEPTH = 3

@@ -23,10 +23,7 @@ from ..quantization.settings import BASELINE_NAMES, QuantizerSettings
 from ..work.progress import Reporter
 from .clipping import CLIPPING_PERCENTILE, Clipped
 from .embedder import Embedder
-from .find import (
-    FoundChoice,
-    find_choice,
-)
+from .find import FoundChoice, find_choice
 from .register.capture import Captures
 from .register.choose import make_register
 from .settings import FindSettings, SearchSettings

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from regcache_export.merge import Merge
 
 from ..data.images import Images
 from ..encoders.canonical import Encoder
@@ -60,16 +62,28 @@ class Embedder:
         return self._features("fp32", lambda: Calibration(self.encoder, Quantization()))
 
     def features(
-        self, name: str, baseline: Baseline, config: RegCacheConfig, register: Mapping[int, Tensor]
+        self,
+        name: str,
+        baseline: Baseline,
+        config: RegCacheConfig,
+        register: Mapping[int, Tensor],
+        merge: Merge | None = None,
     ) -> Tensor:
-        """Embeddings `[n, E]` with the whole encoder calibrated for one choice."""
+        """Embeddings `[n, E]` with the whole encoder calibrated for one choice.
+
+        Args:
+            merge: tokens are merged so, in the calibration, too.
+        """
         key = {
             "quantizer": baseline.identity(),
             "config": config.to_json(),
             "register": register_hash(register if config.has_prefix else {}),
         }
+        if merge is not None:
+            key["merge"] = asdict(merge)
+        encoder = self.encoder.merging(merge)
         calibrate = partial(
-            calibrate_corner, baseline, self.encoder, self.tokens, config, dict(register)
+            calibrate_corner, baseline, encoder, self.tokens, config, dict(register)
         )
         return self._features(name, calibrate, **key)
 

@@ -16,29 +16,20 @@ from ..encoders.canonical import Encoder
 from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
 from ..evaluation.image_sets import ImageSets
+from ..evaluation.instances import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
 from ..work.count import peak_memory
 from ..work.progress import Reporter
 from .cost import SearchCost, calibration_walks, exhaustive_block_forwards
 from .problem import SearchProblem
-from .register.capture import (
-    Candidate,
-    Captures,
-)
-from .register.choose import (
-    find_captures,
-    make_register,
-    take_best_singles,
-)
+from .register.capture import Candidate, Captures
+from .register.choose import find_captures, make_register, take_best_singles
 from .result import SearchResult
 from .sensitivity import Sensitivity, cached_proxy, first_images, measure_sensitivity
 from .settings import FindSettings, SearchSettings
 from .space import SearchSpace
-from .strategies import (
-    race_budget,
-    search,
-)
+from .strategies import race_budget, search
 
 LOOK_BACK = 3
 """Target blocks are searched from this many blocks before the sensitive one (paper, section 4)."""
@@ -117,10 +108,12 @@ def choose_objective(settings: SearchSettings, sets: ImageSets) -> Objective:
 def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     if settings.objective in ("auto", sets.objective.name):
         return sets.objective
+    if settings.objective == INSTANCES:
+        raise ConfigError("--objective instances needs image sets that were loaded for it")
     if settings.objective == "top1":
         raise ConfigError(
             "--objective top1 needs labels and a text encoder with trained weights; "
-            "take cosine or mse"
+            "take instances, cosine or mse"
         )
     kinds: dict[str, type[FeatureError] | type[FeatureFidelity]]
     kinds = {"mse": FeatureError, "cosine": FeatureFidelity}

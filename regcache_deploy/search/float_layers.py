@@ -33,11 +33,11 @@ def choose_float(
         baseline.keep_float = names
         title = f"{len(names)} linears in float"
         features = searched.features(title, baseline, found.result.best, found.register)
-        return sets.objective.score(features).value
+        return found.objective.score(features).value
 
     layers = found.sensitivity.layers
     ranking = sorted(layers, key=lambda name: layers[name].key)
-    reference = sets.objective.score(sets.reference).value
+    reference = found.objective.score(sets.reference).value
     choice = choose_float_layers(ranking, score, reference, budget)
     baseline.keep_float = choice.names
     logger.info("in float: %s", ", ".join(sorted(choice.names)) or "no linear")

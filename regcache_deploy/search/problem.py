@@ -9,38 +9,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..encoders.canonical import FLOAT, Encoder, Numerics
+from ..encoders.canonical import Encoder, Numerics
 from ..encoders.regcache import RegCache, RegCacheConfig
 from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
-from ..work.cache import (
-    PartCache,
-    rows_key,
-)
+from ..work.cache import PartCache, rows_key
 from ..work.count import Work
 from .cost import calibration_walks
 from .states import Budget, Embed, HiddenStates
 from .stopping import Stop
-
-
-def run_in_batches(
-    encoder: Encoder,
-    tokens: Tensor,
-    start: int,
-    stop: int | None = None,
-    numerics: Numerics = FLOAT,
-    regcache: RegCache | None = None,
-    batch_size: int = 64,
-) -> Tensor:
-    """`Encoder.run_blocks` over `[n, N, D]` in pieces."""
-    return torch.cat(
-        [
-            encoder.run_blocks(piece, start, stop, numerics, regcache)
-            for piece in tokens.split(batch_size)
-        ]
-    )
 
 
 @dataclass

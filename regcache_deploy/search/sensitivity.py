@@ -14,12 +14,10 @@ from ..encoders.watching import Watched
 from ..errors import DataError
 from ..evaluation import Objective, Score
 from ..quantization.baselines import make_baseline
+from ..quantization.one_linear import FLOAT_ONLY, numerics_of, one_at_a_time
 from ..quantization.quantizers import Bits
-from ..quantization.simulate import Quantization, SimulatedNumerics
-from ..work.cache import (
-    PartCache,
-    rows_key,
-)
+from ..quantization.simulate import Quantization
+from ..work.cache import PartCache, rows_key
 from ..work.count import Work
 from .states import Embed
 from .statistics import survivors
@@ -191,25 +189,19 @@ def _measure(
     told: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """Embeddings of the images `rows` for each layer of `names` alone, and ``""`` for none."""
-    depth = encoder.spec.depth
-    numerics = {name: SimulatedNumerics(quantization.only(name)) for name in names}
-    features: dict[str, list[Tensor]] = {name: [] for name in ["", *names]}
+    depth, numerics = encoder.spec.depth, numerics_of(quantization, names)
+    features: dict[str, list[Tensor]] = {name: [] for name in [FLOAT_ONLY, *names]}
     for piece in rows.split(batch_size):
-        state = tokens(piece)
-        for block in range(depth):
-            for name in (n for n in names if n.startswith(f"blocks.{block}.")):
-                after = encoder.run_blocks(state, block, numerics=numerics[name])
-                if not features[name]:
-                    told(1)
-                features[name].append(encoder.pool(after))
-                work.add(len(piece) * (depth - block))
-            state = encoder.block(block, state)
-            work.add(len(piece))
-        features[""].append(encoder.pool(state))
-    found = {name: torch.cat(parts) for name, parts in features.items()}
-    if not all(torch.isfinite(each).all() for each in found.values()):
+        for name, found in one_at_a_time(encoder, numerics, tokens(piece)):
+            block = 0 if name == FLOAT_ONLY else int(name.split(".")[1])
+            work.add(len(piece) * (depth - block))
+            if not features[name]:
+                told(name != FLOAT_ONLY)
+            features[name].append(found)
+    joined = {name: torch.cat(parts) for name, parts in features.items()}
+    if not all(torch.isfinite(each).all() for each in joined.values()):
         raise DataError("the encoder gives NaN or infinite features on these images")
-    return found
+    return joined
 
 
 def measure_proxy(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, cast, get_args
 
+from regcache_export.merge import FORMS, MergeOptions, MergeSchedule, Metric
 from regcache_export.regcache_config import MAX_PREFIX_COUNT
 
-from ..quantization.settings import layer_name
+from ..errors import ConfigError
+from ..quantization.settings import AUTO, layer_name
 from ..work.settings import MachineSettings, in_range, one_of, setting
 
 CHOICES = {
@@ -17,7 +20,7 @@ CHOICES = {
     "candidates": ("average", "best"),
     "delete_at": ("block_input", "mlp_input"),
     "prefix_blocks": ("from", "only"),
-    "objective": ("auto", "top1", "mse", "cosine"),
+    "objective": ("auto", "top1", "instances", "mse", "cosine"),
 }
 """Values of the settings that are words; the first of each is the default."""
 
@@ -78,7 +81,11 @@ class SearchSettings:
         "prefix_blocks",
         "the prefix is seen from its block on, or in the sensitive block only (DINOv2 in v4)",
     )
-    objective: str = _word("objective", "auto is top-1 with labels and a text encoder, else cosine")
+    objective: str = _word(
+        "objective",
+        "auto is top-1 with labels and a text encoder, else copy detection (instances): an image "
+        "among altered copies of all, without labels; random weights take cosine",
+    )
     two_counts: bool = setting(
         True,
         "also set ranges without sinks that the graph keeps, which saturate then; "
@@ -137,6 +144,68 @@ class FixedChoice:
         in_range("--range-delete-count", self.range_delete_count, self.delete_count or 0)
         if self.sensitive_layer is not None:
             layer_name("--sensitive-layer", self.sensitive_layer)
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Merging of similar patch tokens (RegToMe), on top of the way that was found.
+
+    Raises:
+        ConfigError: no schedule, an unknown metric, or settings that nothing reads.
+    """
+
+    merge: str | None = setting(
+        None,
+        f"merge similar patch tokens, block by block: {FORMS}; or `auto`, the fastest schedule "
+        "that keeps --max-drop",
+        "SCHEDULE",
+    )
+    merge_metric: str = setting(
+        "keys", "what similar means: by the keys of attention, or by the residual", "keys|residual"
+    )
+    merge_proportional: bool = setting(
+        False,
+        "attention counts a merged token as often as it stands for patches; takes a fusion where "
+        "attention runs in INT8",
+    )
+    merge_compat: bool = setting(
+        False, "the indexing of RegToMe's published code, simulated only: for comparison"
+    )
+    max_drop: float = setting(
+        0.5,
+        "points that --merge auto may lose against FP32 on the search images; the paired 95 % "
+        "interval must stay within",
+        "POINTS",
+    )
+    latency: Path | None = setting(
+        None,
+        "latencies for --merge auto, from the merge_front.csv of a run on another machine "
+        "(default: measured here, in ONNX Runtime)",
+        "CSV",
+    )
+
+    def __post_init__(self) -> None:
+        one_of("--merge-metric", self.merge_metric, get_args(Metric))
+        in_range("--max-drop", self.max_drop, 0, 100)
+        self.merge_options  # noqa: B018  (the schedule is checked where it is read)
+        if self.merge is None and (self.merge_compat or self.merge_proportional):
+            raise ConfigError("--merge-compat and --merge-proportional need --merge")
+        if self.merge_compat and self.merge == AUTO:
+            raise ConfigError("--merge-compat does not go with --merge auto: it has no graph")
+        if self.latency is not None and self.merge != AUTO:
+            raise ConfigError("--latency needs --merge auto, which alone reads it")
+
+    @property
+    def merge_options(self) -> MergeOptions | None:
+        """The schedule as asked for; None without one, and where it is to be chosen."""
+        if self.merge is None or self.merge == AUTO:
+            return None
+        return self.with_schedule(self.merge)
+
+    def with_schedule(self, text: str) -> MergeOptions:
+        """A schedule with the other settings; raises ConfigError where it is none."""
+        schedule, metric = MergeSchedule.parse(text), cast(Metric, self.merge_metric)
+        return MergeOptions(schedule, metric, self.merge_proportional, self.merge_compat)
 
 
 @dataclass(frozen=True)

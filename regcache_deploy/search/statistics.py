@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ..evaluation import Objective, Score, compare_paired
+from ..work.format import COUNTED
 
 DRAWS = 2000
 DRAWS_AT_A_TIME = 50
@@ -141,7 +142,7 @@ def compare_scores(metric: str, reference: Score, score: Score, seed: int) -> Di
     """Paired statistics of `score` against `reference`."""
     from scipy.stats import ttest_1samp
 
-    if metric == "top1":
+    if metric in COUNTED:
         pair = compare_paired(reference.per_image.numpy(), score.per_image.numpy(), seed)
         return Difference(
             pair.difference, pair.low, pair.high, pair.p_value, pair.lost, pair.won, pair.n

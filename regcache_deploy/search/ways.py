@@ -18,11 +18,12 @@ from torch import Tensor
 from regcache_export.spec import EncoderSpec
 
 from ..encoders.regcache import RegCacheConfig
-from ..evaluation import Objective, Score
+from ..evaluation import FeatureFidelity, Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.treatment import MAX_FLOAT_CHANNELS, Treatment
 from ..work.count import Work
+from ..work.format import metric_title
 from .cost import calibration_walks
 from .embedder import Embedder
 from .graph_cost import Operators, graph_cost
@@ -30,7 +31,8 @@ from .settings import ALONE, REGCACHE
 from .statistics import compare_scores
 
 TIED_LOSS = 0.003
-"""Of the images: what a way may lose to the best one, on balance, and still be its equal."""
+"""Of the images: what a way may lose to the best one, on balance, and still be its equal; on few
+images, one."""
 
 TIED_SHARE = 0.1
 """The same for a graded objective: this share more of the best one's loss."""
@@ -190,20 +192,35 @@ def choose(raced: Sequence[Raced], objective: Objective, seed: int) -> list[Race
 def _tied(score: Score, best: Score, objective: Objective, seed: int) -> bool:
     if objective.smooth:
         return 1 - score.value <= (1 + TIED_SHARE) * (1 - best.value)
-    if best.value - score.value > TIED_LOSS + 1e-9:
+    if best.value - score.value > max(TIED_LOSS, 1 / len(score.per_image)) + 1e-9:
         return False
     return compare_scores("top1", best, score, seed).p_value >= 0.05
 
 
+def fidelity_way(raced: Sequence[Raced]) -> str | None:
+    """Title of the way that fidelity to FP32 alone would have chosen; None where it is the same."""
+    cosines = [each.score.cosine for each in raced]
+    graded = [
+        replace(each, score=Score.of(cosine, cosine, cosine))
+        for each, cosine in zip(raced, cosines, strict=True)
+    ]
+    wanted = next(
+        each for each in choose(graded, FeatureFidelity(cosines[0]), seed=0) if each.chosen
+    )
+    chosen = next(each for each in raced if each.chosen)
+    return None if wanted.way.name == chosen.way.name else wanted.way.title
+
+
 def reason(raced: Sequence[Raced], metric: str) -> str:
     """One sentence: what was chosen, and why."""
+    by = f"by {metric_title(metric)} on the search images"
     chosen = next(each for each in raced if each.chosen)
     best = max(raced, key=lambda each: each.score.key)
     others = [each.way.title for each in raced if each.tied and each is not chosen]
     if chosen is best and not others:
-        return f"{chosen.way.title}: the best of {len(raced)} ways by {metric} on the search images"
+        return f"{chosen.way.title}: the best of {len(raced)} ways {by}"
     alike = f"{len(others)} other{'s' * (len(others) > 1)}"
     return (
-        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart by {metric} on "
-        f"the search images ({alike}: {', '.join(others)})"
+        f"{chosen.way.title}: the cheapest graph of those that cannot be told apart {by} "
+        f"({alike}: {', '.join(others)})"
     )

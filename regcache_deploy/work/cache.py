@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 
 CODE = (
+    "data/copies.py",
     "data/images.py",
     "encoders/canonical.py",
     "encoders/merging.py",
@@ -41,8 +42,9 @@ CODE = (
     "encoders/rotary.py",
     "encoders/watching.py",
     "evaluation/corners.py",
-    "evaluation/objective.py",
     "evaluation/image_sets.py",
+    "evaluation/instances.py",
+    "evaluation/objective.py",
     "quantization/**/*.py",
     "search/clipping.py",
     "search/cost.py",

@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+COUNTED = ("top1", "instances")
+"""Metrics that count images: told in per cent, differences in points, pairs as lost and won."""
+
+TITLES = {
+    "top1": "top-1",
+    "instances": "copy detection",
+    "cosine": "cosine",
+    "mse": "1 - relative error",
+}
+
 
 def metric_title(name: str) -> str:
-    return {"top1": "top-1", "cosine": "cosine", "mse": "1 - relative error"}[name]
+    return TITLES[name]
+
+
+def metric_axis(name: str) -> str:
+    """The title where nothing else says what the cosine is to."""
+    return "cosine to FP32" if name == "cosine" else TITLES[name]
 
 
 def value_text(metric: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if metric == "top1" else f"{value:.5f}"
+    return f"{value * 100:.2f} %" if metric in COUNTED else f"{value:.5f}"
 
 
 def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
     if pair is None:
         return ""
-    digits = 2 if metric == "top1" else 5
+    digits = 2 if metric in COUNTED else 5
     return (
         f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
     )
@@ -104,4 +119,27 @@ def not_tried_lines(choices: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{len(choices)} choice{plural} not tried, for lack of budget: {' with '.join(ranges)}; "
         "raise --search-images or --budget-fraction."
+    ]
+
+
+def merge_text(merge: Mapping[str, Any] | None) -> str:
+    """A merge in words, for example `(8,-1): 96 by keys`."""
+    if not merge:
+        return "none"
+    more = ", proportional attention" * merge["proportional"]
+    more += ", published indexing" * merge["compat"]
+    return f"{merge['schedule']}: {sum(merge['counts'])} by {merge['metric']}{more}"
+
+
+def front_rows(metric: str, points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What `--merge auto` weighed, one row a graph, the slowest first."""
+    return [
+        [
+            point["title"] + " <- chosen" * point["chosen"],
+            f"{point['ms']:.2f}",
+            f"{point['speedup']:.2f} [{point['speedup_low']:.2f}, {point['speedup_high']:.2f}]",
+            value_text(metric, point["value"]),
+            f"{point['points']:+.2f} [{point['points_low']:+.2f}, {point['points_high']:+.2f}]",
+        ]
+        for point in sorted(points, key=lambda each: -each["ms"])
     ]

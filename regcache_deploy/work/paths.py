@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import (
-    ConfigError,
-    DataError,
-)
+from ..errors import ConfigError, DataError
 
 DETAILS = "search.json"
 """What a search leaves in its run folder."""

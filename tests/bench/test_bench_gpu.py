@@ -16,11 +16,7 @@ from regcache_deploy.bench.memory import Peak
 from regcache_deploy.bench.results import write_rows
 from regcache_deploy.bench.subjects import subjects_of
 from regcache_deploy.cli.main import main
-from regcache_deploy.evaluation.engines import (
-    ENGINES,
-    ON_GPU,
-    open_engine,
-)
+from regcache_deploy.evaluation.engines import ENGINES, ON_GPU, open_engine
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
@@ -111,10 +107,7 @@ def test_a_bundle_for_tensorrt_is_compared_with_half_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the command line to the fake runtime."""
-    from tests.bundling.test_tensorrt_certificate import (
-        calibrated,
-        plan_of,
-    )
+    from tests.bundling.test_tensorrt_certificate import calibrated, plan_of
 
     plan = plan_of(calibrated())
     plan.save(tmp_path)
@@ -137,10 +130,7 @@ def test_an_engine_of_bench_is_held_against_the_promise_of_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`regcache bench` promises nothing; the same engine must not pass `regcache build`."""
-    from tests.bundling.test_tensorrt_certificate import (
-        calibrated,
-        plan_of,
-    )
+    from tests.bundling.test_tensorrt_certificate import calibrated, plan_of
 
     options = GraphOptions(target="tensorrt")
     path = write_bundle(plan_of(calibrated()), tmp_path / "t.regcache", options=options)

@@ -21,10 +21,7 @@ from gpu_models import FORMS, SPECS, small_spec
 
 from regcache_engines.errors import EngineError
 from regcache_engines.tensorrt import probe as probing
-from tests.engines.tensorrt_fakes import (
-    H100,
-    SIDECAR,
-)
+from tests.engines.tensorrt_fakes import H100, SIDECAR
 from tests.export.tensorrt_plans import require_rtx
 
 

@@ -1,21 +1,25 @@
-"""The severity curve on a tiny planted encoder: rows, resumption, picture. No figure is judged."""
+"""The severity curve on a tiny encoder: rows, resumption, picture. No figure is judged."""
 
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
+import pytest
 import severity
 import severity_plot
 import torch
+from PIL import Image
 
 from regcache_deploy.bench.results import write_rows
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.data.copies import with_copies
-from regcache_deploy.data.images import Images
+from regcache_deploy.encoders.load_natural import preprocess_cfg
+from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.encoders.timm_vit import from_timm
+from regcache_deploy.run.options import ExportOptions
 
 
-def subject() -> severity.Subject:
+def subject(folder: Path) -> severity.Subject:
     import_open_clip()
     import timm
 
@@ -34,45 +38,54 @@ def subject() -> severity.Subject:
             if name.endswith("gamma"):
                 parameter.fill_(0.2)
     generator = torch.Generator().manual_seed(0)
-    small = torch.randint(0, 256, (14, 4, 4, 3), generator=generator, dtype=torch.uint8)
-    pixels = small.repeat_interleave(14, 1).repeat_interleave(14, 2)
-    images = Images(pixels, (0.5,) * 3, (0.5,) * 3, "squares")
-    return severity.Subject(
-        from_timm(model.eval()),
-        36,
-        "planted",
-        0,
-        2,
-        search=images.subset(slice(0, 8)),
-        judge=with_copies(images.subset(slice(8, None))),
-        calibration_count=4,
-        nncf_python=None,
-        preprocess={},
+    photos = folder / "photos"
+    photos.mkdir()
+    for index in range(14):
+        small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+        pixels = small.repeat_interleave(14, 0).repeat_interleave(14, 1).numpy()
+        Image.fromarray(pixels).save(photos / f"{index:02}.png")
+    loaded = LoadedModel("tiny", None, from_timm(model.eval()), preprocess_cfg((56, 56)))
+    options = ExportOptions(
+        data=photos,
+        search_images=8,
+        calibration_images=4,
+        limit=6,
+        batch_size=4,
+        prefix_count=2,
+        delete_count=2,
+        recipe="auto",
     )
+    return severity.Subject(loaded, 36, "planted", 0, options, folder / "parts", None)
 
 
-def test_rows_are_paired_with_fp32_and_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(severity, "CHOICES", ((0, 0), (2, 2)))
-    tiny = subject()
-    ways = [w for w in severity.WAYS if w.name in ("fp32", "naive", "naive_regcache", "nncf")]
-    rows = severity.measure(tiny, ways, set())
-    assert [row["way"] for row in rows] == ["fp32", "naive", "naive_regcache"]
+@pytest.mark.slow
+def test_rows_are_paired_with_fp32_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = subject(tmp_path)
+    wanted = ("fp32", "fp32_regcache", "naive", "nncf", "delete", "saturate", "auto")
+    ways = [w for w in severity.WAYS if w.name in wanted]
+    rows = {row["way"]: row for row in severity.measure(tiny, ways, set())}
+    assert set(rows) == set(wanted) - {"nncf"}
     assert "NNCF: not run" in capsys.readouterr().out
-    first = rows[0]
+    first = rows["fp32"]
     assert (first["difference"], first["lost"], first["won"]) == (0, 0, 0)
     assert first["cosine"] == 1
     assert first["n"] == 6
-    assert rows[1]["cosine"] < 1
-    assert rows[2]["choice"].startswith("tau ")
+    assert rows["naive"]["cosine"] < 1
+    assert rows["delete"]["choice"].endswith("k~ 2 -> 2")
+    assert rows["saturate"]["choice"].endswith("k~ 2 -> 0")
+    assert rows["fp32_regcache"]["choice"] == rows["delete"]["choice"]
+    assert rows["auto"]["choice"]
 
     path = tmp_path / "severity.csv"
-    write_rows(path, rows, {})
+    write_rows(path, list(rows.values()), {})
     with path.open(newline="") as file:
         read = list(csv.DictReader(file))
     assert all(tiny.has(row) for row in read)
     assert not tiny.has(read[0] | {"n": "400"})
     done = {row["way"] for row in read}
-    assert severity.measure(tiny, [way for way in ways if way.name in done], done) == []
+    assert not list(severity.measure(tiny, [way for way in ways if way.name in done], done))
     picture = severity_plot.draw(read, [way.name for way in severity.WAYS])
     assert b"<svg" in picture
     assert picture != severity_plot.draw([], [way.name for way in severity.WAYS])

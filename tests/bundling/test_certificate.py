@@ -12,11 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from regcache_deploy.bundling.certify import (
-    TorchSimulator,
-    certify_bundle,
-    graph_offsets,
-)
+from regcache_deploy.bundling.certify import TorchSimulator, certify_bundle, graph_offsets
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import VerificationError
 from regcache_deploy.quantization.quantizers import Bits

@@ -19,11 +19,7 @@ from regcache_export.bundle import add_files, write_bundle
 from regcache_export.certificate import CERTIFICATE, IMAGES
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.bundling.certificate_helpers import (
-    calibration,
-    certified,
-    plan_of,
-)
+from tests.bundling.certificate_helpers import calibration, certified, plan_of
 from tests.cpp.damages import edit_manifest
 
 pytest.importorskip("onnxruntime")

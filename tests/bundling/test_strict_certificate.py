@@ -12,11 +12,7 @@ import onnx
 import pytest
 import torch
 
-from regcache_deploy.bundling.certify import (
-    TorchSimulator,
-    certify_bundle,
-    graph_offsets,
-)
+from regcache_deploy.bundling.certify import TorchSimulator, certify_bundle, graph_offsets
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import VerificationError
 from regcache_deploy.quantization.nonuniform import TwinSoftmax
@@ -37,18 +33,9 @@ from regcache_export.reference import initializers
 from regcache_export.reference_quantizers import quantized
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.bundling.certificate_helpers import (
-    change_constant,
-    one_scale,
-    pixels,
-)
+from tests.bundling.certificate_helpers import change_constant, one_scale, pixels
 from tests.export.graph_helpers import rewrite
-from tests.quantization.test_strict_paper import (
-    LEFTS,
-    plan_of,
-    strict,
-    values_for,
-)
+from tests.quantization.test_strict_paper import LEFTS, plan_of, strict, values_for
 from tests.tiny_plans import PREPROCESS, SPEC
 
 pytest.importorskip("onnxruntime")

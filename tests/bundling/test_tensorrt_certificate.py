@@ -17,10 +17,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from regcache_deploy.bundling.certify import (
-    certify_bundle,
-    graph_offsets,
-)
+from regcache_deploy.bundling.certify import certify_bundle, graph_offsets
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, VerificationError
 from regcache_deploy.quantization.baselines import make_baseline

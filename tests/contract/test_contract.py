@@ -32,10 +32,7 @@ from regcache_deploy.evaluation.corners import simulate
 from regcache_deploy.evaluation.layer_error import alone_errors
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.keep_float import FloatChoice
-from regcache_deploy.quantization.plan import (
-    calibration_of,
-    make_plan,
-)
+from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.quantization.quantizers import Uniform
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle

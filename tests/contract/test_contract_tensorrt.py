@@ -30,10 +30,7 @@ from regcache_engines.tensorrt.sidecar import Sidecar
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.engines.tensorrt_onnx_fake import (
-    FakeMachine,
-    machine_with,
-)
+from tests.engines.tensorrt_onnx_fake import FakeMachine, machine_with
 from tests.tiny_plans import PREPROCESS, tiny_encoder, tiny_images, tiny_plan, tiny_regcache
 
 pytest.importorskip("onnxruntime")

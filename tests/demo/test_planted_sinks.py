@@ -6,18 +6,8 @@ import functools
 
 import pytest
 import torch
-from natural_adapt import (
-    Adaptation,
-    adapt,
-    prepare,
-)
-from natural_sinks import (
-    Planting,
-    Severity,
-    flattest,
-    plant,
-    planted_direction,
-)
+from natural_adapt import Adaptation, adapt, prepare
+from natural_sinks import Planting, Severity, flattest, plant, planted_direction
 from plant_natural import caution
 
 from regcache_deploy.compat import import_open_clip

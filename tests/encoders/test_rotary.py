@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from regcache_deploy.bundling.certify import (
-    TorchSimulator,
-    graph_offsets,
-)
+from regcache_deploy.bundling.certify import TorchSimulator, graph_offsets
 from regcache_deploy.compat import import_open_clip
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.regcache import RegCacheConfig

@@ -16,10 +16,7 @@ import pytest
 
 from regcache_engines.files import sha256_bytes
 from regcache_engines.tensorrt import engine as engine_module
-from regcache_engines.tensorrt.device import (
-    DeviceBuffer,
-    PinnedBuffer,
-)
+from regcache_engines.tensorrt.device import DeviceBuffer, PinnedBuffer
 from regcache_engines.tensorrt.probe import Gpu, Probe
 from regcache_engines.tensorrt.sidecar import Profile, Sidecar
 

@@ -23,10 +23,7 @@ from regcache_engines.tensorrt import engine as engine_module
 from regcache_engines.tensorrt import probe as probing
 from regcache_engines.tensorrt.probe import EngineName
 from regcache_export.checks import check_tensorrt
-from tests.engines.tensorrt_fakes import (
-    H100,
-    FakeDevice,
-)
+from tests.engines.tensorrt_fakes import H100, FakeDevice
 
 VERSION = "11.4.0.106"
 TYPES = {"int8_gemm": "Int8", "int8_mha": "Int8", "half_mha": "Half", "half_gemm": "Half"}

@@ -14,11 +14,7 @@ import regcache_export
 from regcache_engines import onnxruntime_session
 from regcache_engines.cpu_flags import has_exact_products
 from regcache_engines.errors import EngineError
-from regcache_engines.onnxruntime_session import (
-    EXACT_PRODUCTS,
-    SLEEP_BETWEEN_CALLS,
-    open_session,
-)
+from regcache_engines.onnxruntime_session import EXACT_PRODUCTS, SLEEP_BETWEEN_CALLS, open_session
 from regcache_export.bundle import write_bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.targets import GraphOptions

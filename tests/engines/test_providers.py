@@ -14,10 +14,7 @@ from regcache_engines.errors import EngineError
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from tests.engines.tensorrt_fakes import (
-    H100,
-    SHAPE,
-)
+from tests.engines.tensorrt_fakes import H100, SHAPE
 from tests.tiny_plans import tiny_plan
 
 

@@ -24,12 +24,7 @@ from regcache_export.checks import check_tensorrt
 from regcache_export.graph import build_model, serialize
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
-from tests.export.tensorrt_plans import (
-    SHAPES,
-    random_plan,
-    require_gpu_engine,
-    require_rtx,
-)
+from tests.export.tensorrt_plans import SHAPES, random_plan, require_gpu_engine, require_rtx
 
 pytestmark = pytest.mark.needs_trt
 

@@ -15,10 +15,7 @@ import pytest
 from gpu_models import FORMS
 from tensorrt_layers import products
 
-from regcache_deploy.bundling.certify import (
-    TorchSimulator,
-    graph_offsets,
-)
+from regcache_deploy.bundling.certify import TorchSimulator, graph_offsets
 from regcache_deploy.quantization.plan import calibration_of
 from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_export.certificate import Subject, collect, first_divergence
@@ -28,11 +25,7 @@ from regcache_export.optimized import cosine
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
 from regcache_export.trace import Tracer, graph_input
-from tests.export.tensorrt_plans import (
-    SHAPES,
-    random_plan,
-    require_rtx,
-)
+from tests.export.tensorrt_plans import SHAPES, random_plan, require_rtx
 from tests.tiny_plans import PREPROCESS
 
 TENSORRT = GraphOptions(target="tensorrt")

@@ -24,10 +24,7 @@ from regcache_deploy.evaluation.metrics import (
 from regcache_deploy.evaluation.probes import knn_logits, linear_probe_logits
 from regcache_deploy.evaluation.runners import parse_runners
 from regcache_deploy.evaluation.session import Session
-from regcache_deploy.quantization.plan import (
-    calibration_of,
-    make_plan,
-)
+from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.work.progress import Reporter
 from regcache_export.bundle import write_bundle
 from regcache_export.plan import Plan

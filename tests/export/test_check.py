@@ -21,11 +21,7 @@ from regcache_export.errors import BundleError
 from regcache_export.graph import build_model, serialize
 from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.targets import GraphOptions
-from tests.export.tensorrt_plans import (
-    CLIP,
-    SHAPES,
-    random_plan,
-)
+from tests.export.tensorrt_plans import CLIP, SHAPES, random_plan
 
 TINY = replace(
     CLIP, image_size=(32, 32), patch_size=(8, 8), width=64, heads=4, mlp_width=96, output_dim=20

@@ -18,10 +18,7 @@ from regcache_export.reference import Reference, initializers
 from regcache_export.rounding_noise import DRAWS, NOISE, controlled, free_run
 from regcache_export.targets import GraphOptions
 from regcache_export.trace import graph_input
-from tests.bundling.certificate_helpers import (
-    pixels,
-    plan_of,
-)
+from tests.bundling.certificate_helpers import pixels, plan_of
 from tests.tiny_plans import PREPROCESS, naive_calibration, tiny_encoder, tiny_regcache
 
 LAYER = "blocks.0.attn.qkv"

@@ -18,10 +18,7 @@ from regcache_export.plan import LinearQuant, Plan, TensorQuant
 from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.spec import EncoderSpec
 from regcache_export.targets import GraphOptions
-from tests.export.graph_helpers import (
-    quantize_nodes,
-    run,
-)
+from tests.export.graph_helpers import quantize_nodes, run
 from tests.tiny_plans import tiny_images, tiny_plan
 
 pytest.importorskip("onnxruntime")

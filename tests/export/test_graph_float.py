@@ -13,17 +13,8 @@ import torch
 
 from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_export.graph import build_model
-from tests.export.graph_helpers import (
-    plan_of,
-    run,
-)
-from tests.tiny_plans import (
-    CHOICE,
-    float_calibration,
-    tiny_encoder,
-    tiny_images,
-    tiny_regcache,
-)
+from tests.export.graph_helpers import plan_of, run
+from tests.tiny_plans import CHOICE, float_calibration, tiny_encoder, tiny_images, tiny_regcache
 
 pytest.importorskip("onnxruntime")
 

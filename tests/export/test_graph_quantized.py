@@ -27,12 +27,7 @@ from regcache_export.graph import quantize as quantize_module
 from regcache_export.inspect import integer_gemms, optimized_op_counts
 from regcache_export.integer_codes import weight_codes
 from regcache_export.tensor_quant import TensorQuant
-from tests.export.graph_helpers import (
-    cosine,
-    plan_of,
-    quantize_nodes,
-    run,
-)
+from tests.export.graph_helpers import cosine, plan_of, quantize_nodes, run
 from tests.tiny_plans import (
     float_calibration,
     naive_calibration,

@@ -11,10 +11,7 @@ import pytest
 from regcache_export.errors import BundleError, ConfigError, ModelError, UnsupportedEncoderError
 from regcache_export.graph import build_model
 from regcache_export.plan import LinearQuant, Plan
-from tests.tiny_plans import (
-    CHOICE,
-    tiny_plan,
-)
+from tests.tiny_plans import CHOICE, tiny_plan
 
 pytest.importorskip("onnxruntime")
 

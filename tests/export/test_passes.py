@@ -20,13 +20,7 @@ from regcache_deploy.quantization.quantizers import Uniform
 from regcache_deploy.quantization.simulate import Calibration, LinearQuantization, Quantization
 from regcache_export.errors import BundleError
 from regcache_export.graph import build_model
-from regcache_export.passes import (
-    FoldState,
-    Pass,
-    Reparametrization,
-    ValueBalance,
-    make_folds,
-)
+from regcache_export.passes import FoldState, Pass, Reparametrization, ValueBalance, make_folds
 from regcache_export.passes.centre_shift import centred
 from regcache_export.passes.pixels import BakePreprocess
 from regcache_export.passes.value_balance import balance_ratio

@@ -7,17 +7,9 @@ import torch
 
 from regcache_export.errors import ConfigError
 from regcache_export.graph import build_model
-from regcache_export.passes import (
-    check_switchable,
-    export_folds,
-    make_folds,
-)
+from regcache_export.passes import check_switchable, export_folds, make_folds
 from regcache_export.targets import GraphOptions
-from tests.tiny_plans import (
-    tiny_encoder,
-    tiny_images,
-    tiny_plan,
-)
+from tests.tiny_plans import tiny_encoder, tiny_images, tiny_plan
 
 
 def test_every_fold_can_be_switched_off() -> None:

@@ -33,12 +33,7 @@ from regcache_deploy.quantization.simulate import (
 )
 from regcache_deploy.quantization.treated_input import UNTREATED, TreatedInput
 from regcache_deploy.quantization.treatment import ROLES, Treatment
-from regcache_deploy.quantization.treatment_search import (
-    HARMLESS,
-    WORTH,
-    Rule,
-    smoothing_factors,
-)
+from regcache_deploy.quantization.treatment_search import HARMLESS, WORTH, Rule, smoothing_factors
 from regcache_export.passes import FoldState, Smoothing
 from tests.tiny_plans import seeded, tame_encoder, tiny_encoder, tiny_images, tiny_regcache
 

@@ -12,10 +12,7 @@ from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.integer_gemm import ROWS, CodedWeight, coded_linear
 from regcache_deploy.quantization.quantizers import Uniform, symmetric_weight
 from regcache_deploy.quantization.simulate import SimulatedNumerics
-from tests.search.search_helpers import (
-    DEPTH,
-    encoder_and_images,
-)
+from tests.search.search_helpers import DEPTH, encoder_and_images
 
 needs_vnni = pytest.mark.skipif(
     not integer_gemm.has_exact_int8(), reason="this CPU has no exact INT8 product"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.encoders.canonical import ACTIVATIONS
-from regcache_deploy.quantization.folds import reparametrize
 from regcache_deploy.quantization.nonuniform import (
     ACTIVATION_MINIMUM,
     LogSqrt2,
@@ -23,6 +22,7 @@ from regcache_deploy.quantization.observers import (
     upper_quantiles,
 )
 from regcache_deploy.quantization.quantizers import Uniform, symmetric_weight
+from regcache_deploy.quantization.reparametrize import reparametrize
 from tests.tiny_plans import seeded
 
 BITS = pytest.mark.parametrize("bits", [4, 6, 8])

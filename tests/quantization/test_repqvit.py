@@ -15,11 +15,7 @@ from regcache_deploy.quantization.observers import affine, percentile_range
 from regcache_deploy.quantization.plan import make_plan
 from regcache_deploy.quantization.quantizers import Bits, Uniform
 from regcache_deploy.quantization.simulate import Calibration
-from tests.quantization.baseline_helpers import (
-    FORMS,
-    numbers,
-    relative_error,
-)
+from tests.quantization.baseline_helpers import FORMS, numbers, relative_error
 from tests.tiny_plans import tame_encoder, tiny_images, tiny_regcache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,16 +17,10 @@ from torch import Tensor
 from regcache_deploy.errors import BundleError, ConfigError
 from regcache_deploy.quantization.baselines import BASELINES, make_baseline
 from regcache_deploy.quantization.nonuniform import LogSqrt2, TwinGelu, TwinSoftmax
-from regcache_deploy.quantization.plan import (
-    calibration_of,
-    make_plan,
-)
+from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.quantization.quantizers import Bits, Quantizer, Uniform
 from regcache_deploy.quantization.simulate import Calibration
-from regcache_deploy.quantization.strict_plan import (
-    of_published,
-    to_published,
-)
+from regcache_deploy.quantization.strict_plan import of_published, to_published
 from regcache_export.graph import build_model, serialize
 from regcache_export.graph.builder import GraphBuilder
 from regcache_export.graph.encoder import IR_VERSION, OPSET
@@ -35,10 +29,7 @@ from regcache_export.inspect import integer_gemms
 from regcache_export.passes.base import FoldState
 from regcache_export.plan import Plan
 from regcache_export.targets import TARGETS, GraphOptions
-from tests.export.graph_helpers import (
-    cosine,
-    run,
-)
+from tests.export.graph_helpers import cosine, run
 from tests.tiny_plans import PREPROCESS, SPEC, tame_encoder, tiny_images, tiny_regcache
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -15,13 +15,7 @@ from regcache_deploy.bundling.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, DataError
 from regcache_deploy.quantization.plan import calibration_of
-from regcache_deploy.report.answer import (
-    accuracy_card,
-    file_card,
-    pareto_points,
-    speed,
-    speed_card,
-)
+from regcache_deploy.report.answer import accuracy_card, file_card, pareto_points, speed, speed_card
 from regcache_deploy.report.block_errors import measure_block_errors
 from regcache_deploy.report.bundle_plots import pareto, pareto_front
 from regcache_deploy.report.bundle_sections import python_snippet

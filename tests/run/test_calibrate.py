@@ -23,14 +23,7 @@ from regcache_deploy.run.calibrate import graph_options_of
 from regcache_deploy.run.options import ExportOptions
 from regcache_export.describe import bits_label
 from regcache_export.plan import Plan
-from tests.tiny_plans import (
-    PREPROCESS,
-    SPEC,
-    tame_encoder,
-    tiny_images,
-    tiny_plan,
-    tiny_regcache,
-)
+from tests.tiny_plans import PREPROCESS, SPEC, tame_encoder, tiny_images, tiny_plan, tiny_regcache
 
 pytest.importorskip("onnxruntime")
 

@@ -62,6 +62,7 @@ def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFi
         "saturate",
         "delete",
         "regcache",
+        "recipe",
         "deployed",
     }
     assert result["n_eval"] == 240

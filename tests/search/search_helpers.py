@@ -13,10 +13,7 @@ from regcache_deploy.evaluation import FeatureFidelity
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.quantizers import Bits
 from regcache_deploy.search.problem import SearchProblem
-from regcache_deploy.search.register.capture import (
-    capture,
-    rank_candidates,
-)
+from regcache_deploy.search.register.capture import capture, rank_candidates
 from regcache_deploy.work.cache import PartCache
 from regcache_deploy.work.count import Work
 

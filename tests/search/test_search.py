@@ -25,11 +25,7 @@ from regcache_deploy.search.statistics import gain_probability, survivors
 from regcache_deploy.search.stopping import Stop
 from regcache_deploy.search.strategies import race_budget, search
 from regcache_deploy.work.count import Work
-from tests.search.search_helpers import (
-    DEPTH,
-    encoder_and_images,
-    problem_for,
-)
+from tests.search.search_helpers import DEPTH, encoder_and_images, problem_for
 
 BOTH = RegCacheConfig(1, 3, 2, 2)
 

@@ -17,10 +17,7 @@ from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.search.ablation import VARIANTS, random_sink, run_ablation, write_ablation
 from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.find import find_choice
-from regcache_deploy.search.register.capture import (
-    capture,
-    rank_candidates,
-)
+from regcache_deploy.search.register.capture import capture, rank_candidates
 from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.work.cache import PartCache
 from regcache_deploy.work.count import Work

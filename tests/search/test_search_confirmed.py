@@ -14,10 +14,7 @@ from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.search.statistics import MIN_RELATIVE_GAIN
 from regcache_deploy.search.stopping import LOOKS, Floor, NotBetter
 from regcache_deploy.search.strategies import search
-from tests.search.test_search import (
-    SPACE,
-    Surface,
-)
+from tests.search.test_search import SPACE, Surface
 from tests.search.test_search_parts import SMALL
 from tests.search.test_search_pruned import made
 from tests.search.test_search_pruned import run as run_planted

@@ -16,10 +16,7 @@ from regcache_deploy.search.contest import contested_images
 from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.stopping import Stop
-from regcache_deploy.search.strategies import (
-    race_budget,
-    search,
-)
+from regcache_deploy.search.strategies import race_budget, search
 from regcache_deploy.work.count import Work
 
 SPACE = SearchSpace((0, 1, 2), 2)

@@ -14,10 +14,7 @@ from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.errors import DataError
 from regcache_deploy.evaluation import FeatureFidelity
 from regcache_deploy.search.sensitivity import measure_sensitivity
-from tests.search.search_helpers import (
-    encoder_and_images,
-    problem_for,
-)
+from tests.search.search_helpers import encoder_and_images, problem_for
 
 
 def overflowing(encoder: Encoder) -> Encoder:

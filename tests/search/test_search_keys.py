@@ -27,10 +27,7 @@ from regcache_deploy.work import cache
 from regcache_deploy.work.cache import PartCache
 from regcache_deploy.work.count import Work
 from regcache_deploy.work.progress import Reporter
-from tests.search.search_helpers import (
-    encoder_and_images,
-    problem_for,
-)
+from tests.search.search_helpers import encoder_and_images, problem_for
 
 CONFIG = RegCacheConfig(1, 2, 1, 2)
 

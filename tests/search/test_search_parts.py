@@ -27,14 +27,8 @@ from regcache_deploy.evaluation.image_sets import load_image_sets
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.search.clipping import Clipped
-from regcache_deploy.search.find import (
-    FoundChoice,
-    find_choice,
-)
-from regcache_deploy.search.register.capture import (
-    capture,
-    rank_candidates,
-)
+from regcache_deploy.search.find import FoundChoice, find_choice
+from regcache_deploy.search.register.capture import capture, rank_candidates
 from regcache_deploy.search.sensitivity import measure_proxy
 from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.strategies import search
@@ -42,10 +36,7 @@ from regcache_deploy.work import cache
 from regcache_deploy.work.count import Work
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.files import atomic_write_bytes
-from tests.search.search_helpers import (
-    encoder_and_images,
-    problem_for,
-)
+from tests.search.search_helpers import encoder_and_images, problem_for
 
 SMALL = ["--baseline", "naive", "--bits", "W4A4", "--search-images", "48"]
 SMALL += ["--calibration-images", "8", "--limit", "4", "-q"]
@@ -223,7 +214,8 @@ import torch
 sys.path[:0] = json.loads(sys.argv[1])
 torch.set_num_threads(int(sys.argv[3]))
 from tests.search.search_helpers import encoder_and_images, problem_for
-from regcache_deploy.search import SearchSpace, search
+from regcache_deploy.search.space import SearchSpace
+from regcache_deploy.search.strategies import search
 from regcache_deploy.evaluation import Score
 encoder, images = encoder_and_images(40)
 problem = problem_for(

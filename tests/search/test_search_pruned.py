@@ -19,10 +19,7 @@ from regcache_deploy.search.result import SearchResult
 from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.stopping import Floor
-from regcache_deploy.search.strategies import (
-    in_order,
-    search,
-)
+from regcache_deploy.search.strategies import in_order, search
 from tests.search.search_helpers import problem_for
 from tests.search.test_search import Counter
 

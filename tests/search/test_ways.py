@@ -90,6 +90,12 @@ def test_a_cheap_way_that_loses_images_does_not_win() -> None:
         assert winner(choose(ways, TOP1, seed=0)) == wins
 
 
+def test_on_few_images_one_of_them_is_a_tie() -> None:
+    for lost, wins in [(21, "quantizer"), (22, "fc2_float")]:
+        ways = [raced("quantizer", hits(lost, 100), 1.0), raced("fc2_float", hits(20, 100), 1.2)]
+        assert winner(choose(ways, TOP1, seed=0)) == wins
+
+
 def test_a_difference_that_is_no_accident_is_no_tie() -> None:
     """On 20,000 images 0.1 % is a certain loss."""
     ways = [raced("quantizer", hits(2020, 20000), 1.0), raced("fc2_float", hits(2000, 20000), 1.2)]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import Array, FloatArray, check_features, check_images, read_contract
-from ..engine_base import BaseEngine, require_open
+from ..engine import Array, FloatArray, read_contract
+from ..engine_base import BaseEngine
 from ..errors import EngineError
 from .device import Device, open_device
 from .probe import EngineName, import_runtime, probe
@@ -23,7 +23,7 @@ from .trt_api import make_logger
 
 
 class TensorRTEngine(BaseEngine):
-    """An engine on the first GPU. `infer` may be called from many threads.
+    """An engine on the first GPU. With as many calls as contexts inside, others wait.
 
     Args:
         path: `KEY.engine`; `KEY.json` lies beside it.
@@ -54,6 +54,7 @@ class TensorRTEngine(BaseEngine):
         )
         if contract is None:
             raise EngineError(f"{path} is no image encoder's engine: {sidecar.image_shape}")
+        super().__init__()
         self._contract = contract
         self._device: Device | None = open_device(device)
         self._slots: queue.Queue[Slot] = queue.Queue()
@@ -65,8 +66,8 @@ class TensorRTEngine(BaseEngine):
             self.close()
             raise
 
-    def infer(self, images: Array) -> FloatArray:
-        """See `Engine.infer`.
+    def _features(self, images: Array) -> FloatArray:
+        """Features.
 
         More images than the profile's largest batch run in several steps of even size: nothing is
         padded.
@@ -74,8 +75,6 @@ class TensorRTEngine(BaseEngine):
         Raises:
             EngineError: also for fewer images than the profile's smallest batch.
         """
-        require_open(self._device)
-        check_images(images, self.image_size, self.pixels)
         sizes = split_batch(len(images), self._sidecar.profile.min, self._sidecar.profile.max)
         slot = self._slots.get()
         try:
@@ -85,10 +84,10 @@ class TensorRTEngine(BaseEngine):
                 start += size
         finally:
             self._slots.put(slot)
-        return check_features(np.concatenate(parts), len(images), self.output_dim)
+        return np.concatenate(parts)
 
-    def close(self) -> None:
-        """See `Engine.close`. Contexts go before the engine, the engine before the runtime."""
+    def _release(self) -> None:
+        """Contexts go before the engine, the engine before the runtime."""
         device, self._device = self._device, None
         while not self._slots.empty():
             self._slots.get().close()

@@ -21,10 +21,10 @@ from regcache_export.passes.reparametrization import NORMS
 from ...encoders.canonical import Encoder
 from ...errors import ConfigError
 from ..encoder_folds import fold_block
-from ..folds import LayerNormFold, reparametrize
 from ..observers import affine, percentile_log_sqrt2, percentile_range
 from ..output_error import range_by_output
 from ..quantizers import Bits, Quantizer, Uniform
+from ..reparametrize import LayerNormFold, reparametrize
 from ..simulate import LinearQuantization, Quantization, SimulatedNumerics
 from ..treatment_search import Pair, Score
 from .base import Baseline, BlockRecord, BlockResult, Form, check_finite, check_scale
