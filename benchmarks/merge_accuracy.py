@@ -43,7 +43,15 @@ FORMS: tuple[tuple[Metric, bool], ...] = (
 )
 """Metric, and whether attention is proportional."""
 
-COLUMNS = ("precision", "schedule", "metric", "proportional", "n", "copy_top1", "difference")
+COLUMNS: tuple[str, ...] = (
+    "precision",
+    "schedule",
+    "metric",
+    "proportional",
+    "n",
+    "copy_top1",
+    "difference",
+)
 COLUMNS += ("low", "high", "p", "lost", "won", "cosine_to_float")
 
 

@@ -303,7 +303,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     )
     common = {"parts": args.parts, "nncf_python": args.nncf_python}
     healthy = load_model(NATURAL)
-    found = [Subject(healthy, 1.0, "healthy", 0, options, **common)]
+    found = [Subject(healthy, 1.0, "healthy", 0, options, **common)] if args.healthy else []
     for path in args.encoders:
         content = read_encoder(path)
         plant, kind = content.facts["planting"], content.facts["adaptation"]
@@ -330,6 +330,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--encoders", type=Path, nargs="*", default=[], help="of plant_natural")
+    parser.add_argument("--healthy", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--search", type=int, default=100, help="photographs to choose on")
     parser.add_argument("--judge", type=int, help="photographs to judge on (default: the others)")
     parser.add_argument("--calibration-images", type=int, default=32)

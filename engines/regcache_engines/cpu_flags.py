@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 from pathlib import Path
 
@@ -35,7 +36,20 @@ def int8_flags(cpuinfo: Path = CPUINFO) -> list[str]:
 def has_exact_products(cpuinfo: Path = CPUINFO) -> bool | None:
     """Whether u8s8 products are exact on this CPU, or None where that cannot be found out."""
     flags = cpu_flags(cpuinfo)
+    if cpuinfo == CPUINFO and "avx512_vnni" in flags and _cpuid_says_vnni() is False:
+        return False  # an emulator shows its host's file
     return bool(flags & EXACT_FLAGS) if flags else None
+
+
+def _cpuid_says_vnni() -> bool | None:
+    """What numpy found by asking the CPU itself; None where it does not tell."""
+    for module in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):
+        try:
+            features = importlib.import_module(module).__cpu_features__
+        except (ImportError, AttributeError):
+            continue
+        return None if "AVX512VNNI" not in features else bool(features["AVX512VNNI"])
+    return None
 
 
 def may_saturate(cpuinfo: Path = CPUINFO) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .cpu_flags import may_saturate
 from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
@@ -37,7 +38,8 @@ class OnnxRuntimeEngine(BaseEngine):
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
-            load, is for the CPU alone, or has other inputs and outputs.
+            load, is for the CPU alone, has other inputs and outputs, or would saturate without
+            optimizations.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class OnnxRuntimeEngine(BaseEngine):
         self._session: Any = self._open_session(threads, optimize, provider)
         if provider != CPU_PROVIDER:
             self._refuse_cpu_graph(provider)
+        if not optimize and provider == CPU_PROVIDER:
+            self._refuse_saturation()
         self._contract = self._read_contract()
         self._pieces: PiecewiseRun | None = None
         if optimize and provider == CPU_PROVIDER and self._fixed_batch is None:
@@ -85,13 +89,25 @@ class OnnxRuntimeEngine(BaseEngine):
 
     def _refuse_cpu_graph(self, provider: str) -> None:
         """ONNX Runtime would run such a graph's integer products on the CPU without a word."""
-        if self._metadata(TARGET) != CPU_TARGET or self._metadata(QUANTIZED) == "0":
+        if not self._has_integer_products():
             return
         better = "onnx" if provider == "CUDAExecutionProvider" else "tensorrt"
         raise EngineError(
             f"{self._path} was exported with --target {CPU_TARGET}, and {provider} leaves its "
             f"integer products to the CPU; export it with --target {better}"
         )
+
+    def _refuse_saturation(self) -> None:
+        """As written, such a graph's products saturate; ONNX Runtime mends it by optimizing."""
+        if self._has_integer_products() and may_saturate():
+            raise EngineError(
+                f"{self._path} was exported with --target {CPU_TARGET}, and without optimizations "
+                "its integer products saturate on this CPU, which has no VNNI instructions; load "
+                "it with optimizations, which keep them exact here"
+            )
+
+    def _has_integer_products(self) -> bool:
+        return self._metadata(TARGET) == CPU_TARGET and self._metadata(QUANTIZED) != "0"
 
     def _run(self, images: Array) -> FloatArray:
         return self._run_in(self._session, images)

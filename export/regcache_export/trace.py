@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from regcache_engines.cpu_flags import may_saturate
 from regcache_engines.onnxruntime_session import open_session
 
 from .errors import BundleError, EngineError
+from .exact_products import exact_products
 from .graph import INPUT_NAME, OUTPUT_NAME
 from .published_quant import CODE_TENSORS
 from .spec import EncoderSpec
@@ -122,6 +124,8 @@ class Tracer:
         names = self.tensors.all()
         # a name without a type: ONNX Runtime infers it
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        if may_saturate():
+            exact_products(exposed)
         self._names = [OUTPUT_NAME, *names]
         self._session = open_session(exposed.SerializeToString(), optimize=False)
 

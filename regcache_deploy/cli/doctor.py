@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from regcache_engines.cpu_flags import int8_flags
+from regcache_engines.cpu_flags import int8_flags, may_saturate
 
 from .. import __version__
 from .common import add_common_arguments
@@ -93,6 +93,7 @@ def diagnose() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "cpu_int8": int8_flags(),
+        "cpu_saturates": may_saturate(),
         "nvidia_driver": _nvidia_driver(),
         "packages": {r.name: r.found for rs in extras.values() for r in rs if r.found is not None},
         "missing": missing,
@@ -134,6 +135,12 @@ def _resolve(extra: str, direct: dict[str, list[tuple[str, str, str]]]) -> list[
 
 def _warnings(extras: dict[str, list[Requirement]]) -> list[str]:
     warnings = []
+    if may_saturate():
+        warnings.append(
+            "this CPU has no VNNI instructions: u8s8 products saturate. Our engines ask ONNX "
+            "Runtime for exact ones (session.x64quantprecision), which are slower; another program "
+            "must do so itself, or export with --reduce-range"
+        )
     for one, other in _STANDS_IN.items():
         if _version(one) and _version(other):
             warnings.append(

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..bundling.settings import GraphSettings
 from ..compat import import_open_clip, require
 from ..data.settings import DataSettings
+from ..encoders.known import check_model
 from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
 from ..run.finished import check_unchanged, parts_of
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, ModelSettings, "model")
     add_settings(parser, QuantizerSettings, "quantizer")
     add_settings(parser, DataSettings, "data")
+    add_settings(parser, ExportOptions, "way to the INT8 file", only=("recipe",))
     fixed = add_settings(parser, FixedChoice)
     fixed.add_argument(
         "--from",
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         parts = parts_of(args.from_run)
     options.check_paths()
     if args.dry_run:
+        check_model(options.model, options.pretrained)
         print_configuration(options.to_json(), as_json=args.json)
         return 0
     # Say now what is not installed, not after minutes of searching.

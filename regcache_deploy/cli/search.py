@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..compat import import_open_clip
 from ..data.settings import DataSettings
+from ..encoders.known import check_model
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
 from ..run.options import ExportOptions
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
     options.check_paths()
     if args.dry_run:
+        check_model(options.model, options.pretrained)
         taken = [*PUBLISHED, "output", *(f.name for each in SETTINGS for f in fields(each))]
         values = {name: options.to_json()[name] for name in taken} | {"ablation": args.ablation}
         print_configuration(values, as_json=args.json)

@@ -25,7 +25,7 @@ from ..quantization.keep_float import FloatChoice, choose_float_layers
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration, Quantization
 from ..work.progress import Reporter
-from .data import BATCH, JudgeData, head_of, measure_drop
+from .data import BATCH, Array, JudgeData, head_of, measure_drop
 from .decide import FLOAT, INT8, MIXED, UNMERGED, Measured
 
 RANK_IMAGES = 16
@@ -115,8 +115,6 @@ class Candidates:
         """The ONNX file of a candidate that was measured."""
         if kept.form == FLOAT:
             return self.float_file
-        if kept.form == UNMERGED:
-            return self.unmerged
         return self.int8 if kept.form == INT8 else self._write(kept.form, self.plan_for(kept))
 
     @cached_property
@@ -127,7 +125,7 @@ class Candidates:
     def ranking(self, data: JudgeData, calibration: Calibration | None = None) -> list[str]:
         """Quantized linears, the one that costs most by itself first."""
         calibration = calibration or self.calibration
-        images = self._normalized(data, RANK_IMAGES)
+        images = self._normalized(data.select[:RANK_IMAGES])
         total = len(calibration.quantization.linears)
         with self.reporter.stage("what each linear costs by itself", total) as advance:
             errors = alone_errors(calibration, images, advance)
@@ -145,8 +143,8 @@ class Candidates:
         """
         whole = calibration or self.calibration
         head, encoder = head_of(self.bundle), self.calibration.encoder
-        images = self._normalized(data, SELECT_IMAGES)
-        labels = None if data.select_labels is None else data.select_labels[: len(images)]
+        images = self._normalized(data.selecting(SELECT_IMAGES))
+        labels = None if data.select_labels is None else data.select_labels[:SELECT_IMAGES]
         plain = Calibration(encoder, Quantization())
         reference = simulate(plain, images.split(BATCH), lambda n: None)
         scale = self.plan.logit_scale
@@ -155,12 +153,12 @@ class Candidates:
             part = replace(whole, quantization=whole.quantization.without(names))
             with self.reporter.stage(f"simulation with {len(names)} linears in float"):
                 found = simulate(part, images.split(BATCH), lambda n: None)
-            return -measure_drop(reference, found, head, labels, scale, seed).value
+            drop = measure_drop(reference, found, head, labels, scale, seed, data.copied)
+            return -drop.value
 
         return choose_float_layers(self.ranking(data, whole), score, 0.0, max_drop)
 
-    def _normalized(self, data: JudgeData, count: int) -> torch.Tensor:
-        pixels = data.select[:count]
+    def _normalized(self, pixels: Array) -> torch.Tensor:
         return torch.from_numpy(in_layout(pixels, None, self.bundle.preprocess))
 
     def _write(self, name: str, plan: Plan) -> Path:

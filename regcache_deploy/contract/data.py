@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from regcache_engines.engine import Engine
 from regcache_engines.engine_base import in_fixed_batches
 from regcache_export.trace import in_layout
 
+from ..data.copies import altered
 from ..errors import BundleError, ConfigError, DataError
+from ..evaluation.instances import margins
 from ..evaluation.metrics import zero_shot_logits
 from ..evaluation.paired import compare_paired
 from ..search.statistics import bootstrap_means
@@ -35,6 +38,7 @@ class JudgeData:
         select, judge: uint8 `[n, H, W, 3]`.
         select_labels, judge_labels: int64 `[n]`, or None.
         source: where they come from.
+        copied: judged by whether an image finds its own altered copy: there is no zero-shot head.
     """
 
     select: Array = field(repr=False)
@@ -42,9 +46,31 @@ class JudgeData:
     select_labels: Tensor | None
     judge_labels: Tensor | None
     source: str
+    copied: bool = False
+
+    def selecting(self, count: int) -> Array:
+        """The first `count` images that may choose; with `copied`, their copies behind them."""
+        return self._with_copies(self.select[:count])
+
+    @cached_property
+    def judging(self) -> Array:
+        """All images that judge; with `copied`, their copies behind them."""
+        return self._with_copies(self.judge)
+
+    def _with_copies(self, pixels: Array) -> Array:
+        if not self.copied:
+            return pixels
+        return np.concatenate([pixels, altered(torch.from_numpy(pixels)).numpy()])
 
     @classmethod
-    def split(cls, pixels: Array, labels: Tensor | None, source: str, seed: int = 0) -> JudgeData:
+    def split(
+        cls,
+        pixels: Array,
+        labels: Tensor | None,
+        source: str,
+        seed: int = 0,
+        copied: bool = False,
+    ) -> JudgeData:
         """Half of the images, drawn at random, judge; the others choose.
 
         Not every second one: classes take turns in the order of a folder's images.
@@ -60,7 +86,7 @@ class JudgeData:
         order = np.random.default_rng(seed).permutation(len(pixels))
         judge, select = order[::2], order[1::2]
         first, second = (None, None) if labels is None else (labels[select], labels[judge])
-        return cls(pixels[select], pixels[judge], first, second, source)
+        return cls(pixels[select], pixels[judge], first, second, source, copied)
 
 
 def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: int) -> JudgeData:
@@ -77,6 +103,8 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
         DataError, ConfigError: as `open_data`; too few images, or none at hand.
     """
     provenance = bundle.manifest.get("provenance") or {}
+    random = str(provenance.get("pretrained") or "").startswith("random")
+    copied = not bundle.has_text_features and not random
     if data is None and str(provenance.get("model")).partition("-")[0] == "demo":
         data, limit = "demo", limit or 2000
     if data is None:
@@ -89,7 +117,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
                 f"{bundle.path} carries no images to judge by; pass --data DIR"
             ) from error
         source = f"the {len(pixels)} calibration images in the bundle, which have no labels"
-        return JudgeData.split(pixels, None, source, seed)
+        return JudgeData.split(pixels, None, source, seed, copied)
     from ..data.preprocess import Preprocess
     from ..data.sources import open_data
 
@@ -100,7 +128,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
     labels = None
     if stream.class_names == known and all(batch.labels is not None for batch in batches):
         labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
-    return JudgeData.split(pixels, labels, stream.source, seed)
+    return JudgeData.split(pixels, labels, stream.source, seed, copied)
 
 
 def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | None) -> Tensor:
@@ -119,8 +147,11 @@ def measure_drop(
     labels: Tensor | None,
     scale: float,
     seed: int,
+    copied: bool = False,
 ) -> Drop:
     """What `features` `[n, E]` lose against `reference` on the same images.
+
+    With `copied` they are `[2n, E]`, of n images and their altered copies.
 
     Args:
         head: zero-shot head `[C, E]`, or None.
@@ -129,6 +160,9 @@ def measure_drop(
         seed: of the bootstrap.
     """
     n = len(features)
+    if copied:
+        before, after = found_copies(reference), found_copies(features)
+        return counted_drop(before, after, seed, "instances", exact=True)
     if head is None:
         cosine = torch.nn.functional.cosine_similarity(features.double(), reference.double())
         loss = 100 * (1 - cosine.numpy())
@@ -137,10 +171,26 @@ def measure_drop(
     found, wanted = (zero_shot_logits(f, head, scale).argmax(dim=1) for f in (features, reference))
     metric = "top1" if labels is not None else "changed"
     truth = labels if labels is not None else wanted
-    pair = compare_paired((wanted == truth).int().numpy(), (found == truth).int().numpy(), seed)
+    return counted_drop(wanted == truth, found == truth, seed, metric, exact=labels is not None)
+
+
+def found_copies(features: Tensor) -> Tensor:
+    """Which of n images are nearest to their own copy, bool `[n]`, by features `[2n, E]`."""
+    images, copies = features.chunk(2)
+    return margins(images, copies, torch.arange(len(images))) > 0
+
+
+def counted_drop(before: Tensor, after: Tensor, seed: int, metric: str, exact: bool) -> Drop:
+    """Loss in points between two outcomes of the same images, bool `[n]`.
+
+    Args:
+        exact: an image may be won, too, so that the lower end has an exact bound as well.
+    """
+    n = len(after)
+    pair = compare_paired(before.int().numpy(), after.int().numpy(), seed)
     # Images that were not seen may change where none did of those that were.
     low, high = -pair.high, -pair.low
-    if labels is not None:
+    if exact:
         low = min(low, 100 * (pair.lost / n - share_bound(pair.won, n)))
     high = max(high, 100 * (share_bound(pair.lost, n) - pair.won / n))
     return Drop(-pair.difference, low, high, n, metric)

@@ -25,7 +25,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     """The kept file as a bundle with its plan beside it; INT8 as exported stays where it is.
 
     Raises:
-        VerificationError: the new graph is not the simulated one; nothing is left of it.
+        VerificationError: its graph is not the simulated one; nothing is left of it.
     """
     bundle = candidates.bundle
     if kept.form == INT8:
@@ -53,7 +53,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:
-    """Give the new bundle a certificate of its own, on the images of the first one's.
+    """Give the bundle a certificate of its own, on the images of the first one's.
 
     Returns:
         The manifest's `monitor` on these images, or nothing without probes or without images.

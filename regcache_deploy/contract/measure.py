@@ -112,6 +112,7 @@ class Measurement:
                 self._features(engine)
         metric = "cosine" if not self.candidates.bundle.has_text_features else "changed"
         metric = "top1" if self.data.judge_labels is not None else metric
+        metric = "instances" if self.data.copied else metric
         drop = Drop(0.0, 0.0, 0.0, len(self.data.judge), metric)
         return Measured(FLOAT, drop, Interval(1.0, 1.0, 1.0, 0))
 
@@ -141,6 +142,7 @@ class Measurement:
                 self.data.judge_labels,
                 self.candidates.plan.logit_scale,
                 self.options.seed,
+                self.data.copied,
             )
             with stage(f"{form}: speed at batch {self._timed_batch}"):
                 samples = self._time(engines)
@@ -161,7 +163,7 @@ class Measurement:
     def _features(self, engine: Engine) -> Tensor:
         """Features `[n, E]` of the judging images."""
         size = self.candidates.options.batch or (self.builds.step if self.builds else None)
-        return engine_features(engine, self.data.judge, self.candidates.bundle.preprocess, size)
+        return engine_features(engine, self.data.judging, self.candidates.bundle.preprocess, size)
 
     def _time(self, engines: dict[str, Engine]) -> Samples:
         runs = {}

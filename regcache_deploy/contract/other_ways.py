@@ -27,7 +27,7 @@ from ..quantization.baselines import Baseline
 from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.plan import make_plan
 from ..quantization.plan_baseline import baseline_of
-from ..quantization.simulate import Calibration
+from ..quantization.simulate import Calibration, Quantization
 from ..search.graph_cost import Operators, graph_cost
 from ..search.settings import ALONE, PAPER, REGCACHE
 from ..search.ways import Way, ways_of
@@ -135,14 +135,14 @@ class OtherWays:
 
     @cached_property
     def _pixels(self) -> Tensor:
-        pixels = self.data.select[: self.images]
+        pixels = self.data.selecting(self.images)  # with copies behind them, where those judge
         return torch.from_numpy(in_layout(pixels, None, self.candidates.bundle.preprocess))
 
     @cached_property
     def _reference(self) -> Tensor:
         encoder = self.candidates.calibration.encoder
-        with torch.no_grad():
-            return torch.cat([encoder(part) for part in self._pixels.split(BATCH)])
+        plain = Calibration(encoder, Quantization())
+        return simulate(plain, self._pixels.split(BATCH), lambda n: None)
 
     @torch.no_grad()
     def calibrate(self, way: Way) -> Calibration:
@@ -179,6 +179,7 @@ class OtherWays:
             None if labels is None else labels[: self.images],
             plan.logit_scale,
             self.seed,
+            self.data.copied,
         )
         cost = graph_cost(plan.encoder, way.config, Operators.of(calibration))
         return Tried(way, calibration, drop, cost)

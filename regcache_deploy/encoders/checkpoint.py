@@ -1,7 +1,9 @@
-"""Read a checkpoint file: safetensors, or a torch file with weights only."""
+"""Read a checkpoint file: safetensors, a torch file with weights only, or a TorchScript archive."""
 
 from __future__ import annotations
 
+import argparse
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,31 @@ from torch import Tensor
 
 from ..errors import ModelError
 
-WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model", "teacher")
-"""Keys under which training programs put the weights."""
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "teacher",
+)
+"""Keys under which training programs put the weights; averaged ones are taken first."""
+
+PREFIXES = ("module.", "ema_model.")
+"""What DataParallel and averages put in front of every name."""
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts in front of the names of a module, anywhere."""
+
+JIT_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers beside the weights in OpenAI's archives."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Weights by name.
+    """Weights by name, without the wrappings that training programs put around them.
 
     A torch file is opened with `weights_only=True`: it cannot run code.
 
@@ -26,23 +47,77 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"no checkpoint file at {path}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
     except Exception as error:  # torch, safetensors and pickle each raise their own kinds
         raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
-    if isinstance(content, Mapping):
+    while isinstance(content, Mapping):
         inner = [content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)]
-        content = inner[0] if inner else content
+        if not inner:
+            break
+        content = inner[0]
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(f"{path} holds no weights by name (a state dict)")
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if all(name.startswith("module.") for name in tensors):  # written by DataParallel
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
+    return unwrap_names({str(k): v for k, v in content.items() if isinstance(v, Tensor)})
+
+
+def unwrap_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes that all of them share, and without torch.compile's mark."""
+    # counted beside the weights by torch's AveragedModel
+    out = {name: value for name, value in tensors.items() if name != "n_averaged"}
+    out = {name.replace(COMPILED, ""): value for name, value in out.items()}
+    while out:
+        shared = next((p for p in PREFIXES if all(name.startswith(p) for name in out)), None)
+        if shared is None:
+            break
+        out = {name.removeprefix(shared): value for name, value in out.items()}
+    return out
+
+
+def below_attribute(tensors: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """The weights below the attribute that a training program keeps its model in.
+
+    Args:
+        tensors: as in the file, e.g. of a LightningModule.
+        known: names of the model.
+
+    Returns:
+        Those below the one attribute (`model.`, `net.module.`) where most of `known` are found;
+        all, where none is found below any. Losses and metrics beside the model stay behind.
+    """
+    parts = [name.split(".") for name in tensors]
+    attributes = {"".join(f"{part}." for part in p[:n]) for p in parts for n in (0, 1, 2)}
+
+    def below(attribute: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(attribute): value
+            for name, value in tensors.items()
+            if name.startswith(attribute)
+        }
+
+    # of equally good ones the shortest
+    best = max(sorted(attributes), key=lambda a: len(known & below(a).keys()))
+    return below(best) if known & below(best).keys() else dict(tensors)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if _is_torchscript(path):
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        return {name: value for name, value in state.items() if name not in JIT_CONSTANTS}
+    # the arguments of a training program; setting attributes is all that reading one does
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is an archive of torch.jit, which torch.load refuses to open as weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(Path(name).name == "constants.pkl" for name in archive.namelist())
 
 
 def explain(error: Exception) -> str:
@@ -54,4 +129,5 @@ def explain(error: Exception) -> str:
 
 
 def looks_like_path(text: str) -> bool:
-    return "/" in text or Path(text).suffix in {".pt", ".pth", ".bin", ".safetensors", ".npz"}
+    suffixes = {".pt", ".pth", ".bin", ".safetensors", ".npz", ".ckpt", ".tar"}
+    return "/" in text or Path(text).suffix in suffixes

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ..errors import ConfigError, ModelError
 from .canonical import Encoder
+from .settings import DEMO
 
 ADDED_UNITS = 16
 """By which every MLP grows for a dense column: two are used, and widths stay multiples of 16."""
@@ -101,3 +103,11 @@ def _dense(encoder: Encoder, block: int, unit: int, coordinate: int) -> Encoder:
         weights[f"{name}.fc2.weight"] = torch.cat([fc2, columns], dim=1)
     spec = replace(encoder.spec, mlp_width=encoder.spec.mlp_width + ADDED_UNITS)
     return Encoder(spec, weights)
+
+
+def check_demo(name: str, pretrained: str | None) -> None:
+    """Raise ModelError where there is no such demo, ConfigError for weights of another."""
+    if name != DEMO and name not in VARIANTS:
+        raise ModelError(f"unknown model '{name}'; the demos are: {', '.join([DEMO, *VARIANTS])}")
+    if pretrained is not None:
+        raise ConfigError("the demo brings its own weights; --pretrained goes with --model NAME")

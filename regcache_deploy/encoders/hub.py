@@ -30,21 +30,31 @@ def require_hub_files(what: str, repository: str, files: Sequence[str], instead:
     Raises:
         ModelError: none of the files is in the hub's cache, and the hub's name does not resolve.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if any(isinstance(try_to_load_from_cache(repository, name), str) for name in files):
         return
-    host = urllib.parse.urlparse(constants.ENDPOINT).hostname or ""
-    offline = bool(constants.HF_HUB_OFFLINE)
-    # behind a proxy, names need not resolve here
-    if not offline and (urllib.request.getproxies() or _resolves(host)):
+    why = unreachable()
+    if why is None:
         return
-    why = "HF_HUB_OFFLINE is set" if offline else f"no network ({host} does not resolve)"
     raise ModelError(
-        f"{what} are not in the cache {_cache()}, and there is {why}: on a machine with network "
-        f"download {files[0]} of the Hugging Face repository {repository}, copy it here, and pass "
-        f"{instead}"
+        f"{what} are not in the cache {cache_folder()}, and there is {why}: on a machine with "
+        f"network download {files[0]} of the Hugging Face repository {repository}, copy it here, "
+        f"and pass {instead}"
     )
+
+
+def unreachable() -> str | None:
+    """Why nothing can be downloaded, or None where it may be tried."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    host = urllib.parse.urlparse(constants.ENDPOINT).hostname or ""
+    # behind a proxy, names need not resolve here
+    if urllib.request.getproxies() or _resolves(host):
+        return None
+    return f"no network ({host} does not resolve)"
 
 
 def explain_failure(what: str, error: Exception, instead: str) -> ModelError:
@@ -56,7 +66,7 @@ def explain_failure(what: str, error: Exception, instead: str) -> ModelError:
     if any(word in kind or word in told for word in damaged):
         return ModelError(
             f"{what} are damaged, perhaps half downloaded ({text}); delete the file from "
-            f"{_cache()} and try again, or pass {instead}"
+            f"{cache_folder()} and try again, or pass {instead}"
         )
     return ModelError(f"{what} could not be had ({text}); place the file and pass {instead}")
 
@@ -74,7 +84,8 @@ def _resolves(host: str) -> bool:
     return True
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where the hub's client keeps what it downloaded."""
     from huggingface_hub import constants
 
     return Path(os.environ.get("HF_HUB_CACHE", constants.HF_HUB_CACHE))

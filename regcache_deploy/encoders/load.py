@@ -14,8 +14,11 @@ from ..work.progress import Reporter
 from .load_natural import NATURAL, load_natural
 from .load_open_clip import load_open_clip
 from .load_timm import load_timm
+from .load_transformers import load_transformers
 from .model import LoadedModel
 from .open_clip_vit import from_open_clip
+from .settings import DEMO
+from .source import find_source
 from .structure import TIMM
 from .zero_shot_head import DEFAULT_TEMPLATES, TextHead, text_tower_key
 
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from ..demo.model import DemoModel
 
 __all__ = ["DEMO", "LoadedModel", "TextHead", "load_model"]
-
-DEMO = "demo"
 
 
 def load_model(
@@ -38,10 +39,11 @@ def load_model(
 
     Args:
         name: `demo` or one of its variants (`demo-dense`, ...), `natural-vit-s14`, an architecture
-            of open_clip, `hf-hub:ORG/NAME`, or `timm/NAME[.TAG]`.
+            of open_clip, `timm/NAME[.TAG]`, or a repository of the hub (`[hf-hub:]ORG/NAME`) or a
+            folder (`[local-dir:]PATH`) in the layout of open_clip or transformers.
         pretrained: the library's tag, a checkpoint path (`.safetensors`, `.pt`), or
-            `random[:SEED]`; `demo` and `hf-hub:` bring their own, and so does `natural-vit-s14`
-            unless an edited copy of it is named.
+            `random[:SEED]`; `demo`, repositories and folders bring their own, and so does
+            `natural-vit-s14` unless an edited copy of it is named.
         image_size: height and width in place of the model's own.
         templates: prompts of the zero-shot head: `openai`, `simple`, or a file.
         classifier: the classifier of a supervised `timm/NAME` is its head.
@@ -61,7 +63,13 @@ def load_model(
     elif name.startswith(TIMM):
         model = load_timm(name, pretrained, image_size, classifier)
     else:
-        model = load_open_clip(name, pretrained, image_size, templates)
+        source = find_source(name, pretrained)
+        if source is None or source.open_clip is not None:
+            model = load_open_clip(name, pretrained, image_size, templates, source)
+        else:
+            if templates != DEFAULT_TEMPLATES:
+                raise ConfigError(f"--templates: no text tower of {name} is read")
+            model = load_transformers(name, source.files, pretrained, image_size)
     model.encoder.check_finite()
     return model
 
@@ -86,13 +94,10 @@ class DemoHead:
 def _load_demo(
     name: str, pretrained: str | None, image_size: tuple[int, int] | None, templates: str
 ) -> LoadedModel:
-    from .demo_variants import VARIANTS, edit
+    from .demo_variants import VARIANTS, check_demo, edit
 
+    check_demo(name, pretrained)
     variant = VARIANTS.get(name)
-    if name != DEMO and variant is None:
-        raise ModelError(f"unknown model '{name}'; the demos are: {', '.join([DEMO, *VARIANTS])}")
-    if pretrained is not None:
-        raise ConfigError("the demo brings its own weights; --pretrained goes with --model NAME")
     if image_size is not None or templates != DEFAULT_TEMPLATES:
         raise ConfigError("the demo has its own image size and prompt templates")
     import_open_clip()

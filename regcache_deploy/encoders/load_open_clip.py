@@ -1,11 +1,11 @@
-"""`--model NAME` and `--model hf-hub:ORG/NAME`: open_clip's models with their text side."""
+"""Models of open_clip with their text side: by name, from its hub repositories, from folders."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
-from .checkpoint import explain, looks_like_path
+from .checkpoint import looks_like_path
 from .hub import WEIGHT_FILES, explain_failure, require_hub_files
 from .load_natural import NATURAL
 from .model import LoadedModel, random_caution, random_seed, suggest
+from .open_clip_checkpoint import load_checkpoint
 from .open_clip_timm import from_open_clip_tower
+from .source import HUB, Source
 from .structure import build_tower, quiet_root_logger, read_tower
 from .zero_shot_head import (
     DEFAULT_TEMPLATES,
@@ -28,7 +30,6 @@ from .zero_shot_head import (
     read_templates,
 )
 
-HUB = "hf-hub:"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 log = logging.getLogger(__name__)
@@ -39,32 +40,42 @@ def load_open_clip(
     pretrained: str | None,
     image_size: tuple[int, int] | None = None,
     templates: str = DEFAULT_TEMPLATES,
+    source: Source | None = None,
 ) -> LoadedModel:
     """Load a CLIP-like model.
 
     Args:
-        name: an architecture of open_clip, or `hf-hub:ORG/NAME`.
+        name: an architecture of open_clip, or what the user named `source` by.
         pretrained: a tag, a checkpoint path, `TAG=PATH` for a tag's weights in a file, or
-            `random[:SEED]`; a hub repository brings its own.
+            `random[:SEED]`; a hub repository and a folder bring their own.
         image_size: another input size; open_clip resamples the position embedding.
         templates: as in `read_templates`.
+        source: a repository or a folder in open_clip's layout.
 
     Raises:
         ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
     """
     open_clip = import_open_clip()
-    weights = _weights_choice(open_clip, name, pretrained)
-    if not name.startswith(HUB):
+    own = source.open_clip if source is not None else None
+    weights = _Weights() if own else weights_choice(open_clip, name, pretrained)
+    if not own:
         read_tower(name, build_tower(name, depth=1))  # refuse before downloading gigabytes
     prompts = read_templates(templates)
-    model = _create(open_clip, name, weights, image_size)
+    model = _create(open_clip, own or name, weights, image_size)
+    alone = weights.path is not None and not load_checkpoint(model, weights.path)
+    if alone:
+        log.warning(
+            "%s holds the image tower alone, so there is no zero-shot head from class names",
+            weights.path,
+        )
     config = open_clip.get_model_preprocess_cfg(model)
     scale = getattr(model, "logit_scale", None)
     head = features = None
     # a random text tower classifies at chance, at the price of 80 prompts per class
-    if weights.seed is None and hasattr(model, "encode_text"):
-        head = OpenClipHead(model, lambda: open_clip.get_tokenizer(name), prompts, cache_folder())
-        features = _text_encoder(open_clip, model, name)
+    if weights.seed is None and not alone and hasattr(model, "encode_text"):
+        tokenizer = partial(open_clip.get_tokenizer, own or name)
+        head = OpenClipHead(model, tokenizer, prompts, cache_folder())
+        features = _text_encoder(model, tokenizer)
     return LoadedModel(
         name=name,
         pretrained=pretrained,
@@ -72,14 +83,14 @@ def load_open_clip(
         preprocess={k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
         text_head=head,
         text_features=features,
-        logit_scale=float(scale.detach().exp()) if scale is not None else 100.0,
+        logit_scale=float(scale.detach().exp()) if scale is not None and not alone else 100.0,
         caution=random_caution(weights.seed),
     )
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Where weights come from; for a hub repository nothing is set.
+    """Where weights come from; for a hub repository and a folder nothing is set.
 
     Attributes:
         seed: of random ones.
@@ -92,13 +103,12 @@ class _Weights:
     path: Path | None = None
 
 
-def _weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weights:
-    if name.startswith(HUB):
-        if pretrained is not None:
-            raise ConfigError(f"{name} brings its own weights; leave --pretrained out")
-        if name.count("/") != 1:
-            raise ModelError(f"'{name}' is no hub repository; write {HUB}ORG/NAME")
-        return _Weights()
+def weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weights:
+    """What `--pretrained` asks for, where `name` is an architecture; nothing is downloaded.
+
+    Raises:
+        ConfigError, ModelError: as in `load_model`, but for what only the weights can say.
+    """
     known = open_clip.list_models()
     if name not in known:
         raise ModelError(f"unknown model '{name}'{suggest(name, ['demo', NATURAL, *known])}")
@@ -198,25 +208,13 @@ def _create(
             )
     except Exception as error:  # the network, the hub, a tokenizer's library, the file
         raise explain_failure(what, error, instead) from error
-    if path is not None:
-        _load_checkpoint(model, path)
     return model.eval()
 
 
-def _load_checkpoint(model: Any, path: Path) -> None:
-    """Whole models; a checkpoint of the image tower alone cannot classify and is refused."""
-    from open_clip.factory import load_checkpoint
-
-    try:
-        load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except Exception as error:  # torch, safetensors and pickle each raise their own kinds
-        raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
-
-
-def _text_encoder(open_clip: Any, model: Any, name: str) -> Any:
+def _text_encoder(model: Any, make_tokenizer: Callable[[], Any]) -> Any:
     """Texts -> features `[n, E]`, not normalized; raises as `load_tokenizer`."""
     # when the first texts come: some need a library that images do not
-    tokenizer = cache(lambda: load_tokenizer(lambda: open_clip.get_tokenizer(name)))
+    tokenizer = cache(lambda: load_tokenizer(make_tokenizer))
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError, ModelError
-from .checkpoint import explain, looks_like_path, read_state_dict
+from .checkpoint import below_attribute, explain, looks_like_path, read_state_dict
 from .classifier_head import imagenet_classifier
 from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
 from .model import LoadedModel, random_caution, random_seed, suggest
@@ -28,8 +28,8 @@ def load_timm(
 
     Args:
         name: `timm/NAME` or `timm/NAME.TAG`.
-        pretrained: a tag of timm, a checkpoint path, or `random[:SEED]`; None takes the tag in the
-            name, or timm's default one.
+        pretrained: a tag of timm, a checkpoint path, `TAG=PATH` for a tag's weights in a file, or
+            `random[:SEED]`; None takes the tag in the name, or timm's default one.
         image_size: another input size; timm resamples the position embedding.
         classifier: keep the classifier: features are its logits, and the head is their axes.
 
@@ -38,20 +38,9 @@ def load_timm(
     """
     import_open_clip()
     timm = require("timm", "search")
-    architecture, _, tag = name.removeprefix(TIMM).partition(".")
-    if not timm.is_model(architecture):
-        raise ModelError(f"unknown model '{name}'{suggest(architecture, timm.list_models())}")
+    architecture, tag, path = timm_choice(timm, name, pretrained)
     seed = random_seed(pretrained)
-    path = None
-    if pretrained and seed is None:
-        if looks_like_path(pretrained):
-            path = Path(pretrained)
-        elif tag and tag != pretrained:
-            raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
-        else:
-            tag = pretrained
     full = f"{architecture}.{tag}" if tag else architecture
-    _check_tag(timm, architecture, tag)
     model = _create(timm, full, seed, path, image_size, classifier)
     encoder = from_timm(model)
     head = imagenet_classifier(name, _outputs(model)) if classifier else None
@@ -70,8 +59,40 @@ def _outputs(model: Any) -> int:
     return model.head.out_features if isinstance(model.head, nn.Linear) else 0
 
 
+def timm_choice(timm: Any, name: str, pretrained: str | None) -> tuple[str, str, Path | None]:
+    """Architecture, tag (may be empty) and file that are asked for; nothing is downloaded.
+
+    Raises:
+        ConfigError, ModelError: as in `load_model`, but for what only the weights can say.
+    """
+    architecture, _, tag = name.removeprefix(TIMM).partition(".")
+    if not timm.is_model(architecture):
+        raise ModelError(f"unknown model '{name}'{suggest(architecture, timm.list_models())}")
+    path = None
+    if pretrained and random_seed(pretrained) is None:
+        named, separator, file = pretrained.partition("=")
+        if separator and named in _tags(timm, architecture):
+            if tag and tag != named:
+                raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
+            tag, path = named, Path(file)
+        elif looks_like_path(pretrained):
+            path = Path(pretrained)
+        elif tag and tag != pretrained:
+            raise ConfigError(f"{name} names one tag and --pretrained {pretrained} another")
+        else:
+            tag = pretrained
+    _check_tag(timm, architecture, tag)
+    if path is not None and not path.is_file():
+        raise ModelError(f"no checkpoint file at {path}")
+    return architecture, tag, path
+
+
+def _tags(timm: Any, architecture: str) -> list[str]:
+    return [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+
+
 def _check_tag(timm: Any, architecture: str, tag: str) -> None:
-    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+    known = _tags(timm, architecture)
     if tag and tag not in known:
         raise ModelError(f"{architecture} has no pretrained tag '{tag}'{suggest(tag, known)}")
 
@@ -122,7 +143,7 @@ def _load(model: Any, path: Path, classifier: bool) -> None:
     """Load a local checkpoint; all of it must fit, but for a classifier that is not wanted."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    state = read_state_dict(path)
+    state = below_attribute(read_state_dict(path), set(model.state_dict()))
     try:
         converted = checkpoint_filter_fn(state, model) if hasattr(model, "pos_embed") else state
         if not classifier:

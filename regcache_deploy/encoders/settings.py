@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..work.settings import setting
 
+DEMO = "demo"
+"""The embedded model."""
+
 
 @dataclass(frozen=True)
 class ModelSettings:
     """The float model. Raises ConfigError for an empty name or a size that is none."""
 
     model: str = setting(
-        "demo",
-        "model name of open_clip, hf-hub:ORG/NAME, timm/NAME, or `demo`, the embedded one; "
-        "`regcache models` lists them",
-        "NAME",
+        DEMO,
+        "model name of open_clip, timm/NAME, ORG/NAME on the Hugging Face hub or a folder (in the "
+        "layout of open_clip or transformers), or `demo`, the embedded one; `regcache models` "
+        "lists architectures",
+        "NAME|ORG/NAME|FOLDER",
     )
     pretrained: str | None = setting(
         None,
-        "open_clip's tag, a checkpoint (with TAG= of a tag's weights, for its activation and "
-        "preprocessing), or random weights (for structure and speed)",
+        "open_clip's or timm's tag, a checkpoint (with TAG= of a tag's weights, for its activation "
+        "and preprocessing), or random weights (for structure and speed)",
         "TAG|PATH|TAG=PATH|random[:SEED]",
     )
     img_size: str | None = setting(None, "input size in pixels (default: the model's own)", "N|HxW")

@@ -42,8 +42,7 @@ def accuracy_card(document: dict[str, Any]) -> Card:
         return Card(
             question,
             "close" if kept else "not close",
-            f"{scored} on {document['n_eval']} images without labels: fidelity to FP32, not "
-            "accuracy.",
+            f"{scored} on {document['n_eval']} images: fidelity to FP32, not accuracy.",
             "open" if kept else "bad",
         )
     pair = document["paired"].get(corner)

@@ -24,6 +24,8 @@ SAME_RUN = (
 )
 MEASURED = (
     "accuracy",
+    "fidelity",
+    "fidelity_way",
     "paired",
     "n_eval",
     "metric",

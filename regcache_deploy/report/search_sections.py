@@ -37,26 +37,35 @@ CORNER_TITLES = {
 def accuracy(folder: Path, document: dict[str, Any]) -> Section:
     """What every corner scores, with intervals."""
     metric, rows = document["metric"], []
+    fidelity = document.get("fidelity") or {}
     for name, title in CORNER_TITLES.items():
         value = document["accuracy"].get(name)
         if value is None:
             continue
         pair = document["paired"].get(name)
-        rows.append([title, value_text(metric, value), difference_text(metric, pair), p_text(pair)])
+        row = [title, value_text(metric, value), difference_text(metric, pair), p_text(pair)]
+        if fidelity:
+            row.append("" if fidelity.get(name) is None else f"{fidelity[name]:.5f}")
+        rows.append(row)
     caption = f"{metric_title(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
-    table = Table(["", metric_title(metric), "difference", "p"], rows, caption)
+    columns = ["", metric_title(metric), "difference", "p"]
+    table = Table(columns + ["cosine to FP32"] * bool(fidelity), rows, caption)
     return Section("accuracy", "Accuracy", accuracy_lines(document), [table])
 
 
 def accuracy_lines(document: dict[str, Any]) -> list[str]:
     """How the deployed graph agrees with the simulation, where it was run."""
     agreement = document.get("agreement") or {}
+    lines = []
+    if document.get("fidelity_way"):
+        lines.append(f"Fidelity to FP32 would have chosen: {document['fidelity_way']}.")
     if not agreement:
-        return []
+        return lines
     same = f"the same class on {agreement['top1']:.2%}, " if "top1" in agreement else ""
     return [
+        *lines,
         f"The deployed graph against the simulation it was chosen by, on {agreement['n']} images: "
-        f"{same}mean cosine {agreement['mean_cosine']:.6f}, lowest {agreement['min_cosine']:.6f}."
+        f"{same}mean cosine {agreement['mean_cosine']:.6f}, lowest {agreement['min_cosine']:.6f}.",
     ]
 
 

@@ -199,6 +199,8 @@ def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
     table.add_column("")
     table.add_column(metric_axis(result.metric), justify="right")
     counted = result.metric in COUNTED
+    if counted and result.fidelity:
+        table.add_column("cosine to FP32", justify="right")
     if result.paired:
         heads = ["against FP32, points [95 %]", "lost / won", "McNemar p"]
         for head in heads if counted else ["difference [95 %]", "p"]:
@@ -208,6 +210,8 @@ def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
         if corner not in result.accuracy or not shown:
             continue
         cells = [CORNER_TITLES[corner], value_text(result.metric, result.accuracy[corner])]
+        if counted and result.fidelity:
+            cells.append(f"{result.fidelity[corner]:.5f}")
         pair = result.paired.get(corner)
         if pair:
             found = pair.to_json()

@@ -16,6 +16,7 @@ from .options import ExportOptions
 
 QUANTIZER = ("baseline", "bits", "observer")
 MACHINE = ("batch_size", "seed")
+MERGING = ("merge_metric", "merge_proportional", "merge_compat")
 
 
 def searched_options(run: Path) -> dict[str, Any]:
@@ -34,6 +35,9 @@ def searched_options(run: Path) -> dict[str, Any]:
         found["sensitive_layer"] = document["sensitive_layer"]
         for name in ("prefix_block", "prefix_count", "delete_count", "range_delete_count"):
             found[name] = document[name]
+        if document.get("merge"):
+            found["merge"] = document["merge"]["schedule"]
+            found |= {name: stored[name] for name in MERGING}
     except FileNotFoundError as error:
         raise ConfigError(
             f"--from {run}: there is no {DETAILS}; take the folder of a finished `regcache search`"

@@ -262,7 +262,7 @@ class TestConfigFile:
         assert "\nbaseline: " in capsys.readouterr().out
 
     def test_dry_run_output_is_a_configuration_file(self, capsys, tmp_path):
-        arguments = ["--model", "a: #b", "--pretrained", "random:3", "--seed", "7"]
+        arguments = ["--output", "a: #b", "--model", "ViT-B-32", "--pretrained", "random:3"]
         expected = configuration(capsys, *arguments)
         cli.export_main([*arguments, "--dry-run"])
         path = self.write(tmp_path, capsys.readouterr().out)

@@ -89,7 +89,8 @@ def test_a_download_that_was_cut_off_and_no_network(cache, whole):
     [
         (TINY, TAG, ("model.safetensors", f"vit_tiny_patch16_224.{TAG}", "--pretrained PATH")),
         (CLIP, CLIP_TAG, ("open_clip_model.safetensors", CLIP_REPOSITORY, f"{CLIP_TAG}=PATH")),
-        ("hf-hub:org/name", None, ("open_clip_model.safetensors", "org/name", "--model NAME")),
+        ("hf-hub:org/name", None, ("download the repository", "org/name", "--model FOLDER")),
+        ("org/name", None, ("unknown model 'org/name'", "--model FOLDER")),
     ],
 )
 def test_no_network_says_which_file_goes_where(cache, monkeypatch, model, pretrained, parts):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from regcache_engines import cpu_flags
 from regcache_engines.cpu_flags import has_exact_products, int8_flags, may_saturate
 
 HASWELL = "processor : 0\nmodel name : has avx512_vnni in its name only\nflags : fpu avx2\n"
@@ -52,3 +53,21 @@ def test_only_x86_without_vnni_saturates(
         cpuinfo.write_text(text)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert may_saturate(cpuinfo) is saturates
+
+
+@pytest.mark.parametrize(("asked", "saturates"), [(False, True), (True, False), (None, False)])
+def test_an_emulator_that_shows_its_hosts_file_is_seen_through(
+    asked: bool | None, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(ICE_LAKE)
+    monkeypatch.setattr(cpu_flags, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(cpu_flags, "_cpuid_says_vnni", lambda: asked)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert may_saturate(cpuinfo) is saturates
+
+
+def test_numpy_tells_what_the_cpu_says() -> None:
+    """With this numpy; another one may hide it, and then the file alone counts."""
+    if platform.machine() == "x86_64":
+        assert cpu_flags._cpuid_says_vnni() is not None

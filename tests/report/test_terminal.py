@@ -129,3 +129,23 @@ def test_paths_are_shown_as_they_are(show: Any, monkeypatch: pytest.MonkeyPatch)
         f"warning:{place}/caf\\udce9.jpg",
     ):
         assert words in text
+
+
+def test_copies_are_counted_and_fidelity_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where fidelity would have chosen otherwise, one line says so."""
+    ways = ({"title": "A", "value": 0.5, "fidelity": 0.97, "cost": 1.0, "chosen": 1, "tied": 1},)
+    counted = a_result(
+        metric="instances",
+        search_metric="instances",
+        fidelity={"fp32": 1.0, "regcache": 0.98765},
+        fidelity_way="smoothing",
+        reason="A: for a reason",
+        ways=ways,
+    )
+    print_result(counted)
+    text = capsys.readouterr().out
+    for words in ("copy detection on 34", "87.50 %", "-2.50 [", "3 / 1", "0.98765", "50.00 %"):
+        assert words in text
+    assert "Fidelity to FP32 would have chosen: smoothing." in text
+    print_result(replace(counted, fidelity_way=None))
+    assert "would have chosen" not in capsys.readouterr().out

@@ -89,6 +89,13 @@ def test_auto_weighs_graphs_and_its_file_serves_another_run(
     assert "times as fast" in again["merge_reason"]
     assert again["accuracy"]["recipe"] is not None
 
+    # an export of that search merges as it chose
+    arguments = ["export", "-q", "--from", str(tmp_path / "run"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--limit", "60", "--threads", "1", "--json"]) == 0
+    baked = json.loads(capsys.readouterr().out)
+    assert baked["merge"] == again["merge"]
+    assert Plan.load(tmp_path / "out").merge is not None
+
 
 def test_published_indexing_is_simulated(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--merge", "5", "--merge-compat", "--delete-count", "0"]

@@ -14,7 +14,7 @@ from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.baselines.repqvit import RepQViT
 from regcache_deploy.search.graph_cost import Operators, graph_cost
 from regcache_deploy.search.settings import WAY_NAMES
-from regcache_deploy.search.ways import TITLES, Raced, Way, choose, reason, ways_of
+from regcache_deploy.search.ways import TITLES, Raced, Way, choose, fidelity_way, reason, ways_of
 from tests.tiny_plans import SPEC
 
 FOUND = RegCacheConfig(1, 3, 1, 2, range_delete_count=4)
@@ -131,3 +131,16 @@ def test_the_cost_knows_what_a_graph_computes() -> None:
     deleting = replace(FOUND, prefix_count=0)
     assert graph_cost(SPEC, deleting, Operators()) < plain
     assert graph_cost(SPEC, FOUND.deleting(0, 4), Operators()) > plain
+
+
+def test_where_fidelity_disagrees_it_is_said() -> None:
+    """The recognizing way has the worse features; told apart by images, not by cosines."""
+    ways = [
+        raced("quantizer", hits(300), 1.0, fidelity=0.99),
+        raced("regcache", hits(100), 1.0, fidelity=0.93),
+    ]
+    found = choose(ways, TOP1, seed=0)
+    assert winner(found) == "regcache"
+    assert fidelity_way(found) == "quantizer alone"
+    ways[0] = raced("quantizer", hits(300), 1.0, fidelity=0.9)
+    assert fidelity_way(choose(ways, TOP1, seed=0)) is None

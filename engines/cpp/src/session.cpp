@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu.h"
 #include "error.h"
 #include "providers.h"
 
 namespace regcache {
 namespace {
+
+// The C interface gives both as int32, and callers allocate by them.
+constexpr std::int64_t kMaxBatch = 65536, kMaxDim = std::int64_t(1) << 20;
 
 [[noreturn]] void failed(const std::string &what) { throw Error(REGCACHE_RUNTIME_FAILED, what); }
 
@@ -25,6 +29,10 @@ Session::Session(const Bundle &bundle, const regcache_model_params &params)
       width_(bundle.preprocess.width) {
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+    // spinning, the threads take the cores from every other session of the process
+    options.AddConfigEntry("session.force_spinning_stop", "1");
+    // u8u8 products: exact where u8s8 ones saturate, and 1.45 times the CPU time where they do not
+    if (may_saturate()) options.AddConfigEntry("session.x64quantprecision", "1");
     if (params.threads > 0) options.SetIntraOpNumThreads(params.threads);
     add_provider(options, params, bundle.manifest);
     try {
@@ -56,6 +64,7 @@ void Session::check_contract(const Bundle &bundle) {
     if (!interleaved_ && rest != Shape{3, height_, width_})
         wrong("an input of another shape than its preprocessing gives");
     batch_ = std::max<std::int64_t>(shape[0], 0);
+    if (batch_ > kMaxBatch) wrong("a batch of more than 65536 images");
 
     for (std::size_t name = 1; name < names_.size(); ++name) {
         bool found = false;
@@ -73,6 +82,7 @@ void Session::check_contract(const Bundle &bundle) {
             if (tensor.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
                 features.size() != 2 || features[1] < 1)
                 wrong("features that are not float32 [batch, E]");
+            if (features[1] > kMaxDim) wrong("features of more than 2^20 numbers");
             dim_ = features[1];
         }
         if (!found) wrong("no output '" + names_[name] + "'");

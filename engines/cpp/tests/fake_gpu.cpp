@@ -39,6 +39,11 @@ const OrtApi *api(uint32_t version) noexcept {
     changed.ReleaseAvailableProviders = [](char **, int) noexcept -> OrtStatusPtr {
         return nullptr;
     };
+    changed.AddSessionConfigEntry = [](OrtSessionOptions *made, const char *key,
+                                       const char *value) noexcept {
+        print("session", &key, &value, 1);
+        return real()->GetApi(ORT_API_VERSION)->AddSessionConfigEntry(made, key, value);
+    };
     changed.CreateCUDAProviderOptions = [](OrtCUDAProviderOptionsV2 **made) noexcept {
         *made = reinterpret_cast<OrtCUDAProviderOptionsV2 *>(&options);
         return OrtStatusPtr();

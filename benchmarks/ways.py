@@ -1,0 +1,164 @@
+"""Every way to an INT8 file on held-out images, beside what the race on the search images chose.
+
+    python benchmarks/ways.py --seeds 0 1 2 \
+        --output benchmarks/results/ways-demo.csv
+
+One row a way: its value on the search images, which the race saw, and on held-out images, which it
+did not; paired with FP32 there. So the best single way is known only afterwards, and how far the
+chosen one stays behind it is the price of choosing. A seed draws other images for both sets and for
+the calibration. Simulation. Finished rows of an earlier run into the same file are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regcache_deploy.bench.results import write_rows
+from regcache_deploy.encoders.demo_variants import VARIANTS
+from regcache_deploy.encoders.load import load_model
+from regcache_deploy.encoders.model import LoadedModel
+from regcache_deploy.quantization.settings import AUTO, BASELINE_NAMES
+from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.run.study import Study, decide_study
+from regcache_deploy.search.statistics import compare_scores
+from regcache_deploy.work.progress import Reporter
+
+DEMOS = ["demo", *VARIANTS]
+KEY = ("model", "pretrained", "baseline", "bits", "seed")
+
+
+@torch.no_grad()
+def rows_of(study: Study) -> Iterator[dict[str, Any]]:
+    """FP32, then every way that was raced, in the race's order."""
+    options, held_out, seed = study.options, study.held_out, study.options.seed
+    features = held_out.float_features
+    judge, search = study.sets.judge(features), study.found.objective
+    reference = judge.score(features)
+    shared = {
+        "model": options.model,
+        "pretrained": options.pretrained or "",
+        "baseline": options.baseline,
+        "bits": options.bits,
+        "seed": seed,
+        "metric": judge.name,
+        "n": study.sets.judged,
+        "search_metric": search.name,
+        "n_search": len(study.sets.search),
+        "calibration_images": len(study.sets.calibration_tokens),
+        "caution": study.model.caution or "",
+    }
+    plain = search.score(study.sets.reference)
+    yield shared | {
+        "way": "fp32",
+        "search_value": round(plain.value, 6),
+        "value": round(reference.value, 6),
+        "cosine": 1.0,
+    }
+    for raced in study.ways:
+        way = raced.way
+        found = held_out.features(way.title, way.baseline, way.config, study.found.register)
+        score = judge.score(found)
+        pair = compare_scores(judge.name, reference, score, seed)
+        told = raced.to_json()
+        yield shared | {
+            "way": way.name,
+            "prefix_count": way.config.prefix_count,
+            "range_delete_count": way.config.range_delete_count,
+            "delete_count": way.config.delete_count,
+            "search_value": round(raced.score.value, 6),
+            "search_cosine": round(raced.score.fidelity, 6),
+            "cost": told["cost"],
+            "tied": int(raced.tied),
+            "chosen": int(raced.chosen),
+            "value": round(score.value, 6),
+            "cosine": round(score.fidelity, 6),
+            "difference": round(pair.difference, 4),
+            "low": round(pair.low, 4),
+            "high": round(pair.high, 4),
+            "lost": pair.lost,
+            "won": pair.won,
+        }
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The chosen way beside the best one and FP32, in one line; values in per cent of images."""
+    ways = {row["way"]: float(row["value"]) for row in rows}
+    reference = ways.pop("fp32")
+    best = max(ways, key=lambda name: ways[name])
+    chosen = next(row["way"] for row in rows if str(row.get("chosen")) == "1")
+    first = rows[0]
+    return (
+        f"{first['model']} {first['bits']} seed {first['seed']}: FP32 {100 * reference:.2f}, "
+        f"chosen {chosen} {100 * ways[chosen]:.2f}, best {best} {100 * ways[best]:.2f}, "
+        f"behind it {100 * (ways[best] - ways[chosen]):.2f}, "
+        f"behind FP32 {100 * (reference - ways[chosen]):.2f}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    rows: list[dict[str, Any]] = []
+    if args.output.exists():
+        with args.output.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    models: dict[str, LoadedModel] = {}
+    for model, bits, seed in itertools.product(args.model, args.bits, args.seeds):
+        options = ExportOptions(
+            model=model,
+            pretrained=args.pretrained,
+            data=args.data,
+            baseline=args.baseline,
+            bits=bits,
+            seed=seed,
+            limit=args.limit,
+            search_images=args.search_images,
+            calibration_images=args.calibration_images,
+            batch_size=args.batch_size,
+            budget_fraction=args.budget_fraction,
+            recipe=AUTO,
+        )
+        wanted = (model, args.pretrained or "", args.baseline, bits, str(seed))
+        found = [row for row in rows if tuple(str(row[name]) for name in KEY) == wanted]
+        if not found:
+            if model not in models:
+                models[model] = load_model(model, args.pretrained)
+            with tempfile.TemporaryDirectory(prefix="regcache-ways-") as scratch:
+                study = decide_study(options, Reporter(quiet=True), Path(scratch), models[model])
+                found = list(rows_of(study))
+            day = time.strftime("%Y-%m-%d", time.gmtime())
+            rows += [row | {"measured_at": day} for row in found]
+            write_rows(args.output, rows, {})
+        print(summary(found), flush=True)
+    return 0
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", nargs="+", default=DEMOS)
+    parser.add_argument("--pretrained", help="of one model")
+    parser.add_argument("--data", type=Path, help="folder of images (default: the demo's)")
+    parser.add_argument("--baseline", default=ExportOptions.baseline, choices=BASELINE_NAMES)
+    parser.add_argument("--bits", nargs="+", default=["W8A8", "W6A6"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--limit", type=int, help="held-out images")
+    parser.add_argument("--search-images", type=int, default=ExportOptions.search_images)
+    parser.add_argument("--calibration-images", type=int, default=ExportOptions.calibration_images)
+    parser.add_argument("--batch-size", type=int, default=ExportOptions.batch_size)
+    parser.add_argument("--budget-fraction", type=float, default=ExportOptions.budget_fraction)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True, help="CSV")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

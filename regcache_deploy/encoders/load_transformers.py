@@ -1,0 +1,163 @@
+"""`--model ORG/NAME` and `--model FOLDER` in the layout of the library transformers.
+
+Its files are read by our own maps of names; the library itself is not needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regcache_export.spec import EncoderSpec
+
+from ..errors import ConfigError, ModelError
+from .canonical import Encoder
+from .checkpoint import read_state_dict
+from .model import LoadedModel, random_caution, random_seed
+from .model_files import ModelFiles, read_json
+from .parameters import Parameters
+from .reading import Weights, contiguous
+from .source import CONFIG
+from .transformers_config import Fields
+from .transformers_dino import dinov3_angles
+from .transformers_families import Family, family_of
+from .transformers_preprocess import Preprocessing
+from .transformers_weights import read_weights
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Of an image processor alone; of all that a model needs, since transformers 5."""
+
+OTHER_TOWER = r"(?:.*\.)?(?:text_model\.|text_projection\.|logit_bias$|.*position_ids$)"
+CLASSIFIER = r"(?:classifier|head)\.(?:weight|bias)$"
+
+log = logging.getLogger(__name__)
+
+
+def load_transformers(
+    name: str,
+    files: ModelFiles,
+    pretrained: str | None,
+    image_size: tuple[int, int] | None = None,
+) -> LoadedModel:
+    """Load the image tower of a model.
+
+    Args:
+        name: as the user gave it.
+        files: where its `config.json` lies.
+        pretrained: None for the model's own weights, a checkpoint of the same structure, or
+            `random[:SEED]`.
+        image_size: another input size; the position embedding is resampled.
+
+    Raises:
+        ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
+    """
+    path = files.find(CONFIG)
+    if path is None:
+        raise ModelError(f"{files.absence(CONFIG)}: it is no model in transformers' layout")
+    family, fields, projection = family_of(read_json(path), str(path))
+    preprocessing = _preprocessing(files, family)
+    size = image_size or _image_size(family, fields, preprocessing)
+    spec = family.spec(fields, size, projection)
+    if min(spec.grid) < 1:
+        raise ConfigError(f"an image of {size} holds no patch of {spec.patch_size}")
+    seed, scale = random_seed(pretrained), 100.0
+    if seed is not None:
+        weights = _random_weights(spec, fields, seed)
+    else:
+        if pretrained is None:
+            tensors, where = read_weights(files)
+        else:
+            tensors, where = read_state_dict(Path(pretrained)), pretrained
+        parameters = Parameters(tensors, where)
+        weights = _weights(family, parameters, spec, fields)
+        if parameters.has("logit_scale"):
+            found = parameters.take(parameters.prefix(("logit_scale",)) + "logit_scale")
+            scale = float(found.exp())
+        _account(parameters)
+    _say_what_is_missing(fields, preprocessing)
+    if family.two_towers:
+        log.warning(
+            "%s: no text tower is read from this layout, so there is no zero-shot head from class "
+            "names",
+            name,
+        )
+    return LoadedModel(
+        name=name,
+        pretrained=pretrained,
+        encoder=Encoder(spec, contiguous(weights)),
+        preprocess=preprocessing.config(size),
+        logit_scale=scale,
+        caution=random_caution(seed),
+    )
+
+
+def _preprocessing(files: ModelFiles, family: Family) -> Preprocessing:
+    for name in PROCESSORS:
+        path = files.find(name)
+        if path is not None:
+            values = read_json(path)
+            values = values.get("image_processor", values)
+            return Preprocessing(values, family.preprocess, str(path))
+    return Preprocessing({}, family.preprocess, files.absence(PROCESSORS[0]))
+
+
+def _image_size(family: Family, fields: Fields, preprocessing: Preprocessing) -> tuple[int, int]:
+    told = "size" not in preprocessing.defaulted
+    if family.any_size and told:
+        return preprocessing.size
+    size = fields.pair("image_size")
+    if told and preprocessing.size != size:
+        log.warning(
+            "%s makes images of %dx%d, and the position embedding is for %dx%d, which is taken",
+            preprocessing.where,
+            *preprocessing.size,
+            *size,
+        )
+    return size
+
+
+def _weights(family: Family, parameters: Parameters, spec: EncoderSpec, fields: Fields) -> Weights:
+    try:
+        return family.weights(parameters, spec, fields)
+    except (RuntimeError, IndexError) as error:  # shapes that do not go together
+        raise ModelError(f"{parameters.where} does not fit: {error}") from error
+
+
+def _account(parameters: Parameters) -> None:
+    """Every parameter was read, or is named here as left out."""
+    other = parameters.leave_out(OTHER_TOWER)
+    if other:
+        log.info("%s: %d parameters of the text side left out", parameters.where, len(other))
+    classifier = parameters.leave_out(CLASSIFIER)
+    if classifier:
+        log.warning("%s: left out is the classifier (%s)", parameters.where, ", ".join(classifier))
+    parameters.finish()
+
+
+def _say_what_is_missing(fields: Fields, preprocessing: Preprocessing) -> None:
+    for where, found in (
+        (fields.where, fields.defaulted),
+        (preprocessing.where, preprocessing.defaulted),
+    ):
+        if found:
+            told = ", ".join(f"{name} {value}" for name, value in sorted(found.items()))
+            log.warning("%s: taken are the defaults of transformers' class: %s", where, told)
+
+
+def _random_weights(spec: EncoderSpec, fields: Fields, seed: int) -> Weights:
+    """Weights of a sensible size; norms near one."""
+    generator = torch.Generator().manual_seed(seed)
+    out: dict[str, Any] = {}
+    for weight, shape in spec.weight_shapes().items():
+        spread = 0.1 if len(shape) < 2 else torch.Size(shape[1:]).numel() ** -0.5
+        value: Tensor = torch.randn(shape, generator=generator) * spread
+        module = weight.rpartition(".")[0]
+        is_scale = weight.endswith(".weight") and module.rpartition(".")[2].startswith("norm")
+        out[weight] = value + 1 if is_scale else value
+    if spec.rotary:
+        out["rotary"] = dinov3_angles(spec, fields.number("rope_theta"))
+    return out

@@ -1,0 +1,97 @@
+"""A local checkpoint into a model of open_clip: both towers, or the image tower alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ModelError
+from .checkpoint import below_attribute, explain, read_state_dict
+
+VISUAL = "visual."
+BIG_VISION = (".npz", ".npy")
+"""Google's own SigLIP files, which open_clip reads."""
+
+POSITION_IDS = "text.transformer.embeddings.position_ids"
+"""A counter that transformers kept in its files before release 4.31."""
+
+log = logging.getLogger(__name__)
+
+
+def load_checkpoint(model: Any, path: Path) -> bool:
+    """Load a file; whether it held a text tower, which stays random otherwise.
+
+    Raises:
+        ModelError: the file cannot be read, or does not fit the model as a whole.
+    """
+    if path.suffix in BIG_VISION:
+        _load_big_vision(model, path)
+        return True
+    state = read_state_dict(path)
+    names = set(model.state_dict())
+    visual = {name.removeprefix(VISUAL) for name in names if name.startswith(VISUAL)}
+    inner = below_attribute(state, names | visual)
+    if len(inner) < len(state):
+        log.info("%s: %d weights beside the model left out", path, len(state) - len(inner))
+    try:
+        if _is_tower(inner, visual):
+            _load_tower(model, inner)
+            return False
+        _load_both(model, inner)
+    except Exception as error:  # torch's, and those of the converters
+        raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
+    return True
+
+
+def _is_tower(state: Mapping[str, Tensor], visual: set[str]) -> bool:
+    """Whether nothing but the image tower is there, its names with or without `visual.`."""
+    inside = [name.startswith(VISUAL) for name in state]
+    return all(inside) or (not any(inside) and 2 * len(visual & state.keys()) > len(visual))
+
+
+def _load_tower(model: Any, state: Mapping[str, Tensor]) -> None:
+    from open_clip.model import resize_pos_embed
+
+    full = {VISUAL + name.removeprefix(VISUAL): value for name, value in state.items()}
+    resize_pos_embed(full, model)
+    model.visual.load_state_dict(
+        {name.removeprefix(VISUAL): value for name, value in full.items()}, strict=True
+    )
+
+
+def _load_both(model: Any, state: dict[str, Tensor]) -> None:
+    """What open_clip's own `load_checkpoint` does with the weights once it has read them."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import (
+        convert_to_custom_text_state_dict,
+        resize_pos_embed,
+        resize_text_pos_embed,
+    )
+
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one
+        if name in state:
+            state[name] = state[name].reshape(getattr(model, name).shape)
+    if "logit_bias" not in state and getattr(model, "logit_bias", None) is not None:
+        state["logit_bias"] = state["logit_scale"].new_zeros(model.logit_bias.shape)
+    state.pop(POSITION_IDS, None)
+    resize_pos_embed(state, model)
+    resize_text_pos_embed(state, model)
+    model.load_state_dict(state, strict=True)
+
+
+def _load_big_vision(model: Any, path: Path) -> None:
+    from open_clip.factory import load_checkpoint as load
+
+    if not path.is_file():
+        raise ModelError(f"no checkpoint file at {path}")
+    try:
+        load(model, str(path))
+    except Exception as error:  # numpy's, and those of the converter
+        raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
