@@ -25,6 +25,11 @@ SLEEP_BETWEEN_CALLS = "session.force_spinning_stop"
 """Spinning, the threads take the cores from every other session of the process
 (benchmarks/spinning.py)."""
 
+BESIDE = "session.model_external_initializers_file_folder_path"
+NOWHERE = "/nonexistent/weights of a graph in memory lie inside of it"
+"""A graph in memory would else take weights from files of the working folder, which no hash
+covers."""
+
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Optimized graphs then multiply u8 by u8: exact where u8s8 products saturate, and the same bits
 but 1.45 times the CPU time where they do not (demo, AMD EPYC with VNNI). A graph as written, not
@@ -39,6 +44,7 @@ def open_session(
     optimized_model: Path | None = None,
     provider: str = CPU_PROVIDER,
     devices: Sequence[Any] = (),
+    name: Path | str = "the graph in memory",
 ) -> Any:
     """A session that really runs on the provider that was asked for.
 
@@ -49,6 +55,7 @@ def open_session(
         optimized_model: where to write the graph after the optimizations.
         provider: execution provider.
         devices: those of a plug-in provider (`get_ep_devices`), which is not asked for by name.
+        name: of bytes, for messages.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -56,6 +63,8 @@ def open_session(
     """
     onnxruntime = import_onnxruntime()
     options = _session_options(onnxruntime, threads, optimize, optimized_model)
+    if isinstance(model, bytes):
+        options.add_session_config_entry(BESIDE, NOWHERE)
     by_name: dict[str, Any] = {}
     if devices:
         options.add_provider_for_devices(list(devices), {})
@@ -67,11 +76,11 @@ def open_session(
                 "For CUDA, install the extra 'gpu' in place of 'cpu'"
             )
         by_name["providers"] = [provider]
-    source = model if isinstance(model, bytes) else str(model)
+    source, name = (model, name) if isinstance(model, bytes) else (str(model), model)
     try:
         session = onnxruntime.InferenceSession(source, options, **by_name)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise EngineError(_load_message(onnxruntime, model, provider, error)) from error
+        raise EngineError(_load_message(onnxruntime, name, provider, error)) from error
     # a provider whose libraries do not load is listed as available, and replaced by the CPU
     running = session.get_providers()
     if running[0] != provider:
@@ -136,8 +145,7 @@ def _session_options(
     return options
 
 
-def _load_message(onnxruntime: Any, model: Path | bytes, provider: str, error: Exception) -> str:
-    name = "the graph in memory" if isinstance(model, bytes) else model
+def _load_message(onnxruntime: Any, name: Path | str, provider: str, error: Exception) -> str:
     runtime = "ONNX Runtime" if provider == CPU_PROVIDER else f"ONNX Runtime's {provider}"
     hint = "If the file is damaged, export it again"
     if any(word in str(error).lower() for word in ("opset", "ir version")):

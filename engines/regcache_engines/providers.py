@@ -14,7 +14,7 @@ from typing import Any
 from .bundle import Bundle
 from .engine import Engine
 from .errors import EngineError
-from .load import load_engine
+from .load import load_engine, model_of
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .onnxruntime_session import import_onnxruntime, open_session
 from .tensorrt.probe import find_gpu
@@ -49,11 +49,12 @@ class PluginEngine(OnnxRuntimeEngine):
         if not devices:
             raise EngineError(f"{provider} supports no device of this machine")
         return open_session(
-            self._path,
+            self._file.source(),
             threads=threads,
             optimize=optimize,
             provider=provider,
             devices=devices[:1],
+            name=self._path,
         )
 
 
@@ -100,8 +101,5 @@ def load_provider_engine(
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
     if provider != "tensorrt_rtx":
         return load_engine(source, threads=threads, provider=PROVIDERS[provider])
-    if not isinstance(source, Bundle):
-        path = Path(source)
-        source = Bundle.open(path) if path.is_dir() else path
-    model = source.model_path if isinstance(source, Bundle) else source
-    return PluginEngine(model, threads=threads, provider=PROVIDERS[provider])
+    model, sha256 = model_of(source)
+    return PluginEngine(model, threads=threads, provider=PROVIDERS[provider], sha256=sha256)

@@ -74,9 +74,7 @@ def make_runners(
         )
     for name in set(names) & set(ENGINES):
         cache = bundle.path.resolve().parent / "engines"
-        engine = stack.enter_context(
-            open_engine(name, bundle.model_path, threads, (1, batch_size), cache)
-        )
+        engine = stack.enter_context(open_engine(name, bundle, threads, (1, batch_size), cache))
         runners[name] = Runner(name, _engine_run(engine))
     return [runners[name] for name in names]
 
