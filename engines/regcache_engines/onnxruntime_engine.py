@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class OnnxRuntimeEngine(BaseEngine):
         optimize: False runs the graph as written, node by node, for verification.
         provider: execution provider that must really run.
         sha256: of the file, where a manifest says it; anything else is refused.
+        provider_options: as ONNX Runtime names them; `providers.tensorrt_options` makes some.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -51,11 +53,13 @@ class OnnxRuntimeEngine(BaseEngine):
         optimize: bool = True,
         provider: str = CPU_PROVIDER,
         sha256: str | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         check_threads(threads)
         super().__init__()
         self._path = Path(model_path)
         self._file = ModelFile(model_path, sha256)
+        self._provider_options = provider_options
         self._session: Any = self._open_session(threads, optimize, provider)
         if provider != CPU_PROVIDER:
             self._refuse_cpu_graph(provider)
@@ -133,6 +137,7 @@ class OnnxRuntimeEngine(BaseEngine):
             threads=threads,
             optimize=optimize,
             provider=provider,
+            provider_options=self._provider_options,
             name=self._path,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 SLEEP_BETWEEN_CALLS = "session.force_spinning_stop"
 """Spinning, the threads take the cores from every other session of the process
 (benchmarks/spinning.py)."""
+
+PROVIDER_OPTIONS = {"TensorrtExecutionProvider": {"trt_int8_enable": "1"}}
+"""Without it TensorRT refuses a Q/DQ graph, or runs it in float."""
+
+BEHIND = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
+"""What takes the nodes that a provider leaves; after these, the CPU."""
 
 BESIDE = "session.model_external_initializers_file_folder_path"
 NOWHERE = "/nonexistent/weights of a graph in memory lie inside of it"
@@ -44,6 +50,7 @@ def open_session(
     optimized_model: Path | None = None,
     provider: str = CPU_PROVIDER,
     devices: Sequence[Any] = (),
+    provider_options: Mapping[str, str] | None = None,
     name: Path | str = "the graph in memory",
 ) -> Any:
     """A session that really runs on the provider that was asked for.
@@ -55,6 +62,7 @@ def open_session(
         optimized_model: where to write the graph after the optimizations.
         provider: execution provider.
         devices: those of a plug-in provider (`get_ep_devices`), which is not asked for by name.
+        provider_options: of `provider`, beside those of `PROVIDER_OPTIONS`.
         name: of bytes, for messages.
 
     Raises:
@@ -75,7 +83,7 @@ def open_session(
                 f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. "
                 "For CUDA, install the extra 'gpu' in place of 'cpu'"
             )
-        by_name["providers"] = [provider]
+        by_name["providers"] = _providers(provider, provider_options or {}, available)
     source, name = (model, name) if isinstance(model, bytes) else (str(model), model)
     try:
         session = onnxruntime.InferenceSession(source, options, **by_name)
@@ -89,6 +97,18 @@ def open_session(
             "TensorRT libraries do not load (run: regcache doctor)"
         )
     return session
+
+
+def _providers(
+    provider: str, options: Mapping[str, str], available: Sequence[str]
+) -> list[str | tuple[str, dict[str, str]]]:
+    own = {**PROVIDER_OPTIONS.get(provider, {}), **options}
+    device = {key: value for key, value in options.items() if key == "device_id"}
+    found: list[str | tuple[str, dict[str, str]]] = [(provider, own) if own else provider]
+    for other in BEHIND.get(provider, ()):
+        if other in available:
+            found.append((other, device) if device else other)
+    return found
 
 
 def import_onnxruntime() -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.engine import Engine
 from regcache_engines.load import load_engine
+from regcache_engines.user_cache import user_cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def engine_version(name: str) -> str:
 
 
 def open_engine(
-    name: str, model: Bundle | Path, threads: int | None, batches: Sequence[int], cache: Path
+    name: str,
+    model: Bundle | Path,
+    threads: int | None,
+    batches: Sequence[int],
+    cache: Path | None = None,
 ) -> Engine:
     """Load an ONNX file into a runtime.
 
@@ -62,7 +67,7 @@ def open_engine(
         model: an open bundle, or an ONNX file.
         threads: threads inside an operator, on the CPU.
         batches: batch sizes that will be asked for; the profile of a TensorRT engine.
-        cache: folder for engines that have to be built.
+        cache: folder for engines that have to be built; None takes the user's cache.
 
     Raises:
         EngineError: the runtime is missing, has no GPU, or refuses the model.
@@ -73,7 +78,7 @@ def open_engine(
         from regcache_engines.providers import load_provider_engine
 
         return load_provider_engine(model, _PROVIDERS[name], threads=threads)
-    return _open_tensorrt(name, model, batches, cache)
+    return _open_tensorrt(name, model, batches, cache or user_cache("engines"))
 
 
 def _open_tensorrt(name: str, model: Bundle | Path, batches: Sequence[int], cache: Path) -> Engine:
