@@ -13,8 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .container import cpu_limit
 from .cpu_flags import may_saturate
 from .errors import EngineError
+from .pieces import physical_cores
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -156,6 +158,8 @@ def _session_options(
     options.add_session_config_entry(SLEEP_BETWEEN_CALLS, "1")
     if may_saturate():
         options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    if threads is None and cpu_limit() is not None:
+        threads = physical_cores()  # ONNX Runtime counts the machine's
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:

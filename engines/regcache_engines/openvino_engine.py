@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from .container import cpu_limit
 from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, check_threads, in_fixed_batches
 from .errors import EngineError
 from .model_file import ModelFile
+from .pieces import physical_cores
 
 
 class OpenVINOEngine(BaseEngine):
@@ -23,7 +25,8 @@ class OpenVINOEngine(BaseEngine):
 
     Args:
         model_path: `.onnx` file; of the targets, `onnx` is the one that it fuses best.
-        threads: inference threads; None leaves OpenVINO's own choice.
+        threads: inference threads; None leaves OpenVINO's own choice, outside of
+            a container with a limit.
         sha256: of the file, where a manifest says it; anything else is refused.
 
     Raises:
@@ -43,6 +46,8 @@ class OpenVINOEngine(BaseEngine):
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if threads is None and cpu_limit() is not None:
+            threads = physical_cores()
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = threads
         try:
