@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BundleError
-from .files import sha256_file
+from .errors import BundleError, EngineError
+from .files import sha256_bytes, sha256_file
+from .head import read_head
 
 SCHEMA = 1
 
@@ -21,6 +23,12 @@ MODEL = "model.onnx"
 PREPROCESS = "preprocess_cfg.json"
 TEXT_FEATURES = "text_features.safetensors"
 REQUIRED = (MODEL, PREPROCESS)
+
+MAX_DOCUMENT, MAX_HEAD = 8 << 20, 1 << 30
+_KEPT = {PREPROCESS: MAX_DOCUMENT, TEXT_FEATURES: MAX_HEAD}
+"""Small files, held in memory as they were hashed, and the bytes that they may have."""
+
+_REPLACED_AT_MOST = 100
 
 AGAIN = "export it again, or copy the whole folder again"
 
@@ -36,34 +44,65 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any] = field(repr=False)
+    _kept: dict[str, bytes] = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
         """Check every file against the manifest.
 
+        Preprocessing and head are kept as they were checked; other files come from `read`, which
+        checks them again. A bundle that is replaced meanwhile is opened anew.
         Hidden files (their name starts with a dot) are ignored: file managers leave them.
 
         Raises:
             BundleError: no bundle, another schema, or a file is missing, changed, unlisted,
-                a link, or named so that it would leave the folder.
+                a link, or named so that it would leave the folder; or too large.
         """
-        folder = Path(path)
+        return unless_replaced(Path(path), lambda folder: cls._open(folder))
+
+    @classmethod
+    def _open(cls, folder: Path) -> Bundle:
         try:
             manifest = _read_manifest(folder)
-            _check_files(folder, manifest["files"])
+            kept = _check_files(folder, manifest["files"])
         except OSError as error:  # a name too long for the disk, a folder that may not be read
             raise BundleError(f"{folder} is not readable ({error}); {AGAIN}") from error
-        return cls(folder, manifest)
+        bundle = cls(folder, manifest, kept)
+        bundle.preprocess  # noqa: B018  (damaged is damaged now, not at first use)
+        if bundle.has_text_features:
+            bundle._head  # noqa: B018
+        return bundle
 
     @property
     def model_path(self) -> Path:
-        """The ONNX file."""
+        """The ONNX file. What is there now need not be what was checked: see `read`."""
         return self.path / MODEL
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file of the bundle, those that the manifest lists.
+
+        Raises:
+            BundleError: not listed, or another file is there now.
+        """
+        if name in self._kept:
+            return self._kept[name]
+        entry = self.manifest["files"].get(name)
+        if entry is None:
+            raise BundleError(f"{self.path} has no {name}")
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{self.path / name} is not readable ({error}); {AGAIN}") from error
+        if sha256_bytes(data) != entry["sha256"]:
+            raise BundleError(
+                f"{self.path / name} is another file than when the bundle was opened; open it again"
+            )
+        return data
 
     @cached_property
     def preprocess(self) -> dict[str, Any]:
         """open_clip's preprocess_cfg: size, mode, mean, std, interpolation, ..."""
-        return _read_json(self.path / PREPROCESS)
+        return _parse_json(self._kept[PREPROCESS], self.path / PREPROCESS)
 
     @property
     def has_text_features(self) -> bool:
@@ -87,38 +126,53 @@ class Bundle:
 
     @cached_property
     def _head(self) -> tuple[npt.NDArray[np.float32], tuple[str, ...], float]:
-        from safetensors import SafetensorError, safe_open
-
         if not self.has_text_features:
             raise BundleError(
                 f"{self.path} has no {TEXT_FEATURES}; it gives features only. "
                 "Export with class names to get a zero-shot head"
             )
-        path = self.path / TEXT_FEATURES
+        return read_head(self._kept[TEXT_FEATURES], self.path / TEXT_FEATURES)
+
+
+Result = TypeVar("Result")
+
+
+def unless_replaced(folder: Path, action: Callable[[Path], Result]) -> Result:
+    """`action(folder)`, again where it failed because another bundle took the folder's place."""
+    for _ in range(_REPLACED_AT_MOST):
+        before = _identity(folder)
         try:
-            with safe_open(path, framework="numpy") as file:
-                features = np.asarray(file.get_tensor("text_features"), dtype=np.float32)
-                described = file.metadata() or {}
-            labels = tuple(str(label) for label in json.loads(described["labels"]))
-            scale = float(described["logit_scale"])
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
-        if features.ndim != 2 or (labels and len(labels) != len(features)):
-            raise BundleError(
-                f"{path} has features of shape {list(features.shape)} for {len(labels)} labels; "
-                f"{AGAIN}"
-            )
-        return features, labels, scale
+            return action(folder)
+        except (BundleError, EngineError):
+            if _identity(folder) == before:
+                raise
+    raise BundleError(f"{folder} is replaced over and over; try again when that has ended")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _identity(folder: Path) -> tuple[int, ...]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = folder.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
     if not isinstance(document, dict):
         raise BundleError(f"{path} must hold a JSON object; {AGAIN}")
     return document
+
+
+def _read_limited(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BundleError(f"{path} is too large to be what it should be; {AGAIN}")
+    return data
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -127,9 +181,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a bundle: it has no {MANIFEST}. "
             "A bundle is the folder NAME.regcache that `regcache export` writes"
         )
-    manifest = _read_json(folder / MANIFEST)
+    path = folder / MANIFEST
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link; a bundle holds its files itself: {AGAIN}")
+    manifest = _parse_json(_read_limited(path, MAX_DOCUMENT), path)
     schema = manifest.get("schema")
-    if schema != SCHEMA:
+    if type(schema) is not int or schema != SCHEMA:  # True is 1
         raise BundleError(
             f"{folder} has bundle schema {schema}, and this version reads {SCHEMA}; "
             "install the version of regcache-deploy that wrote it, or export again"
@@ -139,12 +196,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_files(folder: Path, files: dict[str, Any]) -> None:
+def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
+    """Check them all; returns the bytes of those that are kept."""
     for name in REQUIRED:
         if name not in files:
             raise BundleError(f"{folder}/{MANIFEST} does not list {name}; {AGAIN}")
+    kept = {}
     for name, entry in files.items():
         _check_file(folder, name, entry)
+        if (limit := _KEPT.get(name)) is not None:
+            data = _read_limited(folder / name, limit)
+            digest = sha256_bytes(data)
+            kept[name] = data
+        else:
+            digest = sha256_file(folder / name)
+        if digest != entry["sha256"]:
+            raise BundleError(
+                f"{folder / name} was changed after the export (SHA-256 differs); {AGAIN}"
+            )
     present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     unlisted = sorted(present - files.keys() - {MANIFEST})
     if unlisted:
@@ -152,6 +221,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             f"{folder} holds {', '.join(unlisted)}, which its manifest does not list; "
             "move it out of the bundle"
         )
+    return kept
 
 
 def _check_file(folder: Path, name: str, entry: Any) -> None:
@@ -173,5 +243,3 @@ def _check_file(folder: Path, name: str, entry: Any) -> None:
             f"{path} has {path.stat().st_size} bytes, and the manifest says {entry.get('size')}; "
             f"the copy is incomplete: {AGAIN}"
         )
-    if sha256_file(path) != entry["sha256"]:
-        raise BundleError(f"{path} was changed after the export (SHA-256 differs); {AGAIN}")

@@ -1,17 +1,25 @@
-"""Write files whole or not at all, and hash them."""
+"""Write files and folders whole or not at all, and hash them."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name beside `path`, flush it to disk, and rename.
 
-    A reader sees the old file or the new one; a failure leaves no temporary file.
+    A reader sees the old file or the new one, also after a power cut; a failure leaves no
+    temporary file.
     """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -19,13 +27,74 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, where the system can: a rename is one of them."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # nor does every network file system flush them
+        pass
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that takes its place if the body succeeds, else vanishes.
+
+    A folder that is there is exchanged for the new one in one step, where the system can; killed at
+    any time, this leaves the old one or the new one. What a killed process left behind is cleared
+    away by the next that stages the same path.
+
+    Raises:
+        OSError: the folder cannot be written or exchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    staging, lock = _make_staging(path)
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())  # mkdtemp makes folders that nobody else can read
+        sync_folder(staging)
+        _take_place(staging, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # the old folder, if they were exchanged
+        if lock is not None:
+            os.close(lock)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two files or folders in one step.
+
+    Returns:
+        False where this system or file system cannot; nothing has happened then.
+
+    Raises:
+        OSError: it can, and refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    rename = getattr(libc, "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -39,3 +108,88 @@ def sha256_file(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _umask() -> int:
+    """Read, where the system tells: setting it to look would be seen by other threads' files."""
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        return int(status.split("\nUmask:", 1)[1].split(None, 1)[0], 8)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+def _make_staging(path: Path) -> tuple[Path, int | None]:
+    """A fresh folder, and the lock that says that its maker lives."""
+    while True:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
+        lock = _lock(staging, wait=True)
+        if staging.is_dir():
+            return staging, lock
+        if lock is not None:  # it was taken for an orphan before it was locked
+            os.close(lock)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """A handle that holds the folder until it is closed or its process ends.
+
+    Returns:
+        None where somebody else holds it, or where this system has no such locks.
+    """
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _take_place(staging: Path, path: Path) -> None:
+    """Rename `staging` to `path`; what was there is `staging` afterwards, or gone."""
+    if not path.exists():
+        staging.rename(path)
+        return
+    if exchange(staging, path):
+        return
+    # a folder cannot be renamed over a full one: the old one steps aside, and comes back if the
+    # second rename fails, or from `clear_leftovers` if this process is killed in between
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(aside)
+    try:
+        staging.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed processes left beside `path`, and give a lost old folder its name back.
+
+    Raises:
+        OSError: the folder around it cannot be read.
+    """
+    for kind in ("old", "new"):
+        prefix = f".{path.name}.{kind}."
+        for found in sorted(path.parent.iterdir()):
+            if not found.name.startswith(prefix) or found.is_symlink() or not found.is_dir():
+                continue
+            lock = _lock(found, wait=False)
+            if lock is None:  # its process lives, or nobody can tell
+                continue
+            try:
+                if kind == "old" and not path.exists() and any(found.iterdir()):
+                    found.rename(path)
+                else:
+                    shutil.rmtree(found, ignore_errors=True)
+            finally:
+                os.close(lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from .cpu_flags import may_saturate
 from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
+from .model_file import ModelFile
 from .onnxruntime_session import CPU_PROVIDER, open_session
 from .pieces import PiecewiseRun, Run, physical_cores, piece_size
 
@@ -35,6 +37,8 @@ class OnnxRuntimeEngine(BaseEngine):
         threads: threads inside an operator; None takes one per physical core.
         optimize: False runs the graph as written, node by node, for verification.
         provider: execution provider that must really run.
+        sha256: of the file, where a manifest says it; anything else is refused.
+        provider_options: as ONNX Runtime names them; `providers.tensorrt_options` makes some.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -48,13 +52,14 @@ class OnnxRuntimeEngine(BaseEngine):
         threads: int | None = None,
         optimize: bool = True,
         provider: str = CPU_PROVIDER,
+        sha256: str | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         check_threads(threads)
-        path = Path(model_path)
-        if not path.is_file():
-            raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
         super().__init__()
-        self._path = path
+        self._path = Path(model_path)
+        self._file = ModelFile(model_path, sha256)
+        self._provider_options = provider_options
         self._session: Any = self._open_session(threads, optimize, provider)
         if provider != CPU_PROVIDER:
             self._refuse_cpu_graph(provider)
@@ -121,12 +126,20 @@ class OnnxRuntimeEngine(BaseEngine):
         return features
 
     def _release(self) -> None:
+        self._file.close()
         self._session = None
         if self._pieces is not None:
             self._pieces.close()
 
     def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
-        return open_session(self._path, threads=threads, optimize=optimize, provider=provider)
+        return open_session(
+            self._file.source(),
+            threads=threads,
+            optimize=optimize,
+            provider=provider,
+            provider_options=self._provider_options,
+            name=self._path,
+        )
 
     def _read_contract(self) -> Contract:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

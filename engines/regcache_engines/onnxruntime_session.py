@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .container import cpu_limit
 from .cpu_flags import may_saturate
 from .errors import EngineError
+from .pieces import physical_cores
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -24,6 +26,17 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 SLEEP_BETWEEN_CALLS = "session.force_spinning_stop"
 """Spinning, the threads take the cores from every other session of the process
 (benchmarks/spinning.py)."""
+
+PROVIDER_OPTIONS = {"TensorrtExecutionProvider": {"trt_int8_enable": "1"}}
+"""Without it TensorRT refuses a Q/DQ graph, or runs it in float."""
+
+BEHIND = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
+"""What takes the nodes that a provider leaves; after these, the CPU."""
+
+BESIDE = "session.model_external_initializers_file_folder_path"
+NOWHERE = "/nonexistent/weights of a graph in memory lie inside of it"
+"""A graph in memory would else take weights from files of the working folder, which no hash
+covers."""
 
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Optimized graphs then multiply u8 by u8: exact where u8s8 products saturate, and the same bits
@@ -39,6 +52,8 @@ def open_session(
     optimized_model: Path | None = None,
     provider: str = CPU_PROVIDER,
     devices: Sequence[Any] = (),
+    provider_options: Mapping[str, str] | None = None,
+    name: Path | str = "the graph in memory",
 ) -> Any:
     """A session that really runs on the provider that was asked for.
 
@@ -49,6 +64,8 @@ def open_session(
         optimized_model: where to write the graph after the optimizations.
         provider: execution provider.
         devices: those of a plug-in provider (`get_ep_devices`), which is not asked for by name.
+        provider_options: of `provider`, beside those of `PROVIDER_OPTIONS`.
+        name: of bytes, for messages.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -56,6 +73,8 @@ def open_session(
     """
     onnxruntime = import_onnxruntime()
     options = _session_options(onnxruntime, threads, optimize, optimized_model)
+    if isinstance(model, bytes):
+        options.add_session_config_entry(BESIDE, NOWHERE)
     by_name: dict[str, Any] = {}
     if devices:
         options.add_provider_for_devices(list(devices), {})
@@ -66,12 +85,12 @@ def open_session(
                 f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. "
                 "For CUDA, install the extra 'gpu' in place of 'cpu'"
             )
-        by_name["providers"] = [provider]
-    source = model if isinstance(model, bytes) else str(model)
+        by_name["providers"] = _providers(provider, provider_options or {}, available)
+    source, name = (model, name) if isinstance(model, bytes) else (str(model), model)
     try:
         session = onnxruntime.InferenceSession(source, options, **by_name)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise EngineError(_load_message(onnxruntime, model, provider, error)) from error
+        raise EngineError(_load_message(onnxruntime, name, provider, error)) from error
     # a provider whose libraries do not load is listed as available, and replaced by the CPU
     running = session.get_providers()
     if running[0] != provider:
@@ -80,6 +99,18 @@ def open_session(
             "TensorRT libraries do not load (run: regcache doctor)"
         )
     return session
+
+
+def _providers(
+    provider: str, options: Mapping[str, str], available: Sequence[str]
+) -> list[str | tuple[str, dict[str, str]]]:
+    own = {**PROVIDER_OPTIONS.get(provider, {}), **options}
+    device = {key: value for key, value in options.items() if key == "device_id"}
+    found: list[str | tuple[str, dict[str, str]]] = [(provider, own) if own else provider]
+    for other in BEHIND.get(provider, ()):
+        if other in available:
+            found.append((other, device) if device else other)
+    return found
 
 
 def import_onnxruntime() -> Any:
@@ -127,6 +158,8 @@ def _session_options(
     options.add_session_config_entry(SLEEP_BETWEEN_CALLS, "1")
     if may_saturate():
         options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    if threads is None and cpu_limit() is not None:
+        threads = physical_cores()  # ONNX Runtime counts the machine's
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:
@@ -136,8 +169,7 @@ def _session_options(
     return options
 
 
-def _load_message(onnxruntime: Any, model: Path | bytes, provider: str, error: Exception) -> str:
-    name = "the graph in memory" if isinstance(model, bytes) else model
+def _load_message(onnxruntime: Any, name: Path | str, provider: str, error: Exception) -> str:
     runtime = "ONNX Runtime" if provider == CPU_PROVIDER else f"ONNX Runtime's {provider}"
     hint = "If the file is damaged, export it again"
     if any(word in str(error).lower() for word in ("opset", "ir version")):

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from .container import cpu_limit
 from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, check_threads, in_fixed_batches
 from .errors import EngineError
+from .model_file import ModelFile
+from .pieces import physical_cores
 
 
 class OpenVINOEngine(BaseEngine):
@@ -22,26 +25,33 @@ class OpenVINOEngine(BaseEngine):
 
     Args:
         model_path: `.onnx` file; of the targets, `onnx` is the one that it fuses best.
-        threads: inference threads; None leaves OpenVINO's own choice.
+        threads: inference threads; None leaves OpenVINO's own choice, outside of
+            a container with a limit.
+        sha256: of the file, where a manifest says it; anything else is refused.
 
     Raises:
         EngineError: openvino is missing, or the model does not load or is no image encoder.
     """
 
-    def __init__(self, model_path: Path | str, threads: int | None = None) -> None:
+    def __init__(
+        self, model_path: Path | str, threads: int | None = None, sha256: str | None = None
+    ) -> None:
         check_threads(threads)
         path = Path(model_path)
-        if not path.is_file():
-            raise EngineError(f"no model at {path}; give a bundle folder or an .onnx file")
+        file = ModelFile(path, sha256)
+        source = file.source()
+        file.close()
         openvino = import_openvino()
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if threads is None and cpu_limit() is not None:
+            threads = physical_cores()
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = openvino.Core().read_model(str(path))
+            model = openvino.Core().read_model(source)
             contract = _contract(model)
             compiled = openvino.Core().compile_model(model, "CPU", properties)
         except Exception as error:  # openvino raises RuntimeError and kinds of its own

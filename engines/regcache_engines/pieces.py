@@ -16,6 +16,7 @@ from threading import Lock
 
 import numpy as np
 
+from .container import within_cpu_limit
 from .engine import Array, FloatArray
 
 ROWS = 400
@@ -86,7 +87,10 @@ class PiecewiseRun:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use; the hardware threads of one core count once."""
+    """Cores that this process may use; the hardware threads of one core count once.
+
+    A container's limit counts as well.
+    """
     if hasattr(os, "sched_getaffinity"):
         threads = sorted(os.sched_getaffinity(0))
     else:
@@ -98,4 +102,4 @@ def physical_cores() -> int:
             cores.add(topology.read_text())
         except OSError:  # another system than Linux
             cores.add(str(thread))
-    return len(cores)
+    return within_cpu_limit(len(cores))

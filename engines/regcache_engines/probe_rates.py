@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import MODEL, Bundle
 from .engine import Array
 from .errors import EngineError
 from .onnxruntime_session import open_session
@@ -34,7 +34,7 @@ def probe_rates(
         raise EngineError(f"{bundle.path} has no probes; export it with --probes 3")
     outputs = [probe["output"] for probe in probes]
     saturated, seen = np.zeros((len(probes), 2)), np.zeros(len(probes))
-    session = open_session(bundle.model_path, threads=threads)
+    session = open_session(bundle.read(MODEL), threads=threads)
     name = session.get_inputs()[0].name
     try:
         for images in batches:

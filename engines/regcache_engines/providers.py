@@ -14,7 +14,8 @@ from typing import Any
 from .bundle import Bundle
 from .engine import Engine
 from .errors import EngineError
-from .load import load_engine
+from .files import sha256_file
+from .load import load_engine, model_of
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .onnxruntime_session import import_onnxruntime, open_session
 from .tensorrt.probe import find_gpu
@@ -49,11 +50,12 @@ class PluginEngine(OnnxRuntimeEngine):
         if not devices:
             raise EngineError(f"{provider} supports no device of this machine")
         return open_session(
-            self._path,
+            self._file.source(),
             threads=threads,
             optimize=optimize,
             provider=provider,
             devices=devices[:1],
+            name=self._path,
         )
 
 
@@ -78,7 +80,13 @@ def plugin_library() -> Path:
 
 
 def load_provider_engine(
-    source: Bundle | Path | str, provider: str, threads: int | None = None
+    source: Bundle | Path | str,
+    provider: str,
+    threads: int | None = None,
+    *,
+    device_id: int | None = None,
+    fp16: bool | None = None,
+    engine_cache: Path | None = None,
 ) -> Engine:
     """Load a bundle or an ONNX file on an execution provider.
 
@@ -86,22 +94,63 @@ def load_provider_engine(
         source: an open bundle, a bundle's folder, or a `.onnx` file.
         provider: a key of `PROVIDERS`.
         threads: threads inside an operator of the CPU's part.
+        device_id: which GPU; None takes the first.
+        fp16: whether TensorRT may run float parts in float16; None means no.
+        engine_cache: folder where TensorRT keeps its engine; None builds it at every start. It
+            loads what it finds there: take a folder of your own.
 
     Raises:
         BundleError: the bundle is damaged.
-        EngineError: unknown provider, no GPU, or another provider would run.
+        EngineError: unknown provider, an option that it does not have, no GPU, or another provider
+            would run.
     """
     if provider not in PROVIDERS:
         raise EngineError(f"unknown provider '{provider}'; take one of: {', '.join(PROVIDERS)}")
+    taken = {"cuda": {"device_id"}, "tensorrt": {"device_id", "fp16", "engine_cache"}}
+    given = {"device_id": device_id, "fp16": fp16, "engine_cache": engine_cache}
+    for option, value in given.items():
+        if value is not None and option not in taken.get(provider, ()):
+            raise EngineError(f"{PROVIDERS[provider]} has no {option}; leave it out")
     if provider == "cpu":
         return load_engine(source, threads=threads)
     gpu, reason = find_gpu()
     if gpu is None:
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
+    model, sha256 = model_of(source)
     if provider != "tensorrt_rtx":
-        return load_engine(source, threads=threads, provider=PROVIDERS[provider])
-    if not isinstance(source, Bundle):
-        path = Path(source)
-        source = Bundle.open(path) if path.is_dir() else path
-    model = source.model_path if isinstance(source, Bundle) else source
-    return PluginEngine(model, threads=threads, provider=PROVIDERS[provider])
+        options = {} if device_id is None else {"device_id": str(device_id)}
+        if provider == "tensorrt":
+            options |= tensorrt_options(model, sha256, fp16, engine_cache)
+        return OnnxRuntimeEngine(
+            model,
+            threads=threads,
+            provider=PROVIDERS[provider],
+            sha256=sha256,
+            provider_options=options,
+        )
+    return PluginEngine(model, threads=threads, provider=PROVIDERS[provider], sha256=sha256)
+
+
+def tensorrt_options(
+    model: Path, sha256: str | None, fp16: bool | None, engine_cache: Path | None
+) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT, the same as libregcache's (`providers.cpp`).
+
+    Raises:
+        EngineError: the model cannot be read.
+    """
+    options = {"trt_fp16_enable": "1" if fp16 else "0"}
+    if engine_cache is None:
+        return options
+    try:
+        digest = sha256 or sha256_file(model)
+    except OSError as error:
+        raise EngineError(f"no model at {model}: {error}") from error
+    return options | {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(engine_cache),
+        # ONNX Runtime names an engine by names of file and graph, which all bundles share
+        "trt_engine_cache_prefix": digest[:16],
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(engine_cache),
+    }

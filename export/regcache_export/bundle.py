@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from regcache_engines.bundle import MANIFEST, MODEL, PREPROCESS, SCHEMA, TEXT_FE
 
 from .describe import summary, tokens_out, tool_version
 from .errors import BundleError
-from .files import atomic_write_bytes, sha256_bytes
+from .files import atomic_write_bytes, clear_leftovers, sha256_bytes, staged_folder
 from .graph import INPUT_NAME, OUTPUT_NAME, build_model, serialize
 from .graph.encoder import input_shape
 from .graph.probes import add_probes
@@ -34,8 +33,8 @@ def write_bundle(
 ) -> Path:
     """Write the bundle of a plan.
 
-    It is put together in a hidden folder beside its place and renamed. An existing bundle is
-    replaced only by a complete one; anything else that is there is left alone.
+    It is put together in a hidden folder beside its place and exchanged for it in one step. An
+    existing bundle is replaced only by a complete one; anything else that is there is left alone.
 
     Args:
         plan: what to bake.
@@ -105,6 +104,8 @@ def add_files(path: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         BundleError: `path` is not a whole bundle, or a name would leave it.
     """
+    if path.parent.is_dir():
+        clear_leftovers(path)  # one of them may be the bundle
     manifest = Bundle.open(path).manifest
     for name in files:
         if not name or Path(name).name != name or name.startswith(".") or name == MANIFEST:
@@ -208,41 +209,12 @@ def _check_replaceable(path: Path) -> None:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` that takes its place if the body succeeds, else vanishes."""
+    """`staged_folder`, whose errors are a bundle's."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
-    except OSError as error:
-        raise BundleError(f"cannot write beside {path}: {error}") from error
-    try:
-        yield staging
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)  # mkdtemp makes folders that nobody else can read
-        _exchange(staging, path)
+        with staged_folder(path) as staging:
+            yield staging
     except OSError as error:
         raise BundleError(f"cannot write {path}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _exchange(staging: Path, path: Path) -> None:
-    """Rename `staging` to `path`.
-
-    A folder cannot be renamed over a full one, so an old bundle steps aside first, and comes back
-    if the second rename fails.
-    """
-    if not path.exists():
-        staging.rename(path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(aside)
-    try:
-        staging.rename(path)
-    except OSError:
-        aside.rename(path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -14,6 +14,8 @@ from .errors import BundleError
 from .trace import Array, fixed_batch, graph_input
 
 if TYPE_CHECKING:
+    from regcache_engines.bundle import Bundle
+
     from .certificate import Subject
 
 MIN_COSINE = 0.9999
@@ -116,12 +118,12 @@ def cosine(a: Array, b: Array) -> Array:
 
 
 def compare_optimized(
-    model_path: Path, subject: Subject, pixels: Array, written: Array, head: Array | None
+    source: Bundle | Path, subject: Subject, pixels: Array, written: Array, head: Array | None
 ) -> OptimizedRun:
     """Run the optimized graph.
 
     Args:
-        model_path: the model's file.
+        source: the bundle, or an ONNX file.
         subject: what it was written from.
         pixels: uint8 `[n, H, W, 3]`.
         written: features of the graph as written, `[m, E]` with m <= n.
@@ -138,7 +140,7 @@ def compare_optimized(
         )
     size = fixed_batch(subject.model) or 8
     features = []
-    with load_engine(model_path) as engine:
+    with load_engine(source) as engine:
         for start in range(0, len(written), size):
             part = pixels[start : min(start + size, len(written))]
             features.append(engine.infer(graph_input(part, subject.preprocess, subject.model)))

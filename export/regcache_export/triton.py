@@ -12,17 +12,15 @@ Triton's ONNX Runtime would take its kernels in one precision, and the engine ha
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from regcache_engines.bundle import MODEL, Bundle
-from regcache_engines.files import sha256_file
+from regcache_engines.files import sha256_bytes
 from regcache_engines.tensorrt.sidecar import Sidecar
 
 from .errors import BundleError, ConfigError, EngineError
-from .files import atomic_write_bytes
+from .files import atomic_write_bytes, staged_folder
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 MAX_BATCH = 32
@@ -125,41 +123,36 @@ def write_model_repository(
     """
     name = model_name(bundle)
     if engine is None:
-        source, target = bundle.model_path, MODEL
+        data, target = bundle.read(MODEL), MODEL
         config = triton_config(bundle, name, max_batch)
     else:
-        source, target = engine, "model.plan"
-        config = engine_config(_sidecar_of(engine, bundle), name)
+        target = "model.plan"
+        sidecar, data = _engine_of(engine, bundle)
+        config = engine_config(sidecar, name)
     place = folder / name
     if place.exists() and not (place / "config.pbtxt").is_file():
         raise BundleError(f"{place} exists and is no model of Triton; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
-    try:
-        staging.chmod(0o755)  # the server runs as another user
+    with staged_folder(place) as staging:
         (staging / "1").mkdir()
-        shutil.copyfile(source, staging / "1" / target)
+        atomic_write_bytes(staging / "1" / target, data)
         atomic_write_bytes(staging / "config.pbtxt", config.encode())
-        if place.exists():
-            shutil.rmtree(place)
-        staging.rename(place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    place.chmod(0o755)  # the server runs as another user
     return place
 
 
-def _sidecar_of(engine: Path, bundle: Bundle) -> Sidecar:
+def _engine_of(engine: Path, bundle: Bundle) -> tuple[Sidecar, bytes]:
     sidecar = Sidecar.read(engine.with_suffix(".json"))
     if sidecar.engine != "tensorrt":
         raise EngineError(f"{engine} is for {sidecar.engine}, which Triton does not serve")
     sidecar.require_weights(engine)
-    if not engine.is_file() or sha256_file(engine) != sidecar.engine_sha256:
+    data = engine.read_bytes() if engine.is_file() else b""
+    if sha256_bytes(data) != sidecar.engine_sha256:
         raise EngineError(f"{engine} is not the file that was built; run: regcache build")
-    if sha256_file(bundle.model_path) != sidecar.onnx_sha256:
+    if sha256_bytes(bundle.read(MODEL)) != sidecar.onnx_sha256:
         raise EngineError(
             f"{engine} was built from another file than {bundle.path}; build it again"
         )
-    return sidecar
+    return sidecar, data
 
 
 def _head(name: str, runs: str, max_batch: int, tensors: list[str], kind: str) -> list[str]:

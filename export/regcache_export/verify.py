@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from regcache_engines.bundle import MANIFEST, Bundle
+from regcache_engines.bundle import MANIFEST, MODEL, Bundle
 
 from .certificate import (
     BESIDE,
@@ -93,8 +93,8 @@ def read_certificate(bundle: Bundle) -> tuple[dict[str, Any], Array]:
                 f"{bundle.path} has no {name}, so there is nothing to verify it by; export it again"
             )
     try:
-        document = json.loads((bundle.path / CERTIFICATE).read_text(encoding="utf-8"))
-        pixels: Array = load((bundle.path / IMAGES).read_bytes())[IMAGES_KEY]
+        document = json.loads(bundle.read(CERTIFICATE))
+        pixels: Array = load(bundle.read(IMAGES))[IMAGES_KEY]
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise BundleError(f"the certificate of {bundle.path} is not readable: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -131,7 +131,7 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
     evidence = collect(subject, pixels)
     counts = list(evidence.comparison.counts.values())
     head = bundle.text_features if bundle.has_text_features else None
-    optimized = compare_optimized(bundle.model_path, subject, pixels, evidence.features, head)
+    optimized = compare_optimized(bundle, subject, pixels, evidence.features, head)
     if subject.model is not model:
         optimized = optimized.with_half(_half_at_export(document))
     written = evidence.features
@@ -186,7 +186,9 @@ def _changed_beside(bundle: Bundle, document: Mapping[str, Any]) -> list[str]:
 
 def _load_model(bundle: Bundle) -> onnx.ModelProto:
     try:
-        return onnx.load(str(bundle.model_path), load_external_data=False)
+        return onnx.load_model_from_string(bundle.read(MODEL))
+    except BundleError:
+        raise
     except Exception as error:  # protobuf raises classes of its own
         raise BundleError(f"{bundle.model_path} is no readable ONNX file: {error}") from error
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_export.bundle import add_files
 from regcache_export.certificate import (
     CERTIFICATE,
@@ -227,7 +227,7 @@ def certify_bundle(
             divergent node, and the bundle stays without a certificate.
     """
     bundle = Bundle.open(path)
-    shipped = onnx.load(str(bundle.model_path), load_external_data=False)
+    shipped = onnx.load_model_from_string(bundle.read(MODEL))
     model = in_float32(shipped)
     subject = Subject(
         model=model,
@@ -245,7 +245,7 @@ def certify_bundle(
     else:
         evidence = _of_float16(subject, shipped, plan, images, simulator)
     head = bundle.text_features if bundle.has_text_features else None
-    optimized = compare_optimized(bundle.model_path, subject, images, evidence.features, head)
+    optimized = compare_optimized(bundle, subject, images, evidence.features, head)
     if model is not shipped:
         optimized = optimized.with_half()
     written = evidence.features

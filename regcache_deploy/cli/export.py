@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, ModelSettings, "model")
     add_settings(parser, QuantizerSettings, "quantizer")
     add_settings(parser, DataSettings, "data")
+    add_settings(parser, ExportOptions, "way to the INT8 file", only=("recipe",))
     fixed = add_settings(parser, FixedChoice)
     fixed.add_argument(
         "--from",

@@ -143,7 +143,9 @@ class Builds:
         self, name: str, model: Path, threads: int | None, batches: Sequence[int], cache: Path
     ) -> Engine:
         """An opener as `bench.engines.open_engine`; the engine has been built."""
-        return TensorRTEngine(self.results[model].path)
+        built = self.results[model]
+        # its own build, so that its code may run
+        return TensorRTEngine(built.path, host_code=built.sidecar.version_compatible)
 
     def keep(self, model: Path, bundle: Path, folder: Path) -> Path:
         """Copy the engine of a kept file and its sidecar to `folder`.

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regcache_engines.container import memory_limit, within_cpu_limit
+
 from ..errors import DataError
 from ..work.progress import Reporter
 from .class_names import class_indices, head_for
@@ -99,7 +101,7 @@ def _read_all(
             reasons[index] = str(error)
 
     # Pillow releases the GIL while it decodes and resizes.
-    workers = min(8, os.cpu_count() or 1)
+    workers = within_cpu_limit(min(8, os.cpu_count() or 1))
     stage = (reporter or Reporter(quiet=True)).stage(f"reading images of {root.name}", len(files))
     with warnings.catch_warnings(), stage as advance, ThreadPoolExecutor(workers) as pool:
         # Odd metadata and sizes: what matters is whether the pixels can be had.
@@ -126,8 +128,9 @@ def _check_unreadable(path: Path, skipped: Sequence[str], tried: int) -> None:
 def _check_memory(path: Path, count: int, size: tuple[int, int]) -> None:
     needed = count * size[0] * size[1] * 3
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = min(memory, memory_limit() or memory)
     if needed > memory * MAX_MEMORY_SHARE:
         raise DataError(
             f"{count} images of {path} take {needed / 2**30:.1f} GiB in memory, and this machine "
-            f"has {memory / 2**30:.1f} GiB; take fewer images"
+            f"or container has {memory / 2**30:.1f} GiB; take fewer images"
         )

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regcache_engines.container import within_cpu_limit
+
 from ..errors import DataError
 from .folder import MAX_UNREADABLE
 from .preprocess import MAX_PIXELS, Pixels, Preprocess, reason
@@ -117,7 +119,7 @@ class ImageStream:
         )
 
     def _decoded(self) -> Iterator[tuple[Item, Pixels | str]]:
-        workers = self.workers or min(8, os.cpu_count() or 1)
+        workers = self.workers or within_cpu_limit(min(8, os.cpu_count() or 1))
         flying: deque[tuple[Item, Future[Pixels | str]]] = deque()
         with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
             # odd metadata and sizes: what matters is whether the pixels can be had

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
 from .settings import DEMO
@@ -25,6 +27,7 @@ def check_model(name: str, pretrained: str | None) -> None:
     open_clip = import_open_clip()
     from .demo_variants import check_demo
     from .load_natural import NATURAL, package_file
+    from .load_onnx import ONNX, folder_of
     from .load_open_clip import weights_choice
     from .load_timm import timm_choice
     from .model_files import read_json
@@ -39,6 +42,9 @@ def check_model(name: str, pretrained: str | None) -> None:
             package_file()
     elif name.startswith(TIMM):
         timm_choice(require("timm", "search"), name, pretrained)
+    elif name.startswith(ONNX):
+        beside = folder_of(Path(name.removeprefix(ONNX))).path / CONFIG
+        family_of(read_json(beside), str(beside))
     else:
         source = find_source(name, pretrained, download=False)
         if source is not None and source.open_clip is None:

@@ -12,6 +12,7 @@ from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
 from ..work.progress import Reporter
 from .load_natural import NATURAL, load_natural
+from .load_onnx import ONNX, load_onnx
 from .load_open_clip import load_open_clip
 from .load_timm import load_timm
 from .load_transformers import load_transformers
@@ -40,7 +41,7 @@ def load_model(
     Args:
         name: `demo` or one of its variants (`demo-dense`, ...), `natural-vit-s14`, an architecture
             of open_clip, `timm/NAME[.TAG]`, or a repository of the hub (`[hf-hub:]ORG/NAME`) or a
-            folder (`[local-dir:]PATH`) in the layout of open_clip or transformers.
+            folder (`[local-dir:]PATH`) in the layout of open_clip or transformers; `onnx:FILE`.
         pretrained: the library's tag, a checkpoint path (`.safetensors`, `.pt`), or
             `random[:SEED]`; `demo`, repositories and folders bring their own, and so does
             `natural-vit-s14` unless an edited copy of it is named.
@@ -62,6 +63,8 @@ def load_model(
         model = load_natural(pretrained, image_size)
     elif name.startswith(TIMM):
         model = load_timm(name, pretrained, image_size, classifier)
+    elif name.startswith(ONNX):
+        model = load_onnx(name, pretrained, image_size)
     else:
         source = find_source(name, pretrained)
         if source is None or source.open_clip is not None:

@@ -42,6 +42,7 @@ def load_transformers(
     files: ModelFiles,
     pretrained: str | None,
     image_size: tuple[int, int] | None = None,
+    weights: tuple[dict[str, Tensor], str] | None = None,
 ) -> LoadedModel:
     """Load the image tower of a model.
 
@@ -51,6 +52,7 @@ def load_transformers(
         pretrained: None for the model's own weights, a checkpoint of the same structure, or
             `random[:SEED]`.
         image_size: another input size; the position embedding is resampled.
+        weights: in place of those in `files`: tensors by name, and the file that they are of.
 
     Raises:
         ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
@@ -66,14 +68,12 @@ def load_transformers(
         raise ConfigError(f"an image of {size} holds no patch of {spec.patch_size}")
     seed, scale = random_seed(pretrained), 100.0
     if seed is not None:
-        weights = _random_weights(spec, fields, seed)
+        canonical = _random_weights(spec, fields, seed)
     else:
-        if pretrained is None:
-            tensors, where = read_weights(files)
-        else:
-            tensors, where = read_state_dict(Path(pretrained)), pretrained
-        parameters = Parameters(tensors, where)
-        weights = _weights(family, parameters, spec, fields)
+        if pretrained is not None:
+            weights = read_state_dict(Path(pretrained)), pretrained
+        parameters = Parameters(*(weights or read_weights(files)))
+        canonical = _weights(family, parameters, spec, fields)
         if parameters.has("logit_scale"):
             found = parameters.take(parameters.prefix(("logit_scale",)) + "logit_scale")
             scale = float(found.exp())
@@ -88,7 +88,7 @@ def load_transformers(
     return LoadedModel(
         name=name,
         pretrained=pretrained,
-        encoder=Encoder(spec, contiguous(weights)),
+        encoder=Encoder(spec, contiguous(canonical)),
         preprocess=preprocessing.config(size),
         logit_scale=scale,
         caution=random_caution(seed),

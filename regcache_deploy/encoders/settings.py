@@ -19,9 +19,9 @@ class ModelSettings:
     model: str = setting(
         DEMO,
         "model name of open_clip, timm/NAME, ORG/NAME on the Hugging Face hub or a folder (in the "
-        "layout of open_clip or transformers), or `demo`, the embedded one; `regcache models` "
-        "lists architectures",
-        "NAME|ORG/NAME|FOLDER",
+        "layout of open_clip or transformers), an export in float (onnx:FILE), or `demo`, the "
+        "embedded one; `regcache models` lists architectures",
+        "NAME|ORG/NAME|FOLDER|onnx:FILE",
     )
     pretrained: str | None = setting(
         None,

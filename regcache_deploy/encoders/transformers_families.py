@@ -30,7 +30,7 @@ class Family:
         spec, weights: what reads it.
         any_size: the model takes images of any size, so the processor's size is the input's, not
             that of the position embedding.
-        two_towers: `model_type` of the whole model, whose configuration has this one inside.
+        two_towers: `model_type`s of whole models, whose configuration has this one inside.
     """
 
     defaults: Mapping[str, Any]
@@ -38,22 +38,29 @@ class Family:
     spec: SpecOf
     weights: WeightsOf
     any_size: bool = False
-    two_towers: str | None = None
+    two_towers: tuple[str, ...] = ()
 
 
 CLIP = Family(
-    clip.CLIP_DEFAULTS, preprocess.CLIP, clip.clip_spec, clip.clip_weights, two_towers="clip"
+    clip.CLIP_DEFAULTS,
+    preprocess.CLIP,
+    clip.clip_spec,
+    clip.clip_weights,
+    two_towers=("clip", "metaclip_2"),
 )
 SIGLIP = Family(
     clip.SIGLIP_DEFAULTS,
     preprocess.SIGLIP,
     clip.siglip_spec,
     clip.siglip_weights,
-    two_towers="siglip",
+    two_towers=("siglip",),
 )
 FAMILIES = {
     "clip": CLIP,
     "clip_vision_model": CLIP,
+    # its image tower is CLIP's
+    "metaclip_2": CLIP,
+    "metaclip_2_vision_model": CLIP,
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
     "dinov2": Family(
@@ -103,8 +110,9 @@ def family_of(config: Mapping[str, Any], where: str) -> tuple[Family, Fields, in
             f"{where} is of transformers' kind '{kind}'; read are {', '.join(FAMILIES)}"
         )
     values = config
-    if kind == family.two_towers:
-        values = config.get("vision_config") or {}
+    if kind in family.two_towers:
+        # older releases wrote both, and transformers takes the former, defaults and all
+        values = config.get("vision_config_dict") or config.get("vision_config") or {}
         if not isinstance(values, Mapping):
             raise ModelError(f"{where}: vision_config is no JSON object")
     fields = Fields(values, family.defaults, where)
@@ -116,8 +124,9 @@ def family_of(config: Mapping[str, Any], where: str) -> tuple[Family, Fields, in
 def _projection(config: Mapping[str, Any], family: Family, fields: Fields) -> int | None:
     if family is not CLIP:
         return None
-    if config["model_type"] == "clip":
+    if config["model_type"] in CLIP.two_towers:
         # the whole model's, which the image tower's field need not repeat
         return Fields(config, CLIP.defaults, fields.where).count("projection_dim")
-    projected = "CLIPVisionModelWithProjection" in (config.get("architectures") or ())
+    classes = config.get("architectures") or ()
+    projected = any(str(name).endswith("VisionModelWithProjection") for name in classes)
     return fields.count("projection_dim") if projected else None

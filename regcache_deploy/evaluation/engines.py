@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.engine import Engine
 from regcache_engines.load import load_engine
+from regcache_engines.user_cache import user_cache
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,20 @@ def engine_version(name: str) -> str:
 
 
 def open_engine(
-    name: str, model: Path, threads: int | None, batches: Sequence[int], cache: Path
+    name: str,
+    model: Bundle | Path,
+    threads: int | None,
+    batches: Sequence[int],
+    cache: Path | None = None,
 ) -> Engine:
     """Load an ONNX file into a runtime.
 
     Args:
         name: a key of `ENGINES`.
-        model: ONNX file.
+        model: an open bundle, or an ONNX file.
         threads: threads inside an operator, on the CPU.
         batches: batch sizes that will be asked for; the profile of a TensorRT engine.
-        cache: folder for engines that have to be built.
+        cache: folder for engines that have to be built; None takes the user's cache.
 
     Raises:
         EngineError: the runtime is missing, has no GPU, or refuses the model.
@@ -72,10 +78,10 @@ def open_engine(
         from regcache_engines.providers import load_provider_engine
 
         return load_provider_engine(model, _PROVIDERS[name], threads=threads)
-    return _open_tensorrt(name, model, batches, cache)
+    return _open_tensorrt(name, model, batches, cache or user_cache("engines"))
 
 
-def _open_tensorrt(name: str, model: Path, batches: Sequence[int], cache: Path) -> Engine:
+def _open_tensorrt(name: str, model: Bundle | Path, batches: Sequence[int], cache: Path) -> Engine:
     from regcache_engines.tensorrt.build_options import BuildOptions
     from regcache_engines.tensorrt.builder import EngineBuilder
     from regcache_engines.tensorrt.engine import TensorRTEngine
@@ -86,8 +92,7 @@ def _open_tensorrt(name: str, model: Path, batches: Sequence[int], cache: Path) 
     probe(kind).require_run()
     sizes = sorted(batches)
     profile = Profile(sizes[0], sizes[len(sizes) // 2], sizes[-1])
+    data = model.read(MODEL) if isinstance(model, Bundle) else model.read_bytes()
     cache.mkdir(parents=True, exist_ok=True)
-    built = EngineBuilder(kind).build(
-        model.read_bytes(), cache, BuildOptions(profile=profile), strict=False
-    )
+    built = EngineBuilder(kind).build(data, cache, BuildOptions(profile=profile), strict=False)
     return TensorRTEngine(built.path)

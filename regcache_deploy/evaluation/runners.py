@@ -67,7 +67,8 @@ def make_runners(
 ) -> list[Runner]:
     """Runners in the order of `names`; engines are closed with `stack`.
 
-    A TensorRT engine is built into the folder `engines` beside the bundle, unless it is there.
+    A TensorRT engine is built into the user's cache, unless it is there. None is taken from beside
+    the bundle, where it may have come with a download.
 
     FP32 is the plan's encoder without its quantizers and without RegCache. The baseline's folds
     are in its weights; they change no result beyond rounding. The baseline is `baseline_alone`.
@@ -88,10 +89,7 @@ def make_runners(
         if BASELINE in names:
             runners[BASELINE] = _baseline_run(plan, calibration, bundle)
     for name in set(names) & set(ENGINES):
-        cache = bundle.path.resolve().parent / "engines"
-        engine = stack.enter_context(
-            open_engine(name, bundle.model_path, threads, (1, batch_size), cache)
-        )
+        engine = stack.enter_context(open_engine(name, bundle, threads, (1, batch_size)))
         runners[name] = Runner(name, _engine_run(engine))
     return [runners[name] for name in names]
 

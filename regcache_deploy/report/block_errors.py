@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_export.bundle_graph import graph_options
 from regcache_export.plan_beside import load_plan
 from regcache_export.spec import EncoderSpec
@@ -44,7 +44,7 @@ def measure_block_errors(bundle: Bundle, plan_folder: Path | None = None) -> dic
     options = graph_options(bundle)
     calibration = calibration_of(plan)
     pixels = read_certificate(bundle)[1]
-    model = onnx.load(str(bundle.model_path), load_external_data=False)
+    model = onnx.load_model_from_string(bundle.read(MODEL))
     pixels = pixels[: fixed_batch(model) or IMAGES]
     images = torch.from_numpy(in_layout(pixels, None, bundle.preprocess))
     reference = _after_blocks(calibration, images, FLOAT)

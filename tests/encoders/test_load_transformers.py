@@ -57,6 +57,12 @@ def model_of(kind: str, **changes: Any) -> Any:
             "CLIPVisionModelWithProjection": lambda: t.CLIPVisionModelWithProjection(
                 t.CLIPVisionConfig(**tower, projection_dim=40)
             ),
+            "MetaClip2Model": lambda: t.MetaClip2Model(
+                t.MetaClip2Config(**pairs, projection_dim=48)
+            ),
+            "MetaClip2VisionModelWithProjection": lambda: t.MetaClip2VisionModelWithProjection(
+                t.MetaClip2VisionConfig(**tower, projection_dim=40)
+            ),
             "SiglipModel": lambda: t.SiglipModel(t.SiglipConfig(**pairs)),
             "SiglipVisionModel": lambda: t.SiglipVisionModel(t.SiglipVisionConfig(**tower)),
             "Dinov2Model": lambda: t.Dinov2Model(t.Dinov2Config(**dino)),
@@ -118,6 +124,8 @@ KINDS = [
     ("CLIPModel", {"hidden_act": "gelu"}),
     ("CLIPVisionModel", {"layer_norm_eps": 1e-3}),
     ("CLIPVisionModelWithProjection", {}),
+    ("MetaClip2Model", {}),
+    ("MetaClip2VisionModelWithProjection", {}),
     ("SiglipModel", {}),
     ("SiglipVisionModel", {"hidden_act": "gelu"}),
     ("Dinov2Model", {"mlp_ratio": 3}),
@@ -190,6 +198,21 @@ def test_defaults_are_said(saved, caplog):
     assert "hidden_act gelu_pytorch_tanh, layer_norm_eps 1e-06" in caplog.text
     assert "has no preprocessor_config.json" in caplog.text
     assert "no zero-shot head" in caplog.text
+
+
+def test_configurations_of_old_files_are_read_as_transformers_reads_them(saved):
+    """They have the image tower's fields twice, and need not agree."""
+    folder = saved(model_of("CLIPModel", hidden_act="gelu"))
+    config = json.loads((folder / "config.json").read_text())
+    inner = {k: v for k, v in config["vision_config"].items() if k in TOWER}
+    for twice, activation in ((inner, "quick_gelu"), (inner | {"hidden_act": "gelu"}, "gelu")):
+        config["vision_config_dict"] = twice
+        (folder / "config.json").write_text(json.dumps(config))
+        original = transformers.CLIPModel.from_pretrained(folder).eval()
+        assert original.config.vision_config.hidden_act == activation
+        encoder = load_model(str(folder)).encoder
+        assert encoder.spec.activation == activation
+        assert largest_difference(original, encoder) < 1e-5
 
 
 def test_logit_scale_comes_from_the_file(saved):
@@ -304,6 +327,7 @@ def test_random_weights_need_no_file(saved):
     ("config", "ours"),
     [
         ("CLIPVisionConfig", transformers_clip.CLIP_DEFAULTS),
+        ("MetaClip2VisionConfig", transformers_clip.CLIP_DEFAULTS),
         ("SiglipVisionConfig", transformers_clip.SIGLIP_DEFAULTS),
         ("Dinov2Config", transformers_dino.DINOV2_DEFAULTS),
         ("Dinov2WithRegistersConfig", transformers_dino.DINOV2_REGISTERS_DEFAULTS),

@@ -54,6 +54,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Path], Any] |
         None,
         r"this is 10\.9\.0",
     ),
+    "code of its own": ({"version_compatible": True}, {}, None, "host_code=True"),
     "no weights": ({"options": {"strip_weights": True}}, {}, None, "--strip-weights"),
     "no sidecar": ({}, {}, lambda path: path.with_suffix(".json").unlink(), "description"),
     "sidecar cut": ({}, {}, lambda path: path.with_suffix(".json").write_text("{"), "description"),
@@ -86,7 +87,7 @@ def test_refused(
 
     monkeypatch.setattr(engine_module, "import_runtime", never)
     with pytest.raises(EngineError, match=message) as caught:
-        TensorRTEngine(path)
+        TensorRTEngine(path, host_code=case == "older runtime")
     assert caught.value.exit_code == 7
 
 
@@ -101,7 +102,8 @@ def test_refused(
 def test_compatible_engines_load(
     fake: FakeDevice, tmp_path: Path, changes: dict[str, Any], machine: dict[str, Any]
 ) -> None:
-    with TensorRTEngine(write(tmp_path, **changes)) as engine:
+    code = bool(changes.get("version_compatible"))
+    with TensorRTEngine(write(tmp_path, **changes), host_code=code) as engine:
         assert engine.infer(images(1)).shape == (1, 2)
 
 

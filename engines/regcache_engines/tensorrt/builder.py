@@ -6,6 +6,7 @@ presence of its name, not by a version string.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from .lock import build_lock
 from .probe import EngineName, Probe, import_runtime, probe
 from .sidecar import Sidecar, cache_key
 from .trt_api import configure, make_logger, parse, read_contract
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,22 @@ class EngineBuilder:
         }
         key = cache_key(parts)
         path, description = folder / f"{key}.engine", folder / f"{key}.json"
+
+        def found() -> BuildResult | None:
+            known = _reusable(path, description, key, parts, promise or {})
+            if known is None:
+                return None
+            if strict and known.broken_promises:
+                raise EngineError(_promise_message(known.broken_promises, known.layers))
+            return BuildResult(path, known, reused=True)
+
+        if (before := found()) is not None:  # also in a folder that nobody may write to
+            return before
         with build_lock(folder / f".{key}.lock"):
-            if (known := _reusable(path, description, promise or {})) is not None:
-                if strict and known.broken_promises:
-                    raise EngineError(_promise_message(known.broken_promises, known.layers))
-                return BuildResult(path, known, reused=True)
+            if (meanwhile := found()) is not None:
+                return meanwhile
             began = time.monotonic()
-            data, layers, contract = self._compile(model, options, on_progress)
+            data, layers, contract, timings = self._compile(model, options, on_progress)
             products = product_kinds(layers)
             broken = missing_promises(products, promise or {})
             if strict and broken:
@@ -129,6 +141,11 @@ class EngineBuilder:
             except OSError as error:
                 path.unlink(missing_ok=True)
                 raise EngineError(f"cannot write {path}: {error}; choose another folder") from error
+        if options.timing_cache is not None and timings is not None:
+            try:
+                atomic_write_bytes(options.timing_cache, timings)
+            except OSError as error:  # the next build takes longer, this one is done
+                log.warning("cannot write the timing cache %s: %s", options.timing_cache, error)
         return BuildResult(path, sidecar, reused=False)
 
     def layers(self, model: bytes, options: BuildOptions | None = None) -> list[Layer]:
@@ -147,7 +164,8 @@ class EngineBuilder:
 
     def _compile(
         self, model: bytes, options: BuildOptions, on_progress: OnProgress | None
-    ) -> tuple[bytes, list[Layer], dict[str, Any]]:
+    ) -> tuple[bytes, list[Layer], dict[str, Any], bytes | None]:
+        """Engine, layers, contract, and timings where some are kept."""
         trt = self._trt
         logger = make_logger(trt)
         builder = trt.Builder(logger)
@@ -164,22 +182,30 @@ class EngineBuilder:
         if plan is None:
             raise EngineError(_build_message(self.engine, logger.errors))
         data = bytes(plan)
-        if cache is not None and options.timing_cache is not None:
-            atomic_write_bytes(options.timing_cache, bytes(cache.serialize()))
+        timings = bytes(cache.serialize()) if cache is not None else None
         layers = layers_from_log(logger.messages)
         if not layers:
             raise EngineError(f"{self.engine} {self.probe.version} dumps no layers in its log")
         del parser, network, config, builder  # in this order: each refers to the next
-        return data, layers, contract
+        return data, layers, contract, timings
 
 
-def _reusable(path: Path, description: Path, promise: Mapping[str, str]) -> Sidecar | None:
-    """The sidecar with this promise held against it, if engine and sidecar belong together."""
+def _reusable(
+    path: Path,
+    description: Path,
+    key: str,
+    parts: Mapping[str, Any],
+    promise: Mapping[str, str],
+) -> Sidecar | None:
+    """The sidecar with this promise held against it, if it is of what is asked for."""
     if not path.is_file() or not description.is_file():
         return None
     try:
         known = Sidecar.read(description)
     except EngineError:
+        return None
+    asked = key, parts["onnx"], parts["engine"], parts["options"]
+    if (known.key, known.onnx_sha256, known.engine, known.options) != asked:
         return None
     if sha256_bytes(path.read_bytes()) != known.engine_sha256:
         return None

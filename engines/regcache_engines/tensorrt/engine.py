@@ -30,6 +30,8 @@ class TensorRTEngine(BaseEngine):
         device: `cuda`, `pycuda`, `torch` or `auto`.
         contexts: how many calls of `infer` run at once.
         cuda_graphs: replay a captured graph for a batch size that was seen before.
+        host_code: load an engine that was built version-compatible, which runs code of its own on
+            the host. Only for one that you built: its sidecar is no signature.
 
     Raises:
         EngineError: no GPU, no runtime; or the engine is of another version, another GPU, or not
@@ -42,13 +44,19 @@ class TensorRTEngine(BaseEngine):
         device: str = "auto",
         contexts: int = 1,
         cuda_graphs: bool = True,
+        host_code: bool = False,
     ) -> None:
         if contexts < 1:
             raise EngineError(f"contexts is {contexts}; take at least 1")
         path = Path(path)
         self._sidecar = sidecar = Sidecar.read(path.with_suffix(".json"))
         name: EngineName = "tensorrt_rtx" if sidecar.engine == "tensorrt_rtx" else "tensorrt"
-        sidecar.refuse(path, probe(name))
+        if sidecar.version_compatible and not host_code:
+            raise EngineError(
+                f"{path} was built to load in newer runtimes, and such an engine runs program code "
+                "that it carries; pass host_code=True if you have built it yourself"
+            )
+        data = sidecar.read_engine(path, probe(name))
         contract = read_contract(
             sidecar.input_dtype, ("batch", *sidecar.image_shape), ("batch", sidecar.output_dim)
         )
@@ -59,7 +67,7 @@ class TensorRTEngine(BaseEngine):
         self._device: Device | None = open_device(device)
         self._slots: queue.Queue[Slot] = queue.Queue()
         try:
-            self._runtime, self._engine = _deserialize(import_runtime(name), path, sidecar)
+            self._runtime, self._engine = _deserialize(import_runtime(name), path, data, host_code)
             for _ in range(contexts):
                 self._slots.put(Slot(self._engine, self._device, sidecar, cuda_graphs))
         except BaseException:
@@ -112,10 +120,9 @@ def split_batch(count: int, smallest: int, largest: int) -> list[int]:
     return [least + 1] * more + [least] * (steps - more)
 
 
-def _deserialize(trt: Any, path: Path, sidecar: Sidecar) -> tuple[Any, Any]:
+def _deserialize(trt: Any, path: Path, data: bytes, host_code: bool) -> tuple[Any, Any]:
     logger = make_logger(trt)
     runtime = trt.Runtime(logger)
-    data = path.read_bytes()
     if hasattr(runtime, "get_engine_validity"):  # TensorRT-RTX
         validity, diagnostics = runtime.get_engine_validity(data)
         if validity == trt.EngineValidity.INVALID:
@@ -123,7 +130,7 @@ def _deserialize(trt: Any, path: Path, sidecar: Sidecar) -> tuple[Any, Any]:
                 f"{path} does not run on this GPU (diagnostics {diagnostics}): "
                 f"{logger.last_error()}"
             )
-    if sidecar.version_compatible:
+    if host_code:
         runtime.engine_host_code_allowed = True  # a lean runtime is embedded in the plan
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:

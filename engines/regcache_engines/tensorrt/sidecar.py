@@ -1,4 +1,7 @@
-"""The JSON beside an engine: what it was built from, with and for. Read before the engine is."""
+"""The JSON beside an engine: what it was built from, with and for. Read before the engine is.
+
+It tells a mistake from the right file. It is no signature: who can write the engine can write it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError
-from ..files import atomic_write_bytes, sha256_bytes, sha256_file
+from ..files import atomic_write_bytes, sha256_bytes
 from .probe import Gpu, Probe
 
 SCHEMA = 1
@@ -106,8 +109,8 @@ class Sidecar:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{path} is no readable engine description; {AGAIN}") from error
 
-    def refuse(self, engine_path: Path, probe: Probe) -> None:
-        """Refuse an engine before anything deserializes it.
+    def read_engine(self, engine_path: Path, probe: Probe) -> bytes:
+        """The engine's bytes, refused before anything deserializes them.
 
         Raises:
             EngineError: it does not belong to this runtime, GPU or description.
@@ -131,8 +134,10 @@ class Sidecar:
             )
         if not engine_path.is_file():
             raise EngineError(f"no engine at {engine_path}; {AGAIN}")
-        if sha256_file(engine_path) != self.engine_sha256:
+        data = engine_path.read_bytes()
+        if sha256_bytes(data) != self.engine_sha256:
             raise EngineError(f"{engine_path} is not the file that was built (SHA-256); {AGAIN}")
+        return data
 
     def require_weights(self, engine_path: Path) -> None:
         """Raise EngineError for an engine that computes nothing useful before a refit."""

@@ -1,0 +1,59 @@
+"""The zero-shot head of a bundle: a safetensors file with one matrix, labels and a scale."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BundleError
+
+TENSOR = "text_features"
+AGAIN = "export it again, or copy the whole folder again"
+
+Head = tuple[npt.NDArray[np.float32], tuple[str, ...], float]
+"""Features `[classes, E]`, labels (one per class, or none), and the factor on similarities."""
+
+
+def read_head(data: bytes, path: Path) -> Head:
+    """Read a head; the C++ library refuses the same ones (`head.cpp`).
+
+    Args:
+        data: the file.
+        path: where it lies, for messages.
+
+    Raises:
+        BundleError: no safetensors file, another tensor, type or shape than a head has, values
+            that are not finite, or labels that do not belong to them.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        features = load(data)[TENSOR]
+        described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        labels, scale = json.loads(described["labels"]), json.loads(described["logit_scale"])
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
+    problem = _problem(features, labels, scale)
+    if problem:
+        raise BundleError(f"{path} has {problem}; {AGAIN}")
+    return features, tuple(labels), float(scale)
+
+
+def _problem(features: npt.NDArray[Any], labels: Any, scale: Any) -> str | None:
+    if features.dtype != np.float32 or features.ndim != 2 or not features.size:
+        return f"features of type {features.dtype} and shape {list(features.shape)}"
+    if not np.isfinite(features).all():
+        return "NaN or infinite values"
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return "labels that are no list of texts"
+    if labels and len(labels) != len(features):
+        return f"features of shape {list(features.shape)} for {len(labels)} labels"
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        return "a logit_scale that is no finite number"
+    return None

@@ -1,0 +1,27 @@
+"""Every setting of an export is an option of `regcache export`, the recipe too."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+
+import pytest
+
+from regcache_deploy.cli import export
+from regcache_deploy.cli.main import main
+from regcache_deploy.run.options import ExportOptions
+
+
+def test_no_setting_is_without_an_option() -> None:
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    options = {action.dest for action in parser._actions}
+    assert {field.name for field in fields(ExportOptions)} <= options
+
+
+def test_recipe_is_resolved_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--recipe", "paper", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"] == "paper"
+    assert main(["export", "--recipe", "best", "--dry-run"]) == 2
+    assert "--recipe best" in capsys.readouterr().err
