@@ -133,7 +133,7 @@ def document(outcomes: list[Outcome], missing: list[str]) -> str:
         "",
         "The share counts every transformer on patches, that is every tower without windows and "
         "without a convolutional stem, whatever its blocks hold: those refused for post-norm, "
-        "SwiGLU or relative positions count against it.",
+        "norms inside attention or relative positions count against it.",
         "",
         "With rotary positions (RoPE), queries and keys are turned by the angles of their patch. "
         "A deleted token takes its angles with it, and the others keep theirs: the table is "

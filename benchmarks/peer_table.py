@@ -39,17 +39,17 @@ def table(name: str, rows: Sequence[Row]) -> str:
     batches = [int(c[1:].split("_")[0]) for c in first if c.endswith("_infer_step_time")]
     judged = "top-1 against FP32, points [95 %]" if first.get("acc1") else "cosine to FP32 [95 %]"
     head = ["", judged, *(f"batch {b}, ms (× ONNX Runtime FP32)" for b in batches)]
-    head += ["MiB", "minutes"]
+    head += ["MiB", "minutes"] if batches else ["MiB"]
     lines = [f"### {title(first)}", "", *facts(name, rows), ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [row["title"]]
         if row["reason"]:
-            cells += ["", *("" for _ in batches), "", ""]
+            cells += [""] * (len(head) - 1)
         else:
             cells += [accuracy(row), *(latency(row, batch) for batch in batches)]
             cells += [f"{float(row['file_mib']):.1f}" if row["file_mib"] else ""]
-            cells += [f"{float(row['minutes']):.1f}"]
+            cells += [f"{float(row['minutes']):.1f}"] if batches else []
         lines.append("| " + " | ".join(cells) + " |")
     missing = [f"- {row['title']}: {row['reason']}." for row in rows if row["reason"]]
     if missing:
@@ -67,11 +67,17 @@ def facts(name: str, rows: Sequence[Row]) -> list[str]:
     row = next(r for r in rows if not r["reason"])
     images = f"{row['n']} held-out images ({row['dataset']})"
     lines = [f"**{row['caution'][0].upper()}{row['caution'][1:]}.**"] if row["caution"] else []
+    calls = (
+        "Median of calls; the factor is of pairs within a round, with its 95 % interval in "
+        f"[`{name}`]({name}), beside settings and versions."
+        if any(column.endswith("_infer_step_time") for column in row)
+        else f"Nothing was timed. What each tool chose is in [`{name}`]({name}), beside settings "
+        "and versions."
+    )
     lines.append(
         f"{row['cpu']} ({row['cpu_flags']}), {row['cores']} cores, {row['threads']} threads, load "
         f"before the run {row['load']}. {images}; every tool calibrates on the same "
-        f"{row['calibration_images']} others. Median of calls; the factor is of pairs within a "
-        f"round, with its 95 % interval in [`{name}`]({name}), beside settings and versions."
+        f"{row['calibration_images']} others. {calls}"
     )
     if row.get("note"):
         lines.append(f"{row['note']}.")

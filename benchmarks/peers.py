@@ -3,6 +3,7 @@
     python benchmarks/peers.py --model demo --output benchmarks/results
     python benchmarks/peers.py --model ViT-B-16 --pretrained random:0 --baseline naive
     python benchmarks/peers.py --model ViT-B-16 --pretrained openai --data IMAGENET/val
+    python benchmarks/peers.py --model demo --batches
 
 One row a tool: accuracy against PyTorch FP32 on the same held-out images (top-1 where the encoder
 has a text side and trained weights, else the cosine of the features), latency in turns (see
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             args.search_images,
         )
         rows = compare(work, [p for p in peers(args.modelopt_python) if wanted(p, args)], args)
-    name = f"peers-{args.model.lower()}-{environment_name(machine)}.csv"
+    what = "peers" if args.batches else "peer_accuracy"
+    name = f"{what}-{args.model.lower()}-{environment_name(machine)}.csv"
     args.output.mkdir(parents=True, exist_ok=True)
     day = {"measured_at": time.strftime("%Y-%m-%d", time.gmtime())}
     columns = environment_columns(machine, describe_machine())
@@ -88,7 +90,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="images that choices are made on; random weights take the calibration images",
     )
     parser.add_argument("--images", type=int, default=1000, help="held-out images")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="*",
+        default=[1, 8, 32],
+        help="to time; none on a busy machine, and the file is called peer_accuracy-...",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=60, help="at most, for each batch size")

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from .errors import BundleError, EngineError
 from .files import sha256_bytes, sha256_file
 from .head import read_head
+from .manifest_graph import graph_problem
+from .preprocess_config import preprocess_problem
 
 SCHEMA = 1
 
@@ -68,9 +70,10 @@ class Bundle:
         except OSError as error:  # a name too long for the disk, a folder that may not be read
             raise BundleError(f"{folder} is not readable ({error}); {AGAIN}") from error
         bundle = cls(folder, manifest, kept)
-        bundle.preprocess  # noqa: B018  (damaged is damaged now, not at first use)
+        if problem := preprocess_problem(bundle.preprocess):
+            raise BundleError(f"{folder / PREPROCESS} {problem}; {AGAIN}")
         if bundle.has_text_features:
-            bundle._head  # noqa: B018
+            bundle._head  # noqa: B018  (damaged is damaged now, not at first use)
         return bundle
 
     @property
@@ -159,12 +162,17 @@ def _identity(folder: Path) -> tuple[int, ...]:
 
 def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(data)
+        # no encoding but UTF-8, and no NaN: as C++ reads it
+        document = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
     if not isinstance(document, dict):
         raise BundleError(f"{path} must hold a JSON object; {AGAIN}")
     return document
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _read_limited(path: Path, limit: int) -> bytes:
@@ -193,6 +201,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(manifest.get("files"), dict):
         raise BundleError(f"{folder}/{MANIFEST} lists no files; {AGAIN}")
+    if problem := graph_problem(manifest):
+        raise BundleError(f"{folder}/{MANIFEST} {problem}; {AGAIN}")
     return manifest
 
 
@@ -238,7 +248,7 @@ def _check_file(folder: Path, name: str, entry: Any) -> None:
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
         raise BundleError(f"{folder}/{MANIFEST} has no SHA-256 for {name}; {AGAIN}")
     # the size first: it tells an interrupted copy from a changed file, and at no cost
-    if entry.get("size") != path.stat().st_size:
+    if type(entry.get("size")) is not int or entry["size"] != path.stat().st_size:
         raise BundleError(
             f"{path} has {path.stat().st_size} bytes, and the manifest says {entry.get('size')}; "
             f"the copy is incomplete: {AGAIN}"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
+MAX_OUTPUT_DIM, MAX_SIDE = 1 << 20, 16384
+"""What an image encoder may have; libregcache has the same bounds."""
+
 MIN_NORM = 1e-12
 """Floor of a feature's norm, as in torch's `normalize`: a zero vector stays zero."""
 
@@ -95,11 +98,16 @@ def read_contract(
         image, features: shapes; a free dimension is anything but an int.
 
     Returns:
-        None where this is no image encoder.
+        None where this is no image encoder, or one beyond all bounds.
     """
     if len(image) != 4 or len(features) != 2 or not isinstance(features[1], int):
         return None
     if not all(isinstance(size, int) for size in image[1:]):
+        return None
+    if (
+        not 1 <= features[1] <= MAX_OUTPUT_DIM
+        or not 1 <= min(image[1:]) <= max(image[1:]) <= MAX_SIDE
+    ):
         return None
     if dtype == "uint8" and image[3] == 3:
         return (image[1], image[2]), features[1], "nhwc"

@@ -43,6 +43,8 @@ class BaseEngine(ABC):
     """
 
     _contract: Contract
+    names: tuple[str, str] | None = None
+    """Of the graph's input and output; None where the runtime does not tell."""
 
     def __init__(self) -> None:
         self._gate = Gate()

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from .bundle import MODEL, Bundle, unless_replaced
 from .engine import Engine
-from .errors import EngineError
+from .engine_base import BaseEngine
+from .errors import BundleError, EngineError
+from .manifest_graph import graph_ends
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .onnxruntime_session import CPU_PROVIDER
 from .openvino_engine import OpenVINOEngine
+from .preprocess_config import output_size
 
 
 def load_engine(
@@ -42,17 +45,54 @@ def load_engine(
         if ignored:
             raise EngineError(f"OpenVINO has no {' and no '.join(ignored)}; leave it out")
 
-    def load(source: Bundle | Path) -> Engine:
-        model, sha256 = model_of(source)
+    def open_model(model: Path, sha256: str | None) -> BaseEngine:
         if runtime == "openvino":
             return OpenVINOEngine(model, threads=threads, sha256=sha256)
         return OnnxRuntimeEngine(
             model, threads=threads, optimize=optimize, provider=provider, sha256=sha256
         )
 
-    if isinstance(source, Bundle) or not Path(source).is_dir():
-        return load(source if isinstance(source, Bundle) else Path(source))
-    return unless_replaced(Path(source), load)
+    def open_bundle(bundle: Bundle) -> BaseEngine:
+        engine = open_model(bundle.model_path, bundle.manifest["files"][MODEL]["sha256"])
+        try:
+            check_engine(bundle, engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    if isinstance(source, Bundle):
+        return open_bundle(source)
+    if not Path(source).is_dir():
+        return open_model(Path(source), None)
+    return unless_replaced(Path(source), lambda folder: open_bundle(Bundle.open(folder)))
+
+
+def check_engine(bundle: Bundle, engine: BaseEngine) -> None:
+    """Hold a loaded graph against what its bundle says of it, as the C++ library does.
+
+    Raises:
+        BundleError: the head has another length than the features.
+        EngineError: other names, pixels or sizes than the manifest and the preprocessing say.
+    """
+    problems = []
+    if engine.names is not None and engine.names != graph_ends(bundle.manifest):
+        problems.append(f"input and output {engine.names}, not {graph_ends(bundle.manifest)}")
+    bytes_in = bundle.manifest["graph"]["input"]["dtype"] == "uint8"
+    if bytes_in is (engine.pixels is None):
+        problems.append("an input of another type than the manifest says")
+    if engine.image_size != output_size(bundle.preprocess):
+        problems.append(
+            f"an input of {engine.image_size} pixels, and its preprocessing gives "
+            f"{output_size(bundle.preprocess)}"
+        )
+    if problems:
+        raise EngineError(f"{bundle.model_path} has {' and '.join(problems)}; export it again")
+    if bundle.has_text_features and bundle.text_features.shape[1] != engine.output_dim:
+        raise BundleError(
+            f"the text features of {bundle.path} have {bundle.text_features.shape[1]} numbers and "
+            f"the embeddings {engine.output_dim}; they come from different models"
+        )
 
 
 def model_of(source: Bundle | Path | str) -> tuple[Path, str | None]:

@@ -157,7 +157,7 @@ class OnnxRuntimeEngine(BaseEngine):
                 "input [batch, 3, H, W], or uint8 also [batch, H, W, 3], and one float32 output "
                 "[batch, E]"
             )
-        self._input_name, self._output_name = inputs[0].name, outputs[0].name
+        self.names = self._input_name, self._output_name = inputs[0].name, outputs[0].name
         batch = inputs[0].shape[0]
         self._fixed_batch = batch if isinstance(batch, int) else None
         return contract

@@ -302,7 +302,7 @@ def _batches(pixels: Array, subject: Subject) -> Iterator[Array]:
     size = fixed_batch(subject.model)
     if size is None:
         spec = subject.spec
-        row = 6 * spec.width + spec.mlp_width
+        row = 6 * spec.width + spec.fc1_width
         if any(".attn.pv." in name or ".attn/pv/" in name for name in subject.offsets):
             row += 4 * spec.heads * spec.num_tokens
         inside = spec.num_tokens * spec.depth * row

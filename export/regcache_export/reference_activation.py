@@ -13,7 +13,15 @@ Float64 = npt.NDArray[np.float64]
 
 
 def activation(kind: str, x: Float64, factor: float = QUICK_GELU_FACTOR) -> Float64:
-    """The encoder's MLP activation in float64; `factor` is that of `quick_gelu`."""
+    """The encoder's MLP activation in float64; `factor` is that of `quick_gelu`.
+
+    `swiglu` halves the last axis: the first half is the gate.
+    """
+    if kind == "swiglu":
+        x, value = np.split(x, 2, axis=-1)
+        with np.errstate(over="ignore"):
+            gated: Float64 = x / (1 + np.exp(-x)) * value
+        return gated
     if kind == "quick_gelu":
         with np.errstate(over="ignore"):  # far below zero the gate is closed
             gate = 1 / (1 + np.exp(-factor * x))

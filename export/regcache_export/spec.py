@@ -15,7 +15,7 @@ of prefix tokens, `N` tokens):
 | `blocks.I.norm1.{weight,bias}`, `blocks.I.norm2.{weight,bias}` | `[D]` |
 | `blocks.I.attn.qkv.{weight,bias}` | `[3D, D]`, `[3D]` |
 | `blocks.I.attn.out_proj.{weight,bias}` | `[D, D]`, `[D]` |
-| `blocks.I.mlp.fc1.{weight,bias}` | `[M, D]`, `[M]` |
+| `blocks.I.mlp.fc1.{weight,bias}` | `[M, D]`, `[M]`; with `swiglu`, `[2M, D]`, `[2M]` |
 | `blocks.I.mlp.fc2.{weight,bias}` | `[D, M]`, `[D]` |
 | `blocks.I.ls1`, `blocks.I.ls2` (if `layer_scale`) | `[D]` |
 | `norm.{weight,bias}` (unless `final_norm` is `none`) | `[D]` |
@@ -41,7 +41,7 @@ from typing import Any, Literal
 from .errors import BundleError
 from .json_types import check_fields
 
-Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "swiglu"]
 Pool = Literal["cls", "avg", "map"]
 FinalNorm = Literal["before_pool", "after_pool", "none"]
 
@@ -58,6 +58,8 @@ class EncoderSpec:
         patch_size: patch height and width in pixels; the patch convolution has this stride.
         num_prefix_tokens: CLS and trained registers, always in front, never deleted (timm's name;
             not to be confused with RegCache's key/value prefix).
+        activation: of the MLP; `swiglu` multiplies the SiLU of fc1's first M rows (the gate) with
+            its last M rows.
         norm_eps: epsilon of every LayerNorm.
         final_norm: LayerNorm on all tokens before pooling, on the pooled vector, or not at all.
         pool: `cls` takes token 0, `avg` the mean of the patch tokens; in `map`, one latent query
@@ -115,6 +117,11 @@ class EncoderSpec:
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    @property
+    def fc1_width(self) -> int:
+        """Rows of fc1: a gated MLP has the gate's in front."""
+        return (2 if self.activation == "swiglu" else 1) * self.mlp_width
+
     def linears(self, start: int = 0) -> Iterator[str]:
         """Names of the quantizable linears, e.g. `blocks.0.attn.qkv`, from block `start` on."""
         for block in range(start, self.depth):
@@ -138,7 +145,7 @@ class EncoderSpec:
             block = f"blocks.{i}"
             norms += [f"{block}.norm1", f"{block}.norm2"]
             sizes = {"attn.qkv": (3 * d, d), "attn.out_proj": (d, d)}
-            sizes |= {"mlp.fc1": (m, d), "mlp.fc2": (d, m)}
+            sizes |= {"mlp.fc1": (self.fc1_width, d), "mlp.fc2": (d, m)}
             for role, (out_features, in_features) in sizes.items():
                 shapes[f"{block}.{role}.weight"] = (out_features, in_features)
                 shapes[f"{block}.{role}.bias"] = (out_features,)

@@ -51,10 +51,18 @@ class FloatNumerics:
 
 FLOAT = FloatNumerics()
 
+
+def swiglu(x: Tensor) -> Tensor:
+    """`[..., 2M]` -> `[..., M]`: the SiLU of the first half times the second."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "swiglu": swiglu,
 }
 
 Observer = Callable[[int, Tensor], None]

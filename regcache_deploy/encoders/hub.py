@@ -38,7 +38,7 @@ def require_hub_files(what: str, repository: str, files: Sequence[str], instead:
     if why is None:
         return
     raise ModelError(
-        f"{what} are not in the cache {cache_folder()}, and there is {why}: on a machine with "
+        f"{what} are not in the cache {cache_folder()}, and {why}: on a machine with "
         f"network download {files[0]} of the Hugging Face repository {repository}, copy it here, "
         f"and pass {instead}"
     )
@@ -54,7 +54,7 @@ def unreachable() -> str | None:
     # behind a proxy, names need not resolve here
     if urllib.request.getproxies() or _resolves(host):
         return None
-    return f"no network ({host} does not resolve)"
+    return f"there is no network ({host} does not resolve)"
 
 
 def explain_failure(what: str, error: Exception, instead: str) -> ModelError:

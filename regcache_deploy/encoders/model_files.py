@@ -79,7 +79,7 @@ class Repository:
         why = unreachable()
         if why is None:
             return f"the repository {self.name} has no {name}"
-        return f"{name} of {self.name} is not in the cache {cache_folder()}, and there is {why}"
+        return f"{name} of {self.name} is not in the cache {cache_folder()}, and {why}"
 
     def below(self, folder: str) -> Repository:
         return replace(self, folder=str(PurePosixPath(self.folder, folder)))

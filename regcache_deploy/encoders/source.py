@@ -80,7 +80,7 @@ def find_source(name: str, pretrained: str | None = None, download: bool = True)
         )
     raise ModelError(
         f"unknown model '{name}', or one that was never downloaded: the files of {files.title} "
-        f"are not in the cache {cache_folder()}, and there is {why}; download the repository on a "
+        f"are not in the cache {cache_folder()}, and {why}; download the repository on a "
         "machine with network, copy its folder here, and pass --model FOLDER"
     )
 

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regcache_export.spec import Activation
+
 from ..errors import UnsupportedEncoderError
-from .reading import Weights, affine, is_norm, tensor
+from .reading import Weights, activation_of, affine, is_norm, tensor
 
 BLOCKS = ("Block", "EvaBlock")
+MLPS = ("Mlp", "GluMlp", "SwiGLU")
 ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 
 
@@ -26,9 +29,11 @@ def check_blocks(blocks: Sequence[Any]) -> None:
         attention, mlp = block.attn, block.mlp
         if type(attention).__name__ not in ATTENTIONS:
             raise UnsupportedEncoderError(f"unsupported attention {type(attention).__name__}")
-        if type(mlp).__name__ != "Mlp":
+        if type(mlp).__name__ not in MLPS:
+            raise UnsupportedEncoderError(f"unsupported MLP {type(mlp).__name__}")
+        if type(mlp).__name__ != "Mlp" and not isinstance(mlp.act, nn.SiLU):
             raise UnsupportedEncoderError(
-                f"gated MLP {type(mlp).__name__} (SwiGLU and its kin) is not supported"
+                f"a gated MLP with {type(mlp.act).__name__} in place of SiLU is not supported"
             )
         if not (is_norm(block.norm1) and is_norm(block.norm2)):
             raise UnsupportedEncoderError("a block without its two norms is not supported")
@@ -63,7 +68,7 @@ def block_weights(block: Any, name: str, layer_scale: bool, rotary: bool) -> Wei
             packed = f"{name}.attn.qkv.{part}"
             out[packed] = _pairs_to_halves(out[packed], heads)
     out |= affine(block.attn.proj, f"{name}.attn.out_proj")
-    out |= affine(block.mlp.fc1, f"{name}.mlp.fc1") | affine(block.mlp.fc2, f"{name}.mlp.fc2")
+    out |= _fc1(block.mlp, f"{name}.mlp.fc1") | affine(block.mlp.fc2, f"{name}.mlp.fc2")
     if layer_scale:
         width = block.attn.proj.out_features
         for part, scale in zip(("ls1", "ls2"), _scales(block), strict=True):
@@ -81,6 +86,22 @@ def _pairs_to_halves(qkv: Tensor, heads: int) -> Tensor:
         part.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(part.shape) for part in (q, k)
     ]
     return torch.cat([*sorted_rows, v])
+
+
+def mlp_activation(mlp: Any) -> Activation:
+    """The canonical name of what is between fc1 and fc2."""
+    return activation_of(mlp.act) if type(mlp).__name__ == "Mlp" else "swiglu"
+
+
+def _fc1(mlp: Any, name: str) -> Weights:
+    """The first linear; the gate's rows come first, wherever timm has them."""
+    if type(mlp).__name__ == "SwiGLU":
+        halves = [affine(mlp.fc1_g, name), affine(mlp.fc1_x, name)]
+        return {key: torch.cat([half[key] for half in halves]) for key in halves[0]}
+    out = affine(mlp.fc1, name)
+    if type(mlp).__name__ == "GluMlp" and mlp.gate_last:
+        return {key: torch.cat(value.chunk(2)[::-1]) for key, value in out.items()}
+    return out
 
 
 def _scales(block: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -13,7 +13,7 @@ from regcache_export.spec import EncoderSpec, FinalNorm, Pool
 from ..errors import UnsupportedEncoderError
 from .canonical import Encoder
 from .reading import Weights, activation_of, affine, contiguous, is_norm, single_eps, tensor
-from .timm_blocks import block_weights, check_blocks, has_layer_scale
+from .timm_blocks import block_weights, check_blocks, has_layer_scale, mlp_activation
 
 FEATURES = {
     "Beit": "a relative position bias in attention",
@@ -38,8 +38,7 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
     """Read a timm ViT; its own head, if it is a linear one, is the projection.
 
     Args:
-        trunk: `timm.models.vision_transformer.VisionTransformer`, or a `timm.models.eva.Eva`
-            without SwiGLU.
+        trunk: `timm.models.vision_transformer.VisionTransformer`, or a `timm.models.eva.Eva`.
         projection: a linear layer behind the trunk (open_clip's `head.proj`).
 
     Returns:
@@ -65,10 +64,10 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
         width=trunk.embed_dim,
         depth=len(blocks),
         heads=first.attn.num_heads,
-        mlp_width=first.mlp.fc1.out_features,
+        mlp_width=first.mlp.fc2.in_features,
         output_dim=head.out_features if head is not None else trunk.embed_dim,
         num_prefix_tokens=trunk.num_prefix_tokens,
-        activation=activation_of(first.mlp.act),
+        activation=mlp_activation(first.mlp),
         norm_eps=single_eps(trunk.modules()),
         norm_pre=is_norm(trunk.norm_pre),
         layer_scale=has_layer_scale(first),
@@ -150,7 +149,7 @@ def _attention_pool(trunk: Any) -> dict[str, int]:
     ):
         if condition:
             raise UnsupportedEncoderError(f"{feature} is not supported")
-    if activation_of(pool.mlp.act) != activation_of(trunk.blocks[0].mlp.act):
+    if activation_of(pool.mlp.act) != mlp_activation(trunk.blocks[0].mlp):
         raise UnsupportedEncoderError("pooling with another activation than the blocks'")
     return {
         "pool_heads": pool.num_heads,

@@ -25,6 +25,7 @@ class BlockNames:
 
     Attributes:
         query, key, value: three linears, packed here.
+        gate: of a gated MLP, which has it apart from fc1; packed here, in front of it.
         scales: the two layer scales, or None.
         biased: which of query, key and value have a bias.
         out_bias, mlp_bias: whether the other linears have one.
@@ -38,6 +39,7 @@ class BlockNames:
     out_proj: Names
     fc1: Names
     fc2: Names
+    gate: Names | None = None
     scales: tuple[str, str] | None = None
     biased: tuple[bool, bool, bool] = (True, True, True)
     out_bias: bool = True
@@ -50,11 +52,13 @@ def read_blocks(
     """Weights of all blocks; `layers` is what stands in front of a block's number."""
     out: Weights = {}
     for index in range(spec.depth):
-        out |= _block(parameters, f"{layers}{index}.", f"blocks.{index}", names)
+        out |= _block(parameters, f"{layers}{index}.", f"blocks.{index}", names, spec)
     return out
 
 
-def _block(parameters: Parameters, source: str, name: str, names: BlockNames) -> Weights:
+def _block(
+    parameters: Parameters, source: str, name: str, names: BlockNames, spec: EncoderSpec
+) -> Weights:
     def affine(to: str, modules: Names, bias: bool = True) -> Weights:
         return parameters.affine(to, *[source + module for module in modules], bias=bias)
 
@@ -72,7 +76,12 @@ def _block(parameters: Parameters, source: str, name: str, names: BlockNames) ->
     }
     out |= affine(f"{name}.norm1", (names.norm1,)) | affine(f"{name}.norm2", (names.norm2,))
     out |= affine(f"{name}.attn.out_proj", names.out_proj, names.out_bias)
-    out |= affine(f"{name}.mlp.fc1", names.fc1, names.mlp_bias)
+    fc1 = f"{name}.mlp.fc1"
+    first = affine(fc1, names.fc1, names.mlp_bias)
+    if names.gate is not None and first[f"{fc1}.weight"].shape[0] == spec.mlp_width:
+        gate = affine(fc1, names.gate, names.mlp_bias)
+        first = {key: torch.cat([gate[key], value]) for key, value in first.items()}
+    out |= first
     out |= affine(f"{name}.mlp.fc2", names.fc2, names.mlp_bias)
     if names.scales is not None:
         for to, scale in zip(("ls1", "ls2"), names.scales, strict=True):

@@ -78,6 +78,10 @@ class Fields:
             raise self._wrong(name, value, "one number of pixels, or height and width")
         return sides[0], sides[1]
 
+    def text(self, name: str) -> str:
+        """A word."""
+        return str(self._get(name))
+
     def activation(self) -> Activation:
         """The canonical name of `hidden_act`.
 

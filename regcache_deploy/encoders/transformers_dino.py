@@ -66,19 +66,20 @@ def dinov2_registers_spec(
 
 
 def _dinov2(fields: Fields, size: tuple[int, int], registers: int) -> EncoderSpec:
-    if fields.switch("use_swiglu_ffn"):
-        raise UnsupportedEncoderError("gated MLP (use_swiglu_ffn) is not supported")
-    width = fields.count("hidden_size")
+    width, gated = fields.count("hidden_size"), fields.switch("use_swiglu_ffn")
+    hidden = int(width * fields.number("mlp_ratio"))
+    if gated:  # two thirds of it, up to a multiple of 8
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
     return EncoderSpec(
         image_size=size,
         patch_size=fields.pair("patch_size"),
         width=width,
         depth=fields.count("num_hidden_layers"),
         heads=fields.count("num_attention_heads"),
-        mlp_width=int(width * fields.number("mlp_ratio")),
+        mlp_width=hidden,
         output_dim=width,
         num_prefix_tokens=1 + registers,
-        activation=fields.activation(),
+        activation="swiglu" if gated else fields.activation(),
         norm_eps=fields.number("layer_norm_eps"),
         layer_scale=True,
         projection=False,
@@ -108,8 +109,10 @@ def dinov2_weights(parameters: Parameters, spec: EncoderSpec, fields: Fields) ->
         key=linear("key"),
         value=linear("value"),
         out_proj=("attention.output.dense", "attention.o_proj"),
-        fc1=("mlp.fc1",),
-        fc2=("mlp.fc2",),
+        # packed on disk, with the gate first
+        fc1=("mlp.fc1", "mlp.weights_in", "mlp.up_proj"),
+        fc2=("mlp.fc2", "mlp.weights_out", "mlp.down_proj"),
+        gate=("mlp.gate_proj",) if spec.activation == "swiglu" else None,
         scales=SCALES,
         biased=(biased, biased, biased),
     )
@@ -124,8 +127,11 @@ def dinov2_weights(parameters: Parameters, spec: EncoderSpec, fields: Fields) ->
 
 def dinov3_spec(fields: Fields, size: tuple[int, int], projection: int | None) -> EncoderSpec:
     """The structure; the embedding is the class token behind the last norm."""
-    if fields.switch("use_gated_mlp"):
-        raise UnsupportedEncoderError("gated MLP (use_gated_mlp) is not supported")
+    gated = fields.switch("use_gated_mlp")
+    if gated and fields.text("hidden_act") != "silu":
+        raise UnsupportedEncoderError(
+            f"a gated MLP with {fields.text('hidden_act')} in place of silu is not supported"
+        )
     width, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     if width % (4 * heads):
         raise UnsupportedEncoderError(f"rotary heads of {width / heads:g} channels")
@@ -138,7 +144,7 @@ def dinov3_spec(fields: Fields, size: tuple[int, int], projection: int | None) -
         mlp_width=fields.count("intermediate_size"),
         output_dim=width,
         num_prefix_tokens=1 + fields.count("num_register_tokens"),
-        activation=fields.activation(),
+        activation="swiglu" if gated else fields.activation(),
         norm_eps=fields.number("layer_norm_eps"),
         layer_scale=True,
         projection=False,
@@ -162,6 +168,7 @@ def dinov3_weights(parameters: Parameters, spec: EncoderSpec, fields: Fields) ->
         out_proj=("attention.o_proj",),
         fc1=("mlp.up_proj",),
         fc2=("mlp.down_proj",),
+        gate=("mlp.gate_proj",) if spec.activation == "swiglu" else None,
         scales=SCALES,
         biased=(
             fields.switch("query_bias"),

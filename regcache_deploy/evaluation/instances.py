@@ -34,8 +34,12 @@ class InstanceTop1:
     Queries by the quantized encoder on an index that was built in float is also what a deployment
     often is. It costs one float pass over the copies and nothing after that.
 
-    What it cannot see is a change that moves index and queries alike, which
-    `SymmetricInstances` judges on held-out images: there both come from the encoder under test.
+    It favours what stays near the float features over what moves index and queries alike. On a
+    natural ViT-S/14 with planted sinks (100 images) the mean margin gained more from RegCache
+    against the float index than it did with both sides from the encoder under test, where the
+    quantizer alone was level or better. So it serves the search, which looks for RegCache's best
+    numbers; where whole sets are asked `SymmetricInstances` decides: in the race of the ways, and
+    on held-out images.
 
     Attributes:
         index: float features of the copies `[n, E]`, not normalized.
@@ -46,6 +50,10 @@ class InstanceTop1:
     reference: Tensor = field(repr=False)
     name: str = INSTANCES
     smooth: bool = False
+
+    def symmetric(self) -> SymmetricInstances:
+        """The form that judges, for the same images with the same copies behind them."""
+        return SymmetricInstances(torch.cat([self.reference, self.index]))
 
     def score(self, features: Tensor, rows: Tensor | None = None) -> Score:
         """Features `[m, E]` of the images `rows [m]`; of all without `rows`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from regcache_export.merge import Merge
 
 from ..bench.merge_latency import read_latency
+from ..data.copies import with_copies
 from ..data.images import Images
 from ..data.sets import skipped_lines
 from ..encoders.load import LoadedModel, load_model
@@ -23,6 +24,7 @@ from ..errors import ConfigError
 from ..evaluation import Objective, Score
 from ..evaluation.corners import calibrate_corner, corner_configs
 from ..evaluation.image_sets import ImageSets, load_image_sets
+from ..evaluation.instances import InstanceTop1
 from ..quantization.baselines import Baseline, make_baseline
 from ..quantization.choice import chosen_baseline
 from ..quantization.settings import AUTO, layer_name, layer_names
@@ -249,7 +251,11 @@ def decide_study(
     if options.keep_float == AUTO:
         over_budget = choose_float(published, searched, sets, found, options.budget)
     before = sets.cache.work.block_forwards
-    baseline, config, ways = _choose_way(options, published, found, sets, searched)
+    raced_on, objective = searched, found.objective
+    if isinstance(objective, InstanceTop1):  # whole sets are asked: the form that judges can be
+        both = with_copies(sets.search, options.seed)
+        raced_on, objective = embedder("search images and copies", both), objective.symmetric()
+    baseline, config, ways = _choose_way(options, published, found, sets, raced_on, objective)
     merge, front = None, None
     if options.merge == AUTO:
         chosen = (baseline, config)
@@ -286,6 +292,7 @@ def _choose_way(
     found: FoundChoice,
     sets: ImageSets,
     searched: Embedder,
+    objective: Objective,
 ) -> tuple[Baseline, RegCacheConfig, list[Raced]]:
     """Quantizer and numbers of the recipe, and the ways that were raced for it."""
     recipe, best = options.chosen_recipe, found.result.best
@@ -294,7 +301,7 @@ def _choose_way(
     ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
     if recipe == AUTO:
         work = sets.cache.work
-        raced = race_ways(ways, searched, found.register, found.objective, work, options.seed)
+        raced = race_ways(ways, searched, found.register, objective, work, options.seed)
         chosen = next(each.way for each in raced if each.chosen)
         return chosen.baseline, chosen.config, raced
     named = next((way for way in ways if way.name == recipe), None)

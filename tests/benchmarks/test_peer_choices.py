@@ -6,7 +6,10 @@ import sys
 from types import SimpleNamespace
 
 import peer_nncf
+import peer_table
+import peers
 import pytest
+from peer_list import peers as all_peers
 from peer_work import Work
 
 
@@ -50,3 +53,20 @@ def test_auto_row_names_its_way(tmp_path):
     assert work.seconds["choice_auto"] > 0
     with pytest.raises(KeyError):
         work.notes["nncf"]  # nobody asked for it
+
+
+def test_on_a_busy_machine_nothing_is_timed(tmp_path):
+    """Accuracy does not hang on the load; a file without times is not one of `peers-*`."""
+    only = ["--only", "dynamic_quint8", "--images", "6", "--search-images", "6"]
+    words = [*only, "--calibration-images", "4", "--threads", "1", "--baseline", "naive"]
+    assert peers.main([*words, "--output", str(tmp_path), "--batches"]) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("peer_accuracy-demo-")
+    rows = peer_table.read(path)
+    known = {peer.name: peer for peer in all_peers()}
+    assert [row["peer"] for row in rows] == ["torch_eager", "onnxruntime_fp32", "dynamic_quint8"]
+    assert not any("step_time" in column for column in rows[0])
+    assert rows[2]["settings"] == known["dynamic_quint8"].settings
+    text = peer_table.table(path.name, rows)
+    assert "Nothing was timed." in text
+    assert "minutes" not in text

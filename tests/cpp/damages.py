@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from safetensors.numpy import load, save
+
 
 def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = bundle / "manifest.json"
@@ -84,6 +89,73 @@ def header(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def head_of(
+    features: Any = None, dtype: Any = np.float32, **metadata: str
+) -> Callable[[Path], None]:
+    """A head with other features `[4, E]`, or with other metadata."""
+
+    def damage(bundle: Path) -> None:
+        data = (bundle / HEAD).read_bytes()
+        known = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        values = load(data)["text_features"] if features is None else features
+        tensors = {"text_features": np.ascontiguousarray(values).astype(dtype)}
+        replace_file(bundle, HEAD, save(tensors, known | metadata))
+
+    return damage
+
+
+def preprocessing(**entries: Any) -> Callable[[Path], None]:
+    def damage(bundle: Path) -> None:
+        config = json.loads((bundle / "preprocess_cfg.json").read_bytes()) | entries
+        replace_file(bundle, "preprocess_cfg.json", json.dumps(config).encode())
+
+    return damage
+
+
+def graph_of(end: str, **entries: Any) -> Callable[[Path], None]:
+    return lambda bundle: edit_manifest(bundle, lambda m: m["graph"][end].update(entries))
+
+
+def probes(*entries: Any) -> Callable[[Path], None]:
+    return lambda bundle: edit_manifest(bundle, lambda m: m["graph"].update(probes=list(entries)))
+
+
+def encoder_of(batch: Any, dim: int) -> Callable[[Path], None]:
+    """Another model: the mean of each image's pixels, `dim` times, for 32 x 24 pixels."""
+
+    def damage(bundle: Path) -> None:
+        nodes = [
+            helper.make_node("Flatten", ["image"], ["flat"], axis=1),
+            helper.make_node("ReduceMean", ["flat", "axes"], ["mean"], keepdims=1),
+            helper.make_node("Expand", ["mean", "shape"], ["image_features"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 32, 24])],
+            [helper.make_tensor_value_info("image_features", TensorProto.FLOAT, [batch, dim])],
+            [
+                helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+                helper.make_tensor("shape", TensorProto.INT64, [2], [1, dim]),
+            ],
+        )
+        opsets = [helper.make_opsetid("", 20)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        replace_file(bundle, "model.onnx", model.SerializeToString())
+
+    return damage
+
+
+def weights_beside(bundle: Path) -> None:
+    """Weights in a hidden file, which no manifest lists."""
+    path = bundle / "model.onnx"
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location=".weights", size_threshold=0
+    )
+    replace_file(bundle, "model.onnx", path.read_bytes())
+
+
+PROBE = {"name": "p", "output": "p", "low": 0, "high": 255}
 DEEP = b'{"a": ' * 300_000 + b"0" + b"}" * 300_000
 HEAD = "text_features.safetensors"
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -167,4 +239,58 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
             ),
         ),
     ),
+    "schema as truth": ("BUNDLE_SCHEMA_UNKNOWN", changed(schema=True)),
+    "schema as 1.0": ("BUNDLE_SCHEMA_UNKNOWN", changed(schema=1.0)),
+    "linked manifest": ("BUNDLE_DAMAGED", lambda b: link(b / "manifest.json")),
+    "manifest in UTF-16": (
+        "BUNDLE_DAMAGED",
+        lambda b: (b / "manifest.json").write_text((b / "manifest.json").read_text(), "utf-16"),
+    ),
+    "manifest with NaN": ("BUNDLE_DAMAGED", changed(accuracy=float("nan"))),
+    "size as truth": (
+        "BUNDLE_DAMAGED",
+        lambda b: edit_manifest(b, lambda m: m["files"]["model.onnx"].update(size=True)),
+    ),
+    "no hash": (
+        "BUNDLE_DAMAGED",
+        lambda b: edit_manifest(b, lambda m: m["files"]["model.onnx"].pop("sha256")),
+    ),
+    "input of float16": ("BUNDLE_DAMAGED", graph_of("input", dtype="float16")),
+    "input of bytes": ("RUNTIME_FAILED", graph_of("input", dtype="uint8")),
+    "input without a name": ("BUNDLE_DAMAGED", graph_of("input", name="")),
+    "other input": ("RUNTIME_FAILED", graph_of("input", name="pixels")),
+    "other output": ("RUNTIME_FAILED", graph_of("output", name="nope")),
+    "probe without a name": ("BUNDLE_DAMAGED", probes({})),
+    "probe beyond its codes": ("BUNDLE_DAMAGED", probes(PROBE | {"high": 256})),
+    "probe of truth": ("BUNDLE_DAMAGED", probes(PROBE | {"low": False})),
+    "too many probes": ("BUNDLE_DAMAGED", probes(*[PROBE] * 65)),
+    "probes that are no list": (
+        "BUNDLE_DAMAGED",
+        lambda b: edit_manifest(b, lambda m: m["graph"].update(probes={"a": PROBE})),
+    ),
+    "deviation of zero": ("BUNDLE_DAMAGED", preprocessing(std=[0.5, 0, 0.5])),
+    "two means": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5])),
+    "mean beyond float32": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5, 1e300])),
+    "size of zero": ("BUNDLE_DAMAGED", preprocessing(size=0)),
+    "size of truth": ("BUNDLE_DAMAGED", preprocessing(size=True)),
+    "three sizes": ("BUNDLE_DAMAGED", preprocessing(size=[32, 24, 3])),
+    "huge size": ("BUNDLE_DAMAGED", preprocessing(size=16385)),
+    "grey mode": ("BUNDLE_DAMAGED", preprocessing(mode="L")),
+    "nearest neighbour": ("BUNDLE_DAMAGED", preprocessing(interpolation="nearest")),
+    "fill beyond white": ("BUNDLE_DAMAGED", preprocessing(fill_color=256)),
+    "crop of nothing": ("BUNDLE_DAMAGED", preprocessing(crop_pct=0)),
+    "unknown crop": ("BUNDLE_DAMAGED", preprocessing(crop_mode="random")),
+    "head of float64": ("BUNDLE_DAMAGED", head_of(dtype=np.float64)),
+    "head of NaN": ("BUNDLE_DAMAGED", head_of(np.full((4, 20), np.nan))),
+    "head of another model": ("BUNDLE_DAMAGED", head_of(np.ones((4, 8)))),
+    "head of no class": ("BUNDLE_DAMAGED", head_of(np.ones((0, 20)))),
+    "scale of NaN": ("BUNDLE_DAMAGED", head_of(logit_scale="nan")),
+    "scale of text": ("BUNDLE_DAMAGED", head_of(logit_scale="fifty")),
+    "scale beyond all": ("BUNDLE_DAMAGED", head_of(logit_scale="1e999")),
+    "scale of truth": ("BUNDLE_DAMAGED", head_of(logit_scale="true")),
+    "three labels": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c"]')),
+    "labels of numbers": ("BUNDLE_DAMAGED", head_of(labels="[1, 2, 3, 4]")),
+    "features beyond int32": ("RUNTIME_FAILED", encoder_of(1, 2**32 + 20)),
+    "features of another length": ("BUNDLE_DAMAGED", encoder_of(1, 21)),
+    "weights in a hidden file": ("RUNTIME_FAILED", weights_beside),
 }

@@ -131,7 +131,10 @@ KINDS = [
     ("Dinov2Model", {"mlp_ratio": 3}),
     ("Dinov2Model", {"qkv_bias": False}),
     ("Dinov2WithRegistersModel", {"num_register_tokens": 3}),
+    ("Dinov2Model", {"use_swiglu_ffn": True}),
+    ("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}),
     ("DINOv3ViTModel", {}),
+    ("DINOv3ViTModel", {"use_gated_mlp": True, "hidden_act": "silu"}),
     ("DINOv3ViTModel", {"key_bias": True, "proj_bias": False, "mlp_bias": False}),
     ("DINOv3ViTModel", {"num_register_tokens": 0, "rope_theta": 30.0}),
 ]

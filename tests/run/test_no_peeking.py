@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from regcache_deploy.data.copies import with_copies
 from regcache_deploy.encoders.load_natural import preprocess_cfg
 from regcache_deploy.encoders.model import LoadedModel
+from regcache_deploy.evaluation.corners import simulate
+from regcache_deploy.evaluation.instances import InstanceTop1
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.run.study import Study, decide_study, run_study
 from regcache_deploy.search.problem import register_hash
@@ -52,6 +55,20 @@ def choices(study: Study) -> list[object]:
     ]
 
 
+def assert_raced_with_both_sides(study: Study) -> None:
+    """The race's value is copy detection with images and copies from the quantized encoder."""
+    first, sets = study.ways[0], study.sets
+    calibration = first.way.baseline.calibrate(study.model.encoder, sets.calibration_tokens)
+    both = with_copies(sets.search, study.options.seed)
+    features = simulate(calibration, both.batches(8), lambda n: None)
+    objective = study.found.objective
+    assert isinstance(objective, InstanceTop1)
+    found = objective.symmetric().score(features)
+    assert torch.equal(found.margin, first.score.margin)
+    asked = objective.score(features[: len(sets.search)])
+    assert not torch.equal(asked.margin, found.margin)
+
+
 @pytest.mark.parametrize("objective", ["auto", "cosine"])
 def test_held_out_images_decide_nothing(tmp_path: Path, objective: str) -> None:
     model = LoadedModel("tiny", None, encoder_and_images()[0], preprocess_cfg((64, 64)))
@@ -74,6 +91,8 @@ def test_held_out_images_decide_nothing(tmp_path: Path, objective: str) -> None:
 
     one, other = (decide_study(options(f), QUIET, tmp_path / f.stem, model) for f in held_out)
     assert one.found.objective.name == ("instances" if objective == "auto" else "cosine")
+    if objective == "auto":
+        assert_raced_with_both_sides(one)
     assert not one.features
     assert len(one.ways) > 1
     assert choices(one) == choices(other)

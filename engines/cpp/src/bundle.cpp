@@ -20,6 +20,7 @@ constexpr char kPreprocess[] = "preprocess_cfg.json";
 constexpr char kHead[] = "text_features.safetensors";
 constexpr std::uint64_t kMaxDocument = 8u << 20;  // of JSON
 constexpr std::uint64_t kMaxHead = 1u << 30;
+constexpr std::uint64_t kMaxModel = 1u << 31;  // of one protobuf
 
 [[noreturn]] void damaged(const std::string &what) {
     throw Error(REGCACHE_BUNDLE_DAMAGED, what + "; " + kAgain);
@@ -37,6 +38,12 @@ std::string read(const fs::path &path, std::uint64_t limit) {
     return bytes;
 }
 
+std::string sha256_of(const std::string &bytes) {
+    Sha256 hash;
+    hash.update(bytes.data(), bytes.size());
+    return hash.hex();
+}
+
 std::string sha256_of(const fs::path &path) {
     std::ifstream file(path, std::ios::binary);
     if (!file) damaged(path.string() + " is not readable (" + std::strerror(errno) + ")");
@@ -51,7 +58,15 @@ std::string sha256_of(const fs::path &path) {
     return hash.hex();
 }
 
-void check_file(const fs::path &path, const Manifest::File &listed) {
+// Bytes that a used file may have; 0 for one that is only hashed.
+std::uint64_t limit_of(const std::string &name) {
+    if (name == kModel) return kMaxModel;
+    if (name == kPreprocess) return kMaxDocument;
+    return name == kHead ? kMaxHead : 0;
+}
+
+// The bytes of a file that is used, else nothing.
+std::string check_file(const fs::path &path, const Manifest::File &listed, std::uint64_t limit) {
     std::error_code code;
     const auto status = fs::symlink_status(path, code);
     if (fs::is_symlink(status)) damaged(path.string() + " is a link; a bundle holds its files itself");
@@ -60,18 +75,26 @@ void check_file(const fs::path &path, const Manifest::File &listed) {
     if (code || size != listed.size)
         damaged(path.string() + " has " + std::to_string(size) + " bytes, and the manifest says " +
                 std::to_string(listed.size) + "; the copy is incomplete");
-    if (sha256_of(path) != listed.sha256)
+    std::string bytes;
+    if (limit) bytes = read(path, limit);
+    if ((limit ? sha256_of(bytes) : sha256_of(path)) != listed.sha256)
         throw Error(REGCACHE_BUNDLE_CHECKSUM,
                     path.string() + " was changed after the export (SHA-256 differs); " + kAgain);
+    return bytes;
 }
 
 }  // namespace
 
-void check_files(const std::string &folder, const Manifest &manifest) {
+std::map<std::string, std::string> check_files(const std::string &folder,
+                                               const Manifest &manifest) {
     for (const char *name : {kModel, kPreprocess})
         if (!manifest.files.count(name))
             damaged(folder + "/" + kManifest + " does not list " + name);
-    for (const auto &[name, file] : manifest.files) check_file(fs::path(folder) / name, file);
+    std::map<std::string, std::string> used;
+    for (const auto &[name, file] : manifest.files) {
+        auto bytes = check_file(fs::path(folder) / name, file, limit_of(name));
+        if (limit_of(name)) used[name] = std::move(bytes);
+    }
     std::error_code code;
     for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
          entry.increment(code)) {
@@ -82,6 +105,7 @@ void check_files(const std::string &folder, const Manifest &manifest) {
                             "out of the bundle");
     }
     if (code) damaged(folder + " is not readable (" + code.message() + ")");
+    return used;
 }
 
 Bundle Bundle::open(const std::string &folder) {
@@ -91,12 +115,15 @@ Bundle Bundle::open(const std::string &folder) {
         throw Error(REGCACHE_BUNDLE_NOT_FOUND,
                     folder + " is not a bundle: it has no manifest.json. A bundle is the folder " +
                         "NAME.regcache that `regcache export` writes");
+    if (fs::is_symlink(fs::symlink_status(root / kManifest, code)))
+        damaged((root / kManifest).string() + " is a link; a bundle holds its files itself");
     Bundle bundle;
     bundle.manifest = Manifest::parse(read(root / kManifest, kMaxDocument));
-    check_files(folder, bundle.manifest);
+    auto used = check_files(folder, bundle.manifest);
     bundle.model_path = (root / kModel).string();
-    bundle.preprocess = PreprocessConfig::parse(read(root / kPreprocess, kMaxDocument));
-    if (bundle.manifest.files.count(kHead)) bundle.head = Head::parse(read(root / kHead, kMaxHead));
+    bundle.preprocess = PreprocessConfig::parse(used[kPreprocess]);
+    if (bundle.manifest.files.count(kHead)) bundle.head = Head::parse(used[kHead]);
+    bundle.model = std::move(used[kModel]);
     return bundle;
 }
 

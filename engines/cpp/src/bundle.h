@@ -52,7 +52,8 @@ struct Head {
 
 // A folder NAME.regcache that is whole, unchanged, and of a known schema.
 struct Bundle {
-    std::string model_path;
+    std::string model_path;  // for messages: what is there now need not be what was checked
+    std::string model;       // its bytes, until the session is made
     Manifest manifest;
     PreprocessConfig preprocess;
     std::optional<Head> head;
@@ -62,7 +63,8 @@ struct Bundle {
 };
 
 // The part of `open` that looks at the files: each listed one is there, is no link, and has its
-// size and checksum; nothing else is there, hidden files apart.
-void check_files(const std::string &folder, const Manifest &manifest);
+// size and checksum; nothing else is there, hidden files apart. Returns the bytes of those that are
+// used, as they were hashed.
+std::map<std::string, std::string> check_files(const std::string &folder, const Manifest &manifest);
 
 }  // namespace regcache

@@ -28,6 +28,7 @@ struct Model {
           bundle(Bundle::open(path)),
           normalized(normalize_table(bundle.preprocess)),
           session(bundle, params) {
+        bundle.model = {};
         params.onnxruntime_library = params.engine_cache = nullptr;  // the caller's memory
     }
 };

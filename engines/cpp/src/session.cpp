@@ -10,6 +10,7 @@
 namespace regcache {
 namespace {
 
+constexpr char kNowhere[] = "/nonexistent/weights of a graph in memory lie inside of it";
 // The C interface gives both as int32, and callers allocate by them.
 constexpr std::int64_t kMaxBatch = 65536, kMaxDim = std::int64_t(1) << 20;
 
@@ -34,9 +35,11 @@ Session::Session(const Bundle &bundle, const regcache_model_params &params)
     // u8u8 products: exact where u8s8 ones saturate, and 1.45 times the CPU time where they do not
     if (may_saturate()) options.AddConfigEntry("session.x64quantprecision", "1");
     if (params.threads > 0) options.SetIntraOpNumThreads(params.threads);
+    // a graph in memory would else take weights from the working folder, which no hash covers
+    options.AddConfigEntry("session.model_external_initializers_file_folder_path", kNowhere);
     add_provider(options, params, bundle.manifest);
     try {
-        session_ = Ort::Session(environment(), model_path_.c_str(), options);
+        session_ = Ort::Session(environment(), bundle.model.data(), bundle.model.size(), options);
     } catch (const Ort::Exception &error) {
         failed("ONNX Runtime cannot load " + model_path_ + ": " + error.what());
     }

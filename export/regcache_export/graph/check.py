@@ -58,7 +58,13 @@ def check_target(plan: Plan, target: Target) -> None:
     Raises:
         BundleError: attention is quantized, and the target computes it in floating point.
         ConfigError: published quantizers and a target that is not portable.
+        UnsupportedEncoderError: a gated MLP and TensorRT.
     """
+    if plan.encoder.activation == "swiglu" and target.form != "as_written":
+        # its halves would have to be two products; that form was neither written nor tried
+        raise UnsupportedEncoderError(
+            f"a gated MLP (SwiGLU) is not supported by target '{target.name}'; take --target onnx"
+        )
     if plan.published and (not target.portable or target.form != "as_written"):
         raise ConfigError(
             f"quantizers as published (--strict-paper) need --target {DEFAULT_TARGET}, "
@@ -94,6 +100,8 @@ def _check_structure(spec: EncoderSpec) -> None:
     ):
         if value not in known:
             raise UnsupportedEncoderError(f"{what} '{value}' is not one of {', '.join(known)}")
+    if spec.activation == "swiglu" and spec.pool_mlp_width:
+        raise UnsupportedEncoderError("attention pooling with a gated MLP is not supported")
     if spec.pool == "cls" and not spec.num_prefix_tokens:
         raise ModelError("pooling 'cls' needs a class token, and this encoder has none")
     if spec.head_dim * spec.heads != spec.width:

@@ -36,6 +36,14 @@ def activation(builder: GraphBuilder, state: FoldState, name: str, x: str) -> st
         gate = builder.node(f"{name}/gate/Mul", [x, factor])
         gate = builder.node(f"{name}/Sigmoid", [gate])
         return builder.node(f"{name}/Mul", [x, gate])
+    if kind == "swiglu":
+        half = np.asarray([state.encoder.mlp_width] * 2, np.int64)
+        sizes = builder.constant("swiglu_halves", half)
+        gate, value = f"{name}/gate", f"{name}/value"
+        builder.node(f"{name}/Split", [x, sizes], {"axis": -1}, [gate, value])
+        open_share = builder.node(f"{name}/Sigmoid", [gate])
+        gate = builder.node(f"{name}/gate/Mul", [gate, open_share])
+        return builder.node(f"{name}/Mul", [gate, value])
     approximate = "tanh" if kind == "gelu_tanh" else "none"
     return builder.node(f"{name}/Gelu", [x], {"approximate": approximate})
 

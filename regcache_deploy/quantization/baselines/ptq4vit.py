@@ -180,6 +180,9 @@ class PTQ4ViT(Baseline):
                 return Uniform.asymmetric(low * low_fraction, high * high_fraction, bits)
 
             return Searched(asymmetric, (fractions, LOW_FRACTIONS))
+        if encoder.spec.activation not in ACTIVATION_MINIMUM:
+            # a gated product has no least value; the publication has only the other MLP
+            return self._symmetric(x, fractions)
         minimum = ACTIVATION_MINIMUM[encoder.spec.activation]
 
         def twin(fraction: float) -> TwinGelu:
