@@ -213,7 +213,8 @@ int run(const Arguments &arguments) {
         results.push_back({{"image", image}, {"on", on}, {"top", list}});
     }
     Json document{{"bundle", arguments.bundle}, {"on", Json::array({on})}, {"reference", on},
-                  {"caution", nullptr}, {"warnings", nullptr}, {"results", results}};
+                  {"caution", nullptr}, {"notes", Json::array()}, {"warnings", nullptr},
+                  {"results", results}};
     if (caution) document["caution"] = caution;
     if (arguments.bench && !results.empty()) {
         pixels.resize(one);
