@@ -330,7 +330,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--encoders", type=Path, nargs="*", default=[], help="of plant_natural")
-    parser.add_argument("--healthy", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--no-healthy", dest="healthy", action="store_false")
     parser.add_argument("--search", type=int, default=100, help="photographs to choose on")
     parser.add_argument("--judge", type=int, help="photographs to judge on (default: the others)")
     parser.add_argument("--calibration-images", type=int, default=32)

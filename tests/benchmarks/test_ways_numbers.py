@@ -35,3 +35,21 @@ def test_the_table_and_the_largest_gaps_are_those_of_the_csv() -> None:
     assert f"behind FP32 by at most {max(behind_float):.1f}:" in text
     assert max(behind_best) <= 0.7
     assert max(behind_float) <= 0.7
+
+
+def test_the_figures_on_natural_weights_are_those_of_the_csv() -> None:
+    text = (ROOT / "docs/when-regcache-does-not-help.md").read_text(encoding="utf-8")
+    (path,) = (ROOT / "benchmarks/results").glob("severity-*.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {
+            row["way"]: row
+            for row in csv.DictReader(file)
+            if (row["kind"], row["ratio"], row["n"]) == ("planted", "300.0", "100")
+        }
+    value = {way: f"{float(row['copy_detection']):.0f} %" for way, row in rows.items()}
+    assert f"FP32 finds {value['fp32']}, the quantizer alone {value['repqvit']}" in text
+    assert value["delete"] == value["saturate"]
+    assert f"RegCache {value['delete']} with its sinks deleted or saturated" in text
+    assert f"the race chose {rows['auto']['choice']}: {value['auto']}" in text
+    low, high = (float(rows["auto"][end]) for end in ("low", "high"))
+    assert f"({float(rows['auto']['difference']):+.0f} [{low:+.0f}, {high:+.0f}])" in text
