@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     from ..compat import import_open_clip
 
     import_open_clip()
+    from ..evaluation.bundle_evaluation import Session
     from ..evaluation.runners import parse_runners
-    from ..evaluation.session import Session
     from ..report.evaluation import print_images, print_records, write_csv
 
     session = Session(

@@ -15,10 +15,12 @@ from ..data.settings import ImageSettings
 from ..encoders.canonical import Encoder
 from ..encoders.load import LoadedModel, TextHead
 from ..errors import DataError
+from ..quantization.simulate import Calibration, Quantization
 from ..work.cache import PartCache
 from ..work.count import Work
 from ..work.progress import Reporter
 from . import FeatureError, FeatureFidelity, Objective, ZeroShotTop1
+from .corners import simulate
 from .instances import INSTANCES, InstanceTop1, SymmetricInstances, search_objective
 
 AUTO = "auto"
@@ -108,13 +110,11 @@ def load_image_sets(
     encoder, size = model.encoder, settings.batch_size
 
     def float_features() -> dict[str, Tensor]:
-        features = []
-        with reporter.stage("FP32 features of the search images", len(search)) as advance:
-            for images in search.batches(size):
-                features.append(encoder.pool(encoder.run_blocks(encoder.embed(images))))
-                cache.work.add(len(images) * encoder.spec.depth)
-                advance(len(images))
-        return {"features": torch.cat(features)}
+        plain, batches = Calibration(encoder, Quantization()), -(-len(search) // size)
+        with reporter.stage("FP32 features of the search images", batches) as advance:
+            features = simulate(plain, search.batches(size), advance)
+        cache.work.add(len(search) * encoder.spec.depth)
+        return {"features": features}
 
     reference = cache.part("features", float_features)["features"]
     if not torch.isfinite(reference).all():

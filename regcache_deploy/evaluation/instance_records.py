@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .evaluate import Embedded, Record, compare
 from .instances import INSTANCES, margins
 from .metrics import resolution_line
+from .records import (
+    Embedded,
+    Record,
+    compare,
+)
 
 
 def instance_records(dataset: str, images: Embedded, copies: Embedded, seed: int) -> list[Record]:

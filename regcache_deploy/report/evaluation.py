@@ -12,8 +12,8 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..evaluation.evaluate import Record
-from ..evaluation.session import Session
+from ..evaluation.bundle_evaluation import Session
+from ..evaluation.records import Record
 from ..work.format import for_rich
 
 MAIN_METRIC = {

@@ -12,7 +12,7 @@ from PIL import Image
 from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.data.stream import ImageStream, Item
-from regcache_deploy.evaluation.session import Session
+from regcache_deploy.evaluation.bundle_evaluation import Session
 from regcache_deploy.work.progress import Reporter
 from regcache_export.bundle import write_bundle
 from tests.tiny_plans import tiny_plan

@@ -15,8 +15,8 @@ from regcache_deploy.data.copies import altered
 from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.data.sources import open_data
 from regcache_deploy.errors import DataError
-from regcache_deploy.evaluation.evaluate import Embedded
 from regcache_deploy.evaluation.instance_records import instance_records
+from regcache_deploy.evaluation.records import Embedded
 from regcache_export.bundle import write_bundle
 from tests.tiny_plans import tiny_plan
 

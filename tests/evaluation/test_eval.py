@@ -16,6 +16,7 @@ from PIL import Image
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, ConfigError, DataError
 from regcache_deploy.evaluation import rows
+from regcache_deploy.evaluation.bundle_evaluation import Session
 from regcache_deploy.evaluation.metrics import (
     classification_metrics,
     fidelity_metrics,
@@ -23,7 +24,6 @@ from regcache_deploy.evaluation.metrics import (
 )
 from regcache_deploy.evaluation.probes import knn_logits, linear_probe_logits
 from regcache_deploy.evaluation.runners import parse_runners
-from regcache_deploy.evaluation.session import Session
 from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.work.progress import Reporter
 from regcache_export.bundle import write_bundle

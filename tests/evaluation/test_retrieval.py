@@ -11,8 +11,8 @@ from PIL import Image
 
 from regcache_deploy.data.captions import read_captions
 from regcache_deploy.errors import DataError
-from regcache_deploy.evaluation.evaluate import compare_captions
 from regcache_deploy.evaluation.metrics import retrieval_metrics
+from regcache_deploy.evaluation.records import compare_captions
 
 
 def test_recall_by_hand():

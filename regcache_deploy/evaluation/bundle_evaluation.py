@@ -24,7 +24,11 @@ from ..encoders.load import LoadedModel, load_model
 from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
-from .evaluate import (
+from .instance_records import instance_records
+from .instances import INSTANCES
+from .metrics import retrieval_metrics, zero_shot_logits
+from .probes import knn_logits, linear_probe_logits
+from .records import (
     KNN,
     PROBE,
     RETRIEVAL,
@@ -37,10 +41,6 @@ from .evaluate import (
     top_classes,
     zero_shot_records,
 )
-from .instance_records import instance_records
-from .instances import INSTANCES
-from .metrics import retrieval_metrics, zero_shot_logits
-from .probes import knn_logits, linear_probe_logits
 from .runners import Runner, make_runners
 
 log = logging.getLogger(__name__)
