@@ -11,8 +11,6 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..encoders.settings import ModelSettings
-from ..quantization.settings import QuantizerSettings
 from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 
 TITLES = {
@@ -42,13 +40,6 @@ def add_settings(
     for field in fields(settings):
         if (only is None or field.name in only) and field.name not in without:
             _add(group, field, types[field.name])
-    return group
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add encoder and quantizer; returns the encoder's group."""
-    group = add_settings(parser, ModelSettings, "model")
-    add_settings(parser, QuantizerSettings, "quantizer", only=PUBLISHED)
     return group
 
 

@@ -11,11 +11,12 @@ from ..data.settings import DataSettings
 from ..encoders.known import check_model
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
+from ..quantization.settings import QuantizerSettings
 from ..run.options import ExportOptions
 from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
-from .arguments import PUBLISHED, add_model_arguments, add_settings, given, print_configuration
+from .arguments import PUBLISHED, add_settings, given, print_configuration
 from .common import QUIET, add_common_arguments, add_run_arguments
 
 HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
@@ -32,7 +33,8 @@ SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache search`."""
-    add_model_arguments(parser)
+    add_settings(parser, ModelSettings, "model")
+    add_settings(parser, QuantizerSettings, "quantizer", only=PUBLISHED)
     add_settings(parser, DataSettings, "data")
     add_settings(parser, SearchSettings)
     add_settings(parser, FixedChoice)
