@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
+from regcache_export.bundle import add_files
+
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
+from ..bundling.text import text_part
 from ..errors import ConfigError
 from ..quantization.baselines.table import fold_differences
 from ..quantization.encoder_folds import changing_folds
@@ -76,6 +79,9 @@ def run_export(
             "sensitive_layer": study.found.sensitivity.layer,
         },
     )
+    text = None
+    if options.text and study.model.text is not None:
+        text = text_part(study.model.text, plan.labels, plan.encoder.output_dim, reporter)
     draft = writer.draft(plan)
     deployed = writer.run(draft, sets, reporter)
     verified, extra = deployed, dict[str, Any]()
@@ -84,7 +90,10 @@ def run_export(
         verified = float32_twin(writer, plan, sets, reporter)
         extra = float16_cost(deployed, simulated, sets)
     study.features["deployed"] = deployed
-    manifest = {"accuracy": study.accuracy()} | extra
+    manifest: dict[str, Any] = {"accuracy": study.accuracy()} | extra
+    if text is not None:
+        add_files(draft, text.files)
+        manifest["text"] = text.manifest
     agreement = writer.verify_and_seal(
         draft, plan, calibration, sets, simulated, verified, manifest
     )
