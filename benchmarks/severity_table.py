@@ -4,8 +4,7 @@
         --page docs/when-regcache-does-not-help.md --picture docs/severity.svg
 
 The text between the two markers of the page is replaced. Copy detection in per cent; seeds are
-averaged. The best quantized way of a row is in bold. What `auto` loses to the best other way is paired
-image by image only against FP32, so the interval is the one against FP32.
+averaged. The best quantized way of a row is in bold.
 """
 
 from __future__ import annotations
