@@ -8,10 +8,17 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .engine import Engine, zero_shot
     from .load import load_engine
+    from .text import TextTower
 
-__all__ = ["Bundle", "Engine", "load_engine", "zero_shot"]
+__all__ = ["Bundle", "Engine", "TextTower", "load_engine", "zero_shot"]
 
-_HOMES = {"Bundle": "bundle", "Engine": "engine", "load_engine": "load", "zero_shot": "engine"}
+_HOMES = {
+    "Bundle": "bundle",
+    "Engine": "engine",
+    "TextTower": "text",
+    "load_engine": "load",
+    "zero_shot": "engine",
+}
 
 
 def __getattr__(name: str) -> Any:
