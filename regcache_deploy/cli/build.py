@@ -233,7 +233,7 @@ def _run_contract(args: argparse.Namespace) -> int:
     import_open_clip()
     from ..contract.options import ContractOptions
     from ..contract.run import run_contract
-    from ..report.contract import contract_lines
+    from ..report.contract import print_contract
 
     options = ContractOptions(
         engine=args.engine,
@@ -250,7 +250,10 @@ def _run_contract(args: argparse.Namespace) -> int:
         strict_layers=args.layer_check == "error",
     )
     document = run_contract(args.bundle, options, Reporter(quiet=args.verbosity == QUIET))
-    print(json.dumps(document, indent=1) if args.json else "\n".join(contract_lines(document)))
+    if args.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_contract(document)
     return 0
 
 

@@ -17,7 +17,7 @@ from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import add_settings, given, print_configuration
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, VERBOSE, add_common_arguments, add_run_arguments
 
 HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
 
@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
     from ..run.export import run_export
 
     result = run_export(options, Reporter(quiet=args.verbosity == QUIET), parts)
-    print_result(result, as_json=args.json)
+    print_result(result, args.json, args.verbosity == VERBOSE, options.output_dir)
     return 0

@@ -31,7 +31,7 @@ METRICS = {
     "top1": "top-1",
     "instances": "copy detection: images that find their own altered copy (no zero-shot head)",
     "changed": "images whose class changed (no labels: an upper bound of the loss of top-1)",
-    "cosine": "100 x (1 - mean cosine) of the features (random weights, no zero-shot head)",
+    "cosine": "mean cosine of the features (random weights, no zero-shot head)",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..bench.first_look import first_look
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
@@ -92,7 +93,14 @@ def run_export(
     write_trials(results_csv, study.found.result.trials, study.found.objective.name)
     if study.front is not None:
         write_front(options.output_dir, study.front)
+    speed = None
+    if not is_tensorrt(options.target):  # the float file of the same encoder, on the CPU
+        pixels = sets.search.pixels[:1].numpy()
+        speed = first_look(
+            plan, options.bundle_path, options.graph, pixels, options.threads, reporter
+        )
     result = study.result(
+        speed=speed,
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),
         results_csv=results_csv,
