@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..compat import import_open_clip, require
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings, check_observer_of
 from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed
 from .arguments import add_settings
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
 
@@ -72,9 +71,8 @@ def run(args: argparse.Namespace) -> int:
         values = {**vars(args), "plan": str(args.plan), "output": str(output)}
         print(json.dumps(values, indent=1, default=str))
         return 0
-    import_open_clip()
-    require("onnx", "export")
-    require("onnxruntime", "cpu")
+    reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
+    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
     import torch
 
     from ..run.calibrate import RecalibrateOptions, recalibrate
@@ -93,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         certificate_images=args.certificate_images,
         seed=args.seed,
     )
-    found = recalibrate(options, Reporter(quiet=args.verbosity == QUIET or args.json))
+    found = recalibrate(options, reporter)
     if args.json:
         print(json.dumps(found, indent=1))
         return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, load_libraries
 
 if TYPE_CHECKING:
     from ..encoders.catalogue import Entry
@@ -38,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table on stdout. Returns 0; a pattern that fits nothing is a usage mistake."""
-    from ..compat import import_open_clip
-
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
+    load_libraries(reporter)
     from ..encoders.catalogue import describe
     from ..run.survey import open_clip_architectures, timm_architectures
 
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         raise ConfigError(f"no encoder is named like '{args.pattern}'; try '*{args.pattern}*'")
     entries = []
-    with Reporter(quiet=args.verbosity == QUIET).stage("reading structures", len(chosen)) as step:
+    with reporter.stage("reading structures", len(chosen)) as step:
         for name in chosen:
             entries.append(describe(name))
             step()

@@ -63,7 +63,8 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         if gpu is not None:
             builds = Builds.of(bundle, options, gpu, Path(scratch) / "engines", reporter)
         candidates = Candidates.of(bundle, options.plan_folder, Path(scratch), reporter)
-        data = load_judge_data(bundle, options.data, options.limit, options.seed)
+        with reporter.stage("reading the images to judge by"):
+            data = load_judge_data(bundle, options.data, options.limit, options.seed)
         measurement = Measurement(candidates, data, options, builds)
         attempts = [
             measurement.try_int8,

@@ -51,7 +51,7 @@ def accuracy_sentence(document: Mapping[str, Any]) -> str:
     }[kept_words(pair)]
     return (
         f"The INT8 file {words}: {metric_title(metric)} {value_text(metric, value)} against "
-        f"{value_text(metric, reference)}, {difference_text(metric, pair)} points [95 %] on "
+        f"{value_text(metric, reference)}, {difference_text(metric, pair)} points on "
         f"{images} held-out images."
     )
 
@@ -69,7 +69,7 @@ def speed_sentence(document: Mapping[str, Any]) -> str:
         words = f"It is not clearly faster than FP32, {speed['value']:.2f} times as fast"
     return (
         f"{words} {ratio_text(speed, value=False)} in ONNX Runtime on this machine, batch "
-        f"{speed['batch']}, by {speed['rounds']} rounds."
+        f"{speed['batch']}, by {speed['rounds']} rounds (brackets: 95 % intervals)."
     )
 
 
