@@ -76,6 +76,11 @@ class Session:
     def __enter__(self) -> Session:
         if self.threads:
             torch.set_num_threads(self.threads)
+        with self.reporter.stage(f"opening {self.path.name} as {', '.join(self.on)}"):
+            self._open_runners()
+        return self
+
+    def _open_runners(self) -> None:
         self.bundle = Bundle.open(self.path)
         self.preprocess = Preprocess(self.bundle.preprocess)
         try:
@@ -90,7 +95,6 @@ class Session:
         except BaseException:
             self._stack.close()
             raise
-        return self
 
     def __exit__(self, *unused: object) -> None:
         self._stack.close()

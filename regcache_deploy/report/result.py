@@ -69,6 +69,7 @@ class ExportResult:
             weighed against each other, and `merge_reason`, why.
         token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
+        speed: of the bundle over FP32, see `bench.first_look`; None where nobody looked.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -112,6 +113,7 @@ class ExportResult:
     token_norms: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, float] = field(default_factory=dict)
     fidelity_way: str | None = None
+    speed: dict[str, Any] | None = None
 
     @property
     def sensitive_block(self) -> int:
@@ -160,6 +162,7 @@ class ExportResult:
             "differences": list(self.differences),
             "in_float": list(self.in_float),
             "agreement": self.agreement,
+            "speed": self.speed,
             "not_tried": [choice.to_json() for choice in self.not_tried],
             "warnings": list(self.warnings),
             "caution": self.caution,

@@ -228,13 +228,15 @@ def decide_study(
     began = time.monotonic()
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = model or load_model(
-        options.model,
-        options.pretrained,
-        options.image_size,
-        options.templates,
-        options.classifier,
-    )
+    if model is None:
+        with reporter.stage(f"loading {options.model}"):
+            model = load_model(
+                options.model,
+                options.pretrained,
+                options.image_size,
+                options.templates,
+                options.classifier,
+            )
     check_choice(options, model)
     sets = load_image_sets(
         options, model, reporter, parts or parts_of(options.output_dir), options.objective
@@ -271,7 +273,8 @@ def decide_study(
         merge = fitting_merge(options.merge_options, encoder.spec, config)
     ways_work = sets.cache.work.block_forwards - before
     layer, size = found.sensitivity.layer, options.batch_size
-    norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
+    with reporter.stage("token norms before and after"):
+        norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
     return Study(
         options,
         model,
