@@ -88,9 +88,6 @@ def run(args: argparse.Namespace) -> int:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
-    from ..compat import import_open_clip
-
-    import_open_clip()
     from ..evaluation.bundle_evaluation import Session
     from ..evaluation.runners import parse_runners
     from ..report.evaluation import print_images, print_records, write_csv

@@ -20,9 +20,9 @@ from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import calibration_of
 from regcache_deploy.quantization.plan_baseline import baseline_of
 from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from regcache_export.trace import in_layout
 from tests.tiny_plans import PREPROCESS, tiny_encoder, tiny_plan
 
 pytest.importorskip("onnxruntime")
