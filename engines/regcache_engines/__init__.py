@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .load import load_engine
     from .monitor import ProbeReport
     from .preprocess import Preprocess
+    from .text import TextTower
 
 __all__ = [
     "Bundle",
@@ -37,6 +38,7 @@ __all__ = [
     "Preprocess",
     "ProbeReport",
     "RegCacheError",
+    "TextTower",
     "load_engine",
     "open",
     "zero_shot",
@@ -54,6 +56,7 @@ _HOMES = {
     "Preprocess": "preprocess",
     "ProbeReport": "monitor",
     "RegCacheError": "errors",
+    "TextTower": "text",
     "load_engine": "load",
     "open": "clip",
     "zero_shot": "engine",

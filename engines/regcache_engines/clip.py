@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,11 +18,12 @@ import numpy.typing as npt
 from .ahead import map_ahead
 from .bundle import Bundle, unless_replaced
 from .engine import MIN_NORM, Array, Engine, FloatArray, unit_length
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, EngineError
 from .load import load_engine
 from .monitor import Monitor, ProbeReport
 from .preprocess import Pixels, Preprocess
 from .providers import load_provider_engine
+from .text import TextTower
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +61,7 @@ class Clip:
         monitor: what the engine tells its probes' codes.
         batch_size: images of one run. More of them take more memory, and on a CPU little less time.
         workers: threads that decode a call's images while others run; 0 takes one a core.
+        threads: inside a run of the text tower; None takes one per physical core.
 
     Attributes:
         bundle: the open bundle: its manifest, labels, preprocessing.
@@ -73,6 +76,7 @@ class Clip:
         monitor: Monitor | None = None,
         batch_size: int = 32,
         workers: int = 0,
+        threads: int | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ConfigError(
@@ -80,7 +84,9 @@ class Clip:
             )
         self.bundle, self.preprocess = bundle, Preprocess(bundle.preprocess)
         self._engine, self._monitor = engine, monitor
-        self._batch_size, self._workers = batch_size, workers
+        self._batch_size, self._workers, self._threads = batch_size, workers, threads
+        self._text: TextTower | None = None
+        self._lock, self._closed = Lock(), False
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -145,6 +151,39 @@ class Clip:
         features = self.embed_images(images, normalize=False)
         return [best_classes(row, head, scale, labels, top) for row in features]
 
+    def embed_text(self, texts: str | Sequence[str], *, normalize: bool = True) -> FloatArray:
+        """Embeddings `[n, E]` of texts, float32, in the same space as the images'.
+
+        The first call loads the text tower.
+
+        Args:
+            texts: one, or several.
+            normalize: to length 1; False gives what the tower gives.
+
+        Raises:
+            BundleError: the bundle has no text tower.
+            ConfigError: `tokenizers` is not installed.
+            DataError: no text, or one that is no string.
+            EngineError: the runtime failed, this object is closed, or the process forked.
+        """
+        rows = self._tower().embed([texts] if isinstance(texts, str) else texts)
+        return unit_length(rows) if normalize else rows
+
+    def similarity(
+        self, images: ImageLike | Iterable[ImageLike], texts: str | Sequence[str]
+    ) -> FloatArray:
+        """Cosines `[images, texts]`, float32, between -1 and 1.
+
+        They rank images for a text, and texts for an image; they are no probabilities. For those
+        over some texts, take `classify` with a head of these (`regcache head`).
+
+        Raises:
+            BundleError, ConfigError, DataError, EngineError: as `embed_images` and `embed_text`.
+        """
+        rows = self.embed_text(texts)  # first: a missing tower is found before any image is run
+        found: FloatArray = self.embed_images(images) @ rows.T
+        return found
+
     def warm_up(self, batch: int | None = None) -> None:
         """Run `batch` grey images through the encoder (`batch_size` of them without), unwatched.
 
@@ -173,7 +212,11 @@ class Clip:
 
     def close(self) -> None:
         """Release the runtime's memory once calls of other threads have ended."""
+        with self._lock:
+            self._closed, text = True, self._text
         self._engine.close()
+        if text is not None:
+            text.close()
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +228,14 @@ class Clip:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _tower(self) -> TextTower:
+        with self._lock:
+            if self._text is None:
+                if self._closed:
+                    raise EngineError("this object is closed; open the bundle again")
+                self._text = TextTower(self.bundle, threads=self._threads)
+            return self._text
 
     def _infer(self, pixels: Pixels) -> FloatArray:
         return self._engine.infer(self.preprocess.in_layout(pixels, self._engine.pixels))
@@ -270,7 +321,14 @@ def open(
         else:
             engine = load_engine(found, threads=threads, runtime=runtime)
         try:
-            return Clip(found, engine, monitor=monitor, batch_size=batch_size, workers=workers)
+            return Clip(
+                found,
+                engine,
+                monitor=monitor,
+                batch_size=batch_size,
+                workers=workers,
+                threads=threads,
+            )
         except BaseException:
             engine.close()
             raise

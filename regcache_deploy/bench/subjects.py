@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.errors import BundleError, ConfigError
 from regcache_engines.files import atomic_write_bytes
 from regcache_export.bundle_graph import graph_options, image_size
@@ -144,7 +144,9 @@ def _file(
     if precision == "int8":
         if bundle.manifest.get("quantized_linears") == 0:
             raise BundleError(f"{bundle.path} has no quantized linear: it is a float bundle")
-        return bundle.model_path
+        path = scratch / f"{name}-{precision}.onnx"
+        atomic_write_bytes(path, bundle.read(MODEL))  # the bundle may be replaced while it is timed
+        return path
     if precision == "fp16" and options.target != "tensorrt":
         raise BundleError(
             f"half precision is written for --target tensorrt only, and {bundle.path} is for "

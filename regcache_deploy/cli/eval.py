@@ -88,14 +88,18 @@ def run(args: argparse.Namespace) -> int:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
+    reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import parse_runners
+    from ..evaluation.runners import IN_TORCH, parse_runners
     from ..report.evaluation import print_images, print_records, write_csv
 
+    names = parse_runners(args.on)
+    if set(IN_TORCH) & set(names):
+        load_libraries(reporter)
     session = Session(
         args.bundle,
-        parse_runners(args.on),
-        Reporter(quiet=args.verbosity == QUIET),
+        names,
+        reporter,
         plan_folder=args.plan,
         templates=args.templates,
         batch_size=args.batch_size,

@@ -74,6 +74,11 @@ class Session:
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __enter__(self) -> Session:
+        with self.reporter.stage(f"opening {self.path.name} as {', '.join(self.on)}"):
+            self._open_runners()
+        return self
+
+    def _open_runners(self) -> None:
         self.bundle = Bundle.open(self.path)
         self.preprocess = Preprocess(self.bundle.preprocess)
         try:
@@ -88,7 +93,6 @@ class Session:
         except BaseException:
             self._stack.close()
             raise
-        return self
 
     def __exit__(self, *unused: object) -> None:
         self._stack.close()

@@ -105,7 +105,10 @@ def load_image_sets(
         DataError: too few or unreadable images, or non-finite features.
     """
     search, evaluation = load_sets(settings, model.preprocess, reporter)
-    identity = _identity(settings, model, search) if parts else {}
+    identity: dict[str, object] = {}
+    if parts:
+        with reporter.stage("hashes of weights and images"):
+            identity = _identity(settings, model, search)
     cache = PartCache(parts, identity, Work())
     encoder, size = model.encoder, settings.batch_size
 

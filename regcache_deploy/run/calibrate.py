@@ -122,7 +122,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     peak = peak_memory()  # a certificate comes behind it, of its fixed images
     pixels = torch.cat(kept)[: options.certificate_images]
     changed = _plan(plan, after, options, stream, found)
-    bundle = _write(changed, options, after, pixels)
+    with reporter.stage("writing the graph and its certificate"):
+        bundle = _write(changed, options, after, pixels)
     warnings = [*stream.warnings(), *after.warnings]
     for line in warnings:
         logger.warning("%s", line)
