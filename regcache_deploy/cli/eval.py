@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
