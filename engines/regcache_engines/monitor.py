@@ -137,8 +137,10 @@ class Monitor:
         with self._lock:
             counts = self._all.tolist()
         return [
-            ProbeReport(probe["name"], *count, *known)
-            for probe, count, known in zip(self._probes, counts, self._calibrated, strict=True)
+            ProbeReport(probe["name"], codes, low, high, *known)
+            for probe, (codes, low, high), known in zip(
+                self._probes, counts, self._calibrated, strict=True
+            )
         ]
 
     def _judge(self, index: int, count: list[int]) -> str | None:

@@ -56,7 +56,10 @@ class Preprocess:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+        self.config: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in config.items()
+        }
         if problem := preprocess_problem(self.config):
             raise ConfigError(f"the preprocessing {problem}: {self.config}")
         self.size = output_size(self.config)

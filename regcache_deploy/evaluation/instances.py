@@ -16,7 +16,6 @@ from torch import Tensor
 from ..data.copies import altered
 from ..data.images import Images
 from . import metrics
-from .metrics import INSTANCES
 from .objective import Score
 
 
@@ -48,7 +47,7 @@ class InstanceTop1:
 
     index: Tensor = field(repr=False)
     reference: Tensor = field(repr=False)
-    name: str = INSTANCES
+    name: str = metrics.INSTANCES
     smooth: bool = False
 
     def symmetric(self) -> SymmetricInstances:
@@ -74,7 +73,7 @@ class SymmetricInstances:
     """
 
     reference: Tensor = field(repr=False)
-    name: str = INSTANCES
+    name: str = metrics.INSTANCES
     smooth: bool = False
 
     def score(self, features: Tensor, rows: Tensor | None = None) -> Score:

@@ -95,4 +95,5 @@ def _sign_test(fewer: int, n: int) -> float:
     for heads in range(fewer + 1):
         total += ways
         ways = ways * (n - heads) // (heads + 1)
-    return min(1.0, 2 * total / 2**n)
+    whole: int = 2**n
+    return min(1.0, 2 * total / whole)

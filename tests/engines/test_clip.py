@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -65,9 +66,11 @@ def test_every_kind_of_input_is_the_same_image(clip: Clip, tmp_path: Path) -> No
     Image.fromarray(pixels).save(path)
     wanted = clip.embed_images(path)
     assert wanted.shape == (1, clip.output_dim)
-    for same in (str(path), path.read_bytes(), Image.open(path), pixels, pixels[None], [path]):
+    kinds: list[Any] = [str(path), path.read_bytes(), Image.open(path), pixels, [path]]
+    for same in (*kinds, pixels[None]):
         assert np.array_equal(clip.embed_images(same), wanted)
-    two = clip.embed_images(iter([pixels, path]))
+    both: list[Any] = [pixels, path]
+    two = clip.embed_images(iter(both))
     assert np.array_equal(two, np.concatenate([wanted, wanted]))
 
 

@@ -103,15 +103,15 @@ def test_our_declarations_are_onnxs() -> None:
         for word in text.split():
             label, kind, number = word.replace("=", ":").split(":")
             field = fields[label]
-            known = field.type_name.removeprefix(".onnx.")
+            known: str = field.type_name.removeprefix(".onnx.")
             if field.type != FieldDescriptorProto.TYPE_MESSAGE:
                 known = FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
             known = "int32" if known == "enum" else known
             if field.label == FieldDescriptorProto.LABEL_REPEATED:
                 known += "+" if field.options.packed else "*"
             assert (known, field.number) == (kind, int(number)), f"{name}.{label}"
-    for dtype, number in NUMPY.items():
-        assert onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) == number
+    for dtype, value in NUMPY.items():
+        assert int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))) == value
 
 
 @pytest.mark.parametrize("dtype", sorted(NUMPY))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import subprocess
 import threading
@@ -59,14 +60,12 @@ SENTENCES = ["a photo of a dog", "the beach", "A Cat on the beach on the beach o
 class Handler(SimpleHTTPRequestHandler):
     """Files of a folder, and one place to post a result to."""
 
-    result: dict[str, Any]
-    arrived: threading.Event
+    posted: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def do_POST(self) -> None:
-        type(self).result = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.posted.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.end_headers()
-        type(self).arrived.set()
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -75,8 +74,7 @@ class Handler(SimpleHTTPRequestHandler):
 def in_chromium(site: Path, page: str) -> dict[str, Any]:
     """What the page posts."""
     (site / "test.html").write_text(page, encoding="utf-8")
-    handler = type("Site", (Handler,), {"arrived": threading.Event(), "result": {}})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(site))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/test.html"
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={site}/profile"]
@@ -86,13 +84,11 @@ def in_chromium(site: Path, page: str) -> dict[str, Any]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            assert handler.arrived.wait(120), "the page posted nothing"
+            return Handler.posted.get(timeout=120)
         finally:
             browser.terminate()
             browser.wait(30)
             server.shutdown()
-    found: dict[str, Any] = handler.result
-    return found
 
 
 @pytest.fixture(scope="module")
