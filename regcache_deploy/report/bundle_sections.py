@@ -111,7 +111,7 @@ def python_snippet(
         "import sys",
         "from pathlib import Path",
         "import numpy as np",
-        "from regcache_deploy.data.preprocess import Preprocess",
+        "from regcache_engines.preprocess import Preprocess",
         f"from regcache_engines import {', '.join(names)}",
         *(["from regcache_engines.tensorrt.engine import TensorRTEngine"] if engine else []),
         "",
