@@ -149,9 +149,7 @@ FAULTS = [
         "10**9 blocks",
         model_folder(config(DINO | {"num_hidden_layers": 10**9}), *random),
     ),
-    fault(
-        "negative", "-2 blocks", model_folder(config(DINO | {"num_hidden_layers": -2}), *random)
-    ),
+    fault("negative", "-2 blocks", model_folder(config(DINO | {"num_hidden_layers": -2}), *random)),
     fault(
         "heads",
         "heads that do not divide the width",
