@@ -38,7 +38,8 @@ def test_documented_names_exist(page: Path) -> None:
     assert found
     for module, members in found:
         spec = importlib.util.find_spec(module)
-        assert spec is not None and spec.origin is not None, module
+        assert spec is not None, module
+        assert spec.origin is not None, module
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
         defined = {node.name for node in tree.body if hasattr(node, "name")}
         assert {name.strip() for name in members.split(",") if name.strip()} <= defined, module
