@@ -68,13 +68,13 @@ def test_wheel_and_sdist_install_and_run(tmp_path: Path) -> None:
     with tarfile.open(sdist) as source:
         assert any(name.endswith("/pyproject.toml") for name in source.getnames())
     place = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    install = [place / "bin/python", "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"]
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    install = [str(place / "bin/python"), "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"]
     subprocess.run(install, check=True, cwd=tmp_path)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for words in (["--version"], ["doctor"], ["verify", "--help"]):
         done = subprocess.run(
-            [place / "bin/regcache", *words],
+            [str(place / "bin/regcache"), *words],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -83,7 +83,7 @@ def test_wheel_and_sdist_install_and_run(tmp_path: Path) -> None:
         )
         assert "Traceback" not in done.stderr
     version = subprocess.run(
-        [place / "bin/regcache", "--version"],
+        [str(place / "bin/regcache"), "--version"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
