@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -210,7 +211,8 @@ def _no_constant(name: str) -> Any:
 
 def _read_limited(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, limit) + 1)  # `read` allocates what it is asked for
     if len(data) > limit:
         raise BundleError(f"{path} is too large to be what it should be; {AGAIN}")
     return data

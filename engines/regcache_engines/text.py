@@ -61,7 +61,7 @@ class TextTower:
 
     def __init__(self, source: Bundle | Path | str, *, threads: int | None = None) -> None:
         files = _Files(source)
-        self.config = TextConfig.parse(files.read(TEXT_CONFIG), files.title(TEXT_CONFIG))
+        self.config = TextConfig.parse(files.read(TEXT_CONFIG), str(files.title(TEXT_CONFIG)))
         self._tokenizer = _load_tokenizer(
             files.read(TOKENIZER), self.config, files.title(TOKENIZER)
         )

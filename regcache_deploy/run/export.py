@@ -12,6 +12,7 @@ import torch
 
 from regcache_export.bundle import add_files
 
+from ..bench.first_look import first_look
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
@@ -50,7 +51,9 @@ def run_export(
         )
     warn_about_saturation(options.weight_bits)
     study = run_study(options, reporter, parts)
-    sets, calibration = study.sets, study.calibrate()
+    sets = study.sets
+    with reporter.stage("calibration of the chosen way"):
+        calibration = study.calibrate()
     writer = BundleWriter(
         options.bundle_path,
         options.graph,
@@ -63,26 +66,28 @@ def run_export(
             calibration, sets, options.batch_size, reporter
         )
         study.held_out.warnings["recipe"] = calibration.warnings
-    plan = plan_of(
-        study.model,
-        sets,
-        calibration,
-        study.found.result,
-        study.config,
-        study.baseline,
-        options,
-        options.target,
-        {
-            "seed": options.seed,
-            "options": options.to_json(),
-            "recipe": study.recipe,
-            "sensitive_layer": study.found.sensitivity.layer,
-        },
-    )
+    with reporter.stage("folding weights"):
+        plan = plan_of(
+            study.model,
+            sets,
+            calibration,
+            study.found.result,
+            study.config,
+            study.baseline,
+            options,
+            options.target,
+            {
+                "seed": options.seed,
+                "options": options.to_json(),
+                "recipe": study.recipe,
+                "sensitive_layer": study.found.sensitivity.layer,
+            },
+        )
     text = None
     if options.text and study.model.text is not None:
         text = text_part(study.model.text, plan.labels, plan.encoder.output_dim, reporter)
-    draft = writer.draft(plan)
+    with reporter.stage("writing the bundle"):
+        draft = writer.draft(plan)
     deployed = writer.run(draft, sets, reporter)
     verified, extra = deployed, dict[str, Any]()
     simulated = study.features["recipe"]
@@ -94,14 +99,22 @@ def run_export(
     if text is not None:
         add_files(draft, text.files)
         manifest["text"] = text.manifest
-    agreement = writer.verify_and_seal(
-        draft, plan, calibration, sets, simulated, verified, manifest
-    )
+    with reporter.stage("certificate: graph against simulation, code by code"):
+        agreement = writer.verify_and_seal(
+            draft, plan, calibration, sets, simulated, verified, manifest
+        )
     results_csv = options.output_dir / "results.csv"
     write_trials(results_csv, study.found.result.trials, study.found.objective.name)
     if study.front is not None:
         write_front(options.output_dir, study.front)
+    speed = None
+    if not is_tensorrt(options.target):  # the float file of the same encoder, on the CPU
+        pixels = sets.search.pixels[:1].numpy()
+        speed = first_look(
+            plan, options.bundle_path, options.graph, pixels, options.threads, reporter
+        )
     result = study.result(
+        speed=speed,
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),
         results_csv=results_csv,

@@ -38,7 +38,7 @@
 extern "C" {
 #endif
 
-#define REGCACHE_VERSION "0.1.0"
+#define REGCACHE_VERSION "0.2.0"
 #define REGCACHE_BUNDLE_SCHEMA 1
 
 typedef enum regcache_status {
