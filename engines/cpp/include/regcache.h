@@ -85,6 +85,8 @@ typedef struct regcache_model_params {
     double saturation_warning;         /* see regcache_monitor; 0 switches the warning off */
     regcache_warning_callback warning; /* NULL: warnings go to stderr */
     void *warning_user_data;
+    const char *head;                  /* a file of `regcache head`, in place of the bundle's own
+                                          text features; NULL: these */
 } regcache_model_params;
 
 typedef struct regcache_prediction {

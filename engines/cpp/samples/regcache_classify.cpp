@@ -24,6 +24,7 @@ constexpr char kUsage[] =
     "  --top N         classes per image (default 5)\n"
     "  --threads N     threads inside one run (default: one per physical core)\n"
     "  --provider P    cpu, cuda or tensorrt (default cpu)\n"
+    "  --head FILE     classes of a file of `regcache head`, in place of the bundle's own\n"
     "  --engine-cache DIR   where TensorRT keeps its engines\n"
     "  --fp16          let TensorRT use float16 outside the quantized layers\n"
     "Exit codes: 0 done, 2 usage, 4 an image, 5 the bundle, 7 ONNX Runtime.\n";
@@ -77,6 +78,8 @@ Arguments parse(int argc, char **argv) {
             arguments.top = count();
         } else if (word == "--threads") {
             arguments.params.threads = count();
+        } else if (word == "--head") {
+            arguments.params.head = value();
         } else if (word == "--engine-cache") {
             arguments.params.engine_cache = value();
         } else if (word == "--fp16") {
