@@ -41,7 +41,7 @@ def test_a_wrong_answer_ends_the_run(bundle: Path, monkeypatch: pytest.MonkeyPat
         return found if calls[0] % 40 else found + np.float32(1e-6)
 
     monkeypatch.setattr(Clip, "embed_images", sometimes_wrong)
-    monkeypatch.setattr(service.resource, "setrlimit", lambda *limits: None)
+    monkeypatch.setattr("resource.setrlimit", lambda *limits: None)
     with pytest.raises(VerificationError, match="are not those of one thread"):
         service.serve(bundle, "onnxruntime", SHORT)
 
@@ -55,7 +55,7 @@ def test_growth_ends_the_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return right(self, images)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Clip, "embed_images", leaking)
-    monkeypatch.setattr(service.resource, "setrlimit", lambda *limits: None)
+    monkeypatch.setattr("resource.setrlimit", lambda *limits: None)
     with pytest.raises(VerificationError, match="memory grew"):
         service.serve(bundle, "onnxruntime", service.Load(seconds=0.6, warm_up=0.2, growth=8))
 

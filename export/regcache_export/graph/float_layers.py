@@ -27,6 +27,17 @@ def norm(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     )
 
 
+def plain_norm(builder: GraphBuilder, state: FoldState, name: str, x: str, width: int) -> str:
+    """LayerNorm over the last axis, of `width`, without weights."""
+    # the operator wants a scale; the bias may be left out
+    ones = float_constant(builder, f"norm.ones_{width}", np.ones(width))
+    return builder.node(
+        f"{name}/LayerNormalization",
+        [x, ones],
+        {"axis": -1, "epsilon": state.encoder.norm_eps},
+    )
+
+
 def activation(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     """The encoder's MLP activation."""
     kind = state.encoder.activation
