@@ -99,15 +99,15 @@ def test_one_copy_runs_pieces_for_all_threads_in_turn() -> None:
 def test_the_second_copy_is_loaded_when_it_is_asked_for(
     pieces: bool | None, sessions: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcache_engines import onnxruntime_engine
+    from regcache_engines import onnxruntime_session
 
-    made, really = [0], onnxruntime_engine.open_session
+    made, really = [0], onnxruntime_session.open_session
 
     def counting(*arguments: Any, **options: Any) -> Any:
         made[0] += 1
         return really(*arguments, **options)
 
-    monkeypatch.setattr(onnxruntime_engine, "open_session", counting)
+    monkeypatch.setattr("regcache_engines.onnxruntime_engine.open_session", counting)
     path = write_bundle(tiny_plan(), tmp_path / "tiny.regcache")
     images, found = tiny_images(4).numpy(), []
     with load_engine(path, threads=2, pieces=pieces) as engine:
