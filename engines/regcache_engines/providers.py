@@ -127,7 +127,7 @@ def load_provider_engine(
             raise EngineError(f"{PROVIDERS[provider]} has no {option}; leave it out")
     if provider == "cpu":
         return load_engine(source, threads=threads, monitor=monitor, pieces=pieces)
-    gpu, reason = find_gpu()
+    gpu, reason = find_gpu(device_id or 0)
     if gpu is None:
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
     model, sha256 = model_of(source)
