@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
 
 from regcache_deploy.errors import RegCacheError
 from tests.attacks.kit import Kit
@@ -118,7 +117,7 @@ FIXED = [
     *("--delete-count", "2", "--certificate-images", "2"),
 ]
 
-Act = Callable[[Place], Union[Sequence[str], Outcome]]
+Act = Callable[[Place], Sequence[str] | Outcome]
 """Damages something, and gives the words of the command, or runs it itself."""
 
 
