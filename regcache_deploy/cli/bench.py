@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import require
 from ..errors import ConfigError
 from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
@@ -97,7 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time and print. Returns the exit code."""
     engines, settings = _settings(args)
-    require("onnx", "export")
     from regcache_engines.bundle import Bundle
     from regcache_export.bundle_graph import graph_options
 

@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..work.paths import beside, require_writable
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .check import model_path
+from .check import read_model
 from .common import QUIET, add_common_arguments, load_libraries
 
 if TYPE_CHECKING:
@@ -161,15 +161,15 @@ def run(args: argparse.Namespace) -> int:
     from regcache_export.checks import check_file
 
     require_writable(args.output)
-    model = model_path(args.bundle)
+    model = read_model(args.bundle)
     options = _build_options(args)
     builder = EngineBuilder(args.engine)
-    report = check_file(model)
+    report = check_file(args.bundle, model)
     report.require_ok()
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     with reporter.stage(f"build with {args.engine} {builder.probe.version}") as advance:
         result = builder.build(
-            model.read_bytes(),
+            model,
             args.output,
             options,
             promise=report.promise,

@@ -95,14 +95,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
-    load_libraries(reporter)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import parse_runners
+    from ..evaluation.runners import IN_TORCH, parse_runners
     from ..report.evaluation import keep_records, print_images, print_records, write_csv
 
+    names = parse_runners(args.on)
+    if set(IN_TORCH) & set(names):
+        load_libraries(reporter)
     session = Session(
         args.bundle,
-        parse_runners(args.on),
+        names,
         reporter,
         plan_folder=args.plan,
         templates=args.templates,

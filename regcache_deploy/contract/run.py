@@ -104,7 +104,11 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
     }
     if builds is not None and gpu is not None:
         document["speed_measured_at"] |= {"gpu": gpu.name, "profile": vars(builds.options.profile)}
-        document |= {"engine_file": str(engine), "engines": builds.to_json()}
+        document |= {
+            "engine_file": str(engine),
+            "engine_host_code": builds.options.version_compatible,
+            "engines": builds.to_json(),
+        }
     name = path.resolve().name.removesuffix(".regcache")
     atomic_write_bytes(
         options.output / f"{name}.decision.json", (json.dumps(document, indent=1) + "\n").encode()

@@ -21,7 +21,8 @@ from ..work.count import Work
 from ..work.progress import Reporter
 from . import FeatureError, FeatureFidelity, Objective, ZeroShotTop1
 from .corners import simulate
-from .instances import INSTANCES, InstanceTop1, SymmetricInstances, search_objective
+from .instances import InstanceTop1, SymmetricInstances, search_objective
+from .metrics import INSTANCES
 
 AUTO = "auto"
 

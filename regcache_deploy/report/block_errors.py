@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from regcache_engines.bundle import MODEL, Bundle
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle_graph import graph_options
-from regcache_export.certificate import IMAGES as IMAGES_FILE
+from regcache_export.certificate_files import IMAGES as IMAGES_FILE
+from regcache_export.certificate_files import read_certificate
 from regcache_export.plan_beside import load_plan
 from regcache_export.spec import EncoderSpec
 from regcache_export.targets import find_target
-from regcache_export.trace import Tracer, fixed_batch, graph_input, in_layout
-from regcache_export.verify import read_certificate
+from regcache_export.trace import Tracer, fixed_batch, graph_input
 
 from ..encoders.canonical import FLOAT, Numerics
 from ..evaluation.layer_error import alone_errors

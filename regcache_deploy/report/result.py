@@ -66,6 +66,7 @@ class ExportResult:
         in_float: linears that `--keep-float` left in floating point.
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
+        untried_ways: dearer ones, not tried because a plain one is level with floating point.
         reason: why, in one sentence; empty where nothing was raced.
         merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
             weighed against each other, and `merge_reason`, why.
@@ -108,6 +109,7 @@ class ExportResult:
     not_tried: tuple[RegCacheConfig, ...] = ()
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
+    untried_ways: tuple[str, ...] = ()
     reason: str = ""
     merge: dict[str, Any] | None = None
     merge_front: tuple[dict[str, Any], ...] = ()
@@ -142,6 +144,7 @@ class ExportResult:
             "reason": self.reason,
             "fidelity_way": self.fidelity_way,
             "ways": list(self.ways),
+            "untried_ways": list(self.untried_ways),
             "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,

@@ -17,7 +17,7 @@ from ..encoders.canonical import Encoder
 from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
 from ..evaluation.image_sets import ImageSets
-from ..evaluation.instances import INSTANCES
+from ..evaluation.metrics import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
 from ..work.count import Work, peak_memory

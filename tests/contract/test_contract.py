@@ -38,7 +38,7 @@ from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
 from regcache_engines.load import load_engine
 from regcache_export.bundle import add_files, write_bundle
-from regcache_export.certificate import CERTIFICATE, IMAGES
+from regcache_export.certificate_files import CERTIFICATE, IMAGES
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
 from tests.tiny_plans import (

@@ -6,8 +6,7 @@ import numpy as np
 
 from ..passes.base import FoldState
 from .builder import Array, GraphBuilder
-
-QUICK_GELU_FACTOR = 1.702
+from .names import QUICK_GELU_FACTOR
 
 
 def float_constant(builder: GraphBuilder, name: str, value: Array) -> str:
@@ -24,6 +23,17 @@ def norm(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     return builder.node(
         f"{name}/LayerNormalization",
         [x, *parameters],
+        {"axis": -1, "epsilon": state.encoder.norm_eps},
+    )
+
+
+def plain_norm(builder: GraphBuilder, state: FoldState, name: str, x: str, width: int) -> str:
+    """LayerNorm over the last axis, of `width`, without weights."""
+    # the operator wants a scale; the bias may be left out
+    ones = float_constant(builder, f"norm.ones_{width}", np.ones(width))
+    return builder.node(
+        f"{name}/LayerNormalization",
+        [x, ones],
         {"axis": -1, "epsilon": state.encoder.norm_eps},
     )
 
