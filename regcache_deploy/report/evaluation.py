@@ -16,9 +16,9 @@ from regcache_engines.files import atomic_write_bytes
 from ..evaluation.bundle_evaluation import Session
 from ..evaluation.records import Record
 from ..work.format import difference_text, p_text
+from ..work.json_file import write_json
 from ..work.paths import beside
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
-from .result import write_json
 
 log = logging.getLogger(__name__)
 

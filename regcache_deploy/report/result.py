@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +202,3 @@ def write_trials(path: Path, trials: Sequence[Trial], objective: str) -> None:
             ]
         )
     atomic_write_bytes(path, buffer.getvalue().encode())
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())

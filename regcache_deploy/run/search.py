@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..encoders.load import LoadedModel
-from ..report.result import ExportResult, write_json, write_trials
+from ..report.result import ExportResult, write_trials
 from ..search.ablation import run_ablation, write_ablation
 from ..search.settings import REGCACHE
+from ..work.json_file import write_json
 from ..work.paths import DETAILS
 from ..work.progress import Reporter
 from .account import account_of
