@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..work.format import count_text
+from ..work.format import count_text, mib_text
 from .bundle_plots import layer_errors
 from .drawing import draw_svg
 from .parts import Code, Section, Table, svg_picture
@@ -60,7 +60,7 @@ def contract(folder: Path, document: dict[str, Any]) -> Section | None:
         ["tokens", f"{graph['tokens']} in, {graph['tokens_out']} behind the last block"],
     ]  # fmt: skip
     steps = [[key, _words(value)] for key, value in preprocess.items()]
-    files = [[name, f"{count_text(size)} bytes"] for name, size in sorted(sizes.items())]
+    files = [[name, mib_text(size)] for name, size in sorted(sizes.items())]
     tables = [
         Table(["", ""], rows),
         Table(["", ""], steps, "Preprocessing: open_clip's names, preprocess_cfg.json"),
