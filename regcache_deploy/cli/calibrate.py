@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from regcache_engines.documents import read_json
+
 from ..compat import import_open_clip, require
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings, check_observer_of
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def _suffix(args: argparse.Namespace) -> str:
     """The observer; `sample` for a baseline that has none. A plan that is no plan fails later."""
     try:
-        baseline = json.loads((args.plan / "plan.json").read_text())["provenance"]["baseline"]
+        baseline = read_json(args.plan / "plan.json")["provenance"]["baseline"]
     except (OSError, ValueError, KeyError, TypeError):
         baseline = "naive"
     return str(args.observer) if baseline == "naive" else "sample"

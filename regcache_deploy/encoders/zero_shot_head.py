@@ -10,12 +10,14 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from regcache_engines.documents import read_document
 from regcache_engines.files import atomic_write_bytes
 
 from ..errors import ConfigError, ModelError
@@ -57,7 +59,10 @@ def read_templates(choice: str) -> tuple[str, ...]:
         raise ConfigError(
             f"--templates {choice}: neither {' nor '.join(TEMPLATE_SETS)}, and no such file"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in read_document(path).split("\n")]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--templates {path} cannot be read as UTF-8 text: {error}") from error
     templates = tuple(line.replace("{c}", "{}") for line in lines if line)
     wrong = next((line for line in templates if line.count("{}") != 1), None)
     if wrong is not None:
@@ -65,6 +70,11 @@ def read_templates(choice: str) -> tuple[str, ...]:
     if not templates:
         raise ConfigError(f"{path} holds no templates; write one a line, e.g. a photo of a {{}}.")
     return templates
+
+
+def _fill(template: str, name: str) -> str:
+    """The prompt. Not `str.format`: other braces are the user's own text."""
+    return template.replace("{}", name)
 
 
 def load_tokenizer(make: Callable[[], Any]) -> Any:
@@ -147,7 +157,7 @@ class OpenClipHead:
 
         tokenizer = load_tokenizer(self.tokenizer)
         parts = []
-        templates = [template.format for template in self.templates]
+        templates = [partial(_fill, template) for template in self.templates]
         title = f"zero-shot head ({len(self.templates)} templates)"
         with reporter.stage(title, len(names)) as advance:
             for start in range(0, len(names), CLASSES_AT_ONCE):

@@ -106,7 +106,9 @@ def bomb(path: Path) -> None:
     """A PNG of 40,000 x 40,000 pixels in a few kilobytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     size = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
     rows = zlib.compress(b"\0" * 5001 * 100)
@@ -136,7 +138,9 @@ def linked_out(folder: Path, place: Place) -> None:
 
 def awkward_names(folder: Path, place: Place) -> None:
     for index, path in enumerate(sorted((folder / "cat").iterdir())):
-        name = os.fsdecode([b"a\nb.png", b"\xff\xfe.png", "画像.png".encode(), b"-v.png"][index % 4])
+        name = os.fsdecode(
+            [b"a\nb.png", b"\xff\xfe.png", "画像.png".encode(), b"-v.png"][index % 4]
+        )
         path.rename(path.with_name(f"{index}{name}"))
 
 
@@ -187,7 +191,15 @@ def templates(text: bytes) -> Act:
     def act(place: Place) -> list[str]:
         path = place.given / "templates.txt"
         path.write_bytes(text)
-        words = ["export", "--model", "ViT-B-32", "--pretrained", "random", "--templates", str(path)]
+        words = [
+            "export",
+            "--model",
+            "ViT-B-32",
+            "--pretrained",
+            "random",
+            "--templates",
+            str(path),
+        ]
         return [*words, "--data", str(place.images()), "--output", str(place.out), *SMALL, *FIXED]
 
     return act

@@ -149,15 +149,20 @@ FAULTS = [
         "10**9 blocks",
         model_folder(config(DINO | {"num_hidden_layers": 10**9}), *random),
     ),
-    fault(
-        "negative", "-2 blocks", model_folder(config(DINO | {"num_hidden_layers": -2}), *random)
-    ),
+    fault("negative", "-2 blocks", model_folder(config(DINO | {"num_hidden_layers": -2}), *random)),
     fault(
         "heads",
         "heads that do not divide the width",
         model_folder(config(DINO | {"num_attention_heads": 7}), *random),
     ),
-    fault("shards-outside", "shards in another folder", model_folder(shards_outside), traced=True),
+    fault(
+        "shards-outside",
+        "shards in another folder",
+        model_folder(shards_outside),
+        traced=True,
+        seconds=90,
+        quick=False,
+    ),
     fault("weights-folder", "a folder as the weights", model_folder(linked_weights)),
     fault("weights-cut", "half the weights", model_folder(cut_weights)),
     fault("weights-foreign", "weights of something else", model_folder(foreign_weights)),
