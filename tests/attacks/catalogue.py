@@ -9,6 +9,8 @@ from tests.attacks import (
     faults_images,
     faults_models,
     faults_numerics,
+    faults_processes,
+    faults_service,
     faults_weights,
 )
 from tests.attacks.fault import Fault
@@ -21,4 +23,6 @@ FAULTS: list[Fault] = [
     *faults_bundles.FAULTS,
     *faults_numerics.FAULTS,
     *faults_engines.FAULTS,
+    *faults_processes.FAULTS,
+    *faults_service.FAULTS,
 ]

@@ -280,7 +280,8 @@ FAULTS = [
     fault("weights-hard-link", "a weight behind a hard link", evaluate(hard_linked_weights),
           error=EngineError),
     fault("circle", "a graph that is a circle", evaluate(model(circle)), error=EngineError),
-    fault("constant-twice", "two scales of one name", verify(model(twice)), error=VerificationError),
+    fault("constant-twice", "two scales of one name", verify(model(twice)),
+          error=VerificationError),
     fault("opset", "opset 9999", evaluate(model(
         lambda m: setattr(m.opset_import[0], "version", 9999))), error=EngineError),
     fault("operator", "an operator of nobody", evaluate(model(

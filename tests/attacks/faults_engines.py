@@ -31,7 +31,7 @@ def timed(place: Place) -> list[str]:
     return [*words, "--rounds", "1", "--batch", "1", "--no-memory"]
 
 
-def engine(name: str) -> Act:
+def engine(name: str) -> Callable[[Place], list[str]]:
     return lambda place: [
         *("bench", str(place.bundle()), "--engine", name, "--rounds", "1", "--batch", "1"),
         *("--compare", "int8", "--no-memory"),
@@ -92,11 +92,11 @@ FAULTS = [
     fault("no-gpu-tensorrt", "TensorRT without a GPU", engine("tensorrt")),
     fault("no-gpu-build", "an engine of TensorRT without a GPU", build("tensorrt")),
     fault("no-onnxruntime", "ONNX Runtime is not installed", without("onnxruntime", timed),
-          error=ConfigError, quick=False),
+          quick=False),
     fault("no-torch", "torch is not installed", without("torch", lambda p: p.export()),
           error=ConfigError, quick=False),
-    fault("no-openvino", "OpenVINO is not installed", without("openvino", lambda p: [
-        *timed(p)[:-5], "openvino", *timed(p)[-4:]]), error=ConfigError, quick=False),
+    fault("no-openvino", "OpenVINO is not installed", without(
+        "openvino", engine("openvino")), quick=False),
     fault("noise", "noise as an engine, for Triton", triton),
     fault("size", "images of another size", infer(lambda: np.zeros((1, 3, 99, 24), np.float32))),
     fault("layout", "images [B, H, W, 3]", infer(lambda: np.zeros((1, 32, 24, 3), np.float32))),

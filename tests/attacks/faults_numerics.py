@@ -14,9 +14,9 @@ from onnx import numpy_helper
 from PIL import Image
 
 from regcache_deploy.errors import (
-    BundleError,
     ConfigError,
     DataError,
+    EngineError,
     VerificationError,
 )
 from tests.attacks.fault import Act, Fault, Place
@@ -83,9 +83,9 @@ fault = partial(Fault, "numerics", seconds=120)
 FAULTS = [
     fault("code", "one weight's code", verify(other_codes), error=VerificationError),
     fault("bias-nan", "a NaN in a bias of the graph", verify(
-        model(constant("fc2.bias", fill(float("nan"))))), error=VerificationError),
+        model(constant("fc2.bias", fill(float("nan"))))), error=EngineError),
     fault("output-nan", "a graph that answers NaN", evaluate(
-        model(constant("fc2.bias", fill(float("nan"))))), error=BundleError),
+        model(constant("fc2.bias", fill(float("nan"))))), error=EngineError),
     fault("overflow", "weights whose products overflow", damaged(weights(times(FC2, 1e38))),
           error=DataError),
     fault("dead-linear", "a linear of zeros: scales of 0", damaged(weights(all_of(FC2, 0.0))),
