@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from regcache_engines.documents import parse_json
 
 from ..work.format import count_text, mib_text
 from .bundle_plots import layer_errors
@@ -206,7 +207,7 @@ def read_bundle(path: Path) -> dict[str, Any]:
         "preprocess": bundle.preprocess,
     }
     if CERTIFICATE in bundle.manifest["files"]:
-        found["certificate"] = json.loads((path / CERTIFICATE).read_text(encoding="utf-8"))
+        found["certificate"] = parse_json(bundle.read(CERTIFICATE).decode())
     return found
 
 

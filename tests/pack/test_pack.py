@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from regcache_deploy.cli.main import main
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_engines import Bundle, TextTower, load_engine
 from regcache_engines.onnxruntime_session import open_session
+from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from tests.cpp.damages import preprocessing
