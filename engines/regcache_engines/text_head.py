@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .documents import read_document
 from .errors import ConfigError
 from .head import head_bytes
 from .text import Embeddings, TextTower
@@ -100,7 +101,7 @@ def read_prompts(choice: str) -> tuple[str, ...]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return [line.strip() for line in read_document(path).split("\n")]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as UTF-8: {error}") from error
 

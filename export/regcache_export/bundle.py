@@ -166,6 +166,7 @@ def _manifest(plan: Plan, options: GraphOptions) -> dict[str, Any]:
             "tokens_out": tokens_out(plan),
         },
         "provenance": plan.provenance,
+        "plan_tensors_sha256": plan.tensors_sha256(),
     }
 
 

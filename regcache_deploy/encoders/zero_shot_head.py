@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,11 @@ def read_templates(choice: str) -> tuple[str, ...]:
             f"--templates {choice}: neither {' nor '.join(TEMPLATE_SETS)}, and no such file"
         )
     return read_prompts(choice)
+
+
+def _fill(template: str, name: str) -> str:
+    """The prompt. Not `str.format`: other braces are the user's own text."""
+    return template.replace("{}", name)
 
 
 def load_tokenizer(make: Callable[[], Any]) -> Any:
@@ -141,7 +147,7 @@ class OpenClipHead:
 
         tokenizer = load_tokenizer(self.tokenizer)
         parts = []
-        templates = [template.format for template in self.templates]
+        templates = [partial(_fill, template) for template in self.templates]
         title = f"zero-shot head ({len(self.templates)} templates)"
         with reporter.stage(title, len(names)) as advance:
             for start in range(0, len(names), CLASSES_AT_ONCE):

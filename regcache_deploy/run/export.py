@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from regcache_engines.bundle import MODEL
 from regcache_export.bundle import add_files
+from regcache_export.plan import Plan
 
 from ..bench.first_look import first_look
 from ..bundling.bundle import BundleWriter
@@ -23,8 +25,11 @@ from ..quantization.encoder_folds import changing_folds
 from ..quantization.saturation import warn_about_saturation
 from ..quantization.simulate import Calibration
 from ..quantization.tensorrt_table import tensorrt_differences
-from ..report.result import ExportResult, write_json, write_trials
+from ..report.result import RESULT, ExportResult, write_trials
+from ..work.json_file import write_json
 from ..work.progress import Reporter
+from .account import account_of
+from .details import details_of, draw
 from .merging import write_front
 from .options import ExportOptions
 from .study import Study, run_study
@@ -115,13 +120,23 @@ def run_export(
         )
     result = study.result(
         speed=speed,
+        file_mib=file_sizes(plan, options.bundle_path),
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),
         results_csv=results_csv,
         bundle=options.bundle_path,
     )
-    write_json(options.output_dir / "result.json", result.to_json())
+    document = result.to_json() | details_of(study.found, options)
+    plots = draw(study, options.output_dir, document, reporter)
+    more = {"plots": plots, "options": options.to_json(), "run": account_of(sets)}
+    write_json(options.output_dir / RESULT, document | more)
     return result
+
+
+def file_sizes(plan: Plan, bundle: Path) -> dict[str, float]:
+    """MiB of the bundle's ONNX file, and of the encoder's weights in FP32."""
+    weights = sum(weight.nbytes for weight in plan.weights.values())
+    return {"fp32": weights / 2**20, "int8": (bundle / MODEL).stat().st_size / 2**20}
 
 
 def _differences(study: Study, calibration: Calibration) -> tuple[str, ...]:

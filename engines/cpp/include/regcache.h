@@ -87,6 +87,9 @@ typedef struct regcache_model_params {
     void *warning_user_data;
     const char *head;                  /* a file of `regcache head`, in place of the bundle's own
                                           text features; NULL: these */
+    int32_t pieces;                    /* CPU. 1: a second copy of the model, with which each thread
+                                          runs images of its own in regcache_embed; batches of at
+                                          least one image per thread are faster. 0: one copy */
 } regcache_model_params;
 
 typedef struct regcache_prediction {

@@ -23,6 +23,7 @@ constexpr char kUsage[] =
     "  --batch N       images per run of --bench (default 1, or what the bundle is made for)\n"
     "  --top N         classes per image (default 5)\n"
     "  --threads N     threads inside one run (default: one per physical core)\n"
+    "  --pieces        a second copy of the model, for batches: each thread runs its own images\n"
     "  --provider P    cpu, cuda or tensorrt (default cpu)\n"
     "  --head FILE     classes of a file of `regcache head`, in place of the bundle's own\n"
     "  --engine-cache DIR   where TensorRT keeps its engines\n"
@@ -76,6 +77,8 @@ Arguments parse(int argc, char **argv) {
             arguments.batch = count();
         } else if (word == "--top") {
             arguments.top = count();
+        } else if (word == "--pieces") {
+            arguments.params.pieces = 1;
         } else if (word == "--threads") {
             arguments.params.threads = count();
         } else if (word == "--head") {
