@@ -45,7 +45,8 @@ class TextEncoder:
     def _places(self, ids: Tensor) -> Tensor:
         if self.spec.pooling in ("first", "last"):
             return torch.full((len(ids),), -(self.spec.pooling == "last"))
-        marks = ids == self.spec.eos_id if self.spec.pooling == "eos" else ids
+        end = self.spec.eos_id
+        marks = torch.eq(ids, end) if self.spec.pooling == "eos" and end is not None else ids
         return marks.int().argmax(dim=1)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def from_open_clip_text(model: Any) -> TextEncoder:
     projection = tower.text_projection
     causal = tower.attn_mask is not None
     pooling = getattr(tower, "pool_type", None) or tower.text_pool_type
-    eos = getattr(tower, "eos_id", None) or getattr(tower, "text_eos_id", None)
+    eos = getattr(tower, "eos_id", getattr(tower, "text_eos_id", None))
     width = tower.token_embedding.weight.shape[1]
     norms = [m for block in blocks for m in block.modules() if isinstance(m, nn.LayerNorm)]
     weights = {

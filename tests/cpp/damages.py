@@ -53,12 +53,14 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
-def make_listed(bundle: Path, name: str) -> None:
-    """List a file, and write it where it can be."""
+def make_listed(bundle: Path, *names: str) -> None:
+    """List files, and write them where they can be."""
     entry = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
-    edit_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
-    if "/" not in name:
-        (bundle / name).write_bytes(b"x")
+    entries = dict.fromkeys(names, entry)
+    edit_manifest(bundle, lambda manifest: manifest["files"].update(entries))
+    for name in names:
+        if "/" not in name:
+            (bundle / name).write_bytes(b"x")
 
 
 def link(path: Path, keep: bool = True) -> None:
@@ -352,6 +354,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "out of the text folder": ("BUNDLE_UNSAFE_NAME", lists("text/../model.onnx")),
     "text folder as a file": (
         "BUNDLE_DAMAGED",
-        lambda b: [make_listed(b, name) for name in ("text", *TEXT)],
+        lambda b: make_listed(b, "text", *TEXT),
     ),
 }

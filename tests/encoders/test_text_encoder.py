@@ -20,7 +20,7 @@ from tests.text_bundles import END, small_clip
 pytest.importorskip("onnxruntime")
 import_torchvision()  # transformers imports it without the workaround
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "CLIP": {},
     "QuickGELU": {"quick_gelu": True},
     "CustomTextCLIP": {"custom": True},
@@ -125,7 +125,7 @@ def tokenizer_file(folder: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "CLIPModel": {},
     "CLIPModel, its end token": {"eos_token_id": 5},
     "MetaClip2Model": {},
