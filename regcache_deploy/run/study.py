@@ -37,7 +37,8 @@ from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
 from ..search.token_norms import TokenNorms, measure_norms
-from ..search.ways import Raced, WayRace, fidelity_way, race_ways, reason, ways_of
+from ..search.way_race import MAX_SHARE, Raced, WayRace, fidelity_way, race_ways, reason
+from ..search.ways import ways_of
 from ..work.count import Work
 from ..work.progress import Reporter
 from .finished import parts_of
@@ -310,7 +311,8 @@ def _choose_way(
     ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
     if recipe == AUTO:
         work = sets.cache.work
-        race = race_ways(ways, searched, found.register, objective, work, options.seed)
+        budget = int(MAX_SHARE * found.cost.block_forwards)
+        race = race_ways(ways, searched, found.register, objective, work, options.seed, budget)
         chosen = next(each.way for each in race.raced if each.chosen)
         return chosen.baseline, chosen.config, race
     named = next((way for way in ways if way.name == recipe), None)
