@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from regcache_export.text import TextSpec
+from regcache_export.text_spec import TextSpec
 
 from ..compat import require
 from ..errors import ModelError, UnsupportedEncoderError
