@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..work.format import count_text
+from regcache_engines.documents import parse_json
+
+from ..work.format import count_text, mib_text
 from .bundle_plots import layer_errors
 from .drawing import draw_svg
 from .parts import Code, Section, Table, svg_picture
@@ -60,7 +61,7 @@ def contract(folder: Path, document: dict[str, Any]) -> Section | None:
         ["tokens", f"{graph['tokens']} in, {graph['tokens_out']} behind the last block"],
     ]  # fmt: skip
     steps = [[key, _words(value)] for key, value in preprocess.items()]
-    files = [[name, f"{count_text(size)} bytes"] for name, size in sorted(sizes.items())]
+    files = [[name, mib_text(size)] for name, size in sorted(sizes.items())]
     tables = [
         Table(["", ""], rows),
         Table(["", ""], steps, "Preprocessing: open_clip's names, preprocess_cfg.json"),
@@ -206,7 +207,7 @@ def read_bundle(path: Path) -> dict[str, Any]:
         "preprocess": bundle.preprocess,
     }
     if CERTIFICATE in bundle.manifest["files"]:
-        found["certificate"] = json.loads((path / CERTIFICATE).read_text(encoding="utf-8"))
+        found["certificate"] = parse_json(bundle.read(CERTIFICATE).decode())
     return found
 
 
