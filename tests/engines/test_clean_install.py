@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.deployed import COMMANDS, deployed_folder, filled
+from tests.engines.deployed import COMMANDS, TEXT_COMMANDS, deployed_folder
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,6 +33,7 @@ with regcache_engines.open(sys.argv[1]) as clip:
     (best, *_), = clip.classify(sys.argv[2], top=1)
     assert best.label in clip.labels
     assert clip.embed_images([sys.argv[2]] * 3).shape == (3, clip.output_dim)
+    assert clip.similarity([sys.argv[2]], ["a cat", "the beach"]).shape == (1, 2)
 print(sorted(set(sys.modules) & {"torch", "onnx", "rich", "scipy", "regcache_export"}))
 """
 
@@ -63,8 +64,8 @@ def test_commands_and_library_run(environment: Path, tmp_path: Path) -> None:
     names = {entry["name"].lower() for entry in json.loads(listed.stdout)}
     assert not names & {"torch", "onnx", "scipy", "open-clip-torch", "timm", "torchvision"}
     folder = deployed_folder(tmp_path)
-    for words in COMMANDS:
-        done = run(environment / "regcache", *filled(words, folder), cwd=tmp_path)
+    for words in (*COMMANDS, *TEXT_COMMANDS):
+        done = run(environment / "regcache", *words, cwd=folder)
         assert done.returncode == 0, (words, done.stderr)
         assert "Traceback" not in done.stderr
     image = folder / "data" / "cat" / "0.png"
