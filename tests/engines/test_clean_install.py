@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,17 +44,25 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the programs of a fresh virtual environment."""
     place = tmp_path_factory.mktemp("clean")
     subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
-    programs = place / "venv" / "bin"
+    programs, source = place / "venv" / "bin", place / "source"
+    leave = shutil.ignore_patterns(".*", "build", "runs", "node_modules", "*.egg-info", "results")
+    shutil.copytree(ROOT, source, ignore=leave)  # pip builds where the sources are
     subprocess.run(
-        [programs / "python", "-m", "pip", "install", "--quiet", f"{ROOT}[cpu]"],
+        [programs / "python", "-m", "pip", "install", "--quiet", f"{source}[cpu]"],
         check=True,
         cwd=place,
+        env=without_ours(),
     )
     return programs
 
 
+def without_ours() -> dict[str, str]:
+    """The environment, without what this interpreter imports from."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean = without_ours()
     return subprocess.run(
         list(map(str, words)), capture_output=True, text=True, env=clean, cwd=cwd, check=False
     )
