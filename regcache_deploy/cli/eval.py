@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import IN_TORCH, parse_runners
+    from ..evaluation.runner import IN_TORCH
+    from ..evaluation.runners import parse_runners
     from ..report.evaluation import keep_records, print_images, print_records, write_csv
 
     names = parse_runners(args.on)

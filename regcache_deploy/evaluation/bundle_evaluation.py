@@ -40,7 +40,8 @@ from .records import (
     top_classes,
     zero_shot_records,
 )
-from .runners import Runner, make_runners
+from .runner import Runner
+from .runners import make_runners
 
 if TYPE_CHECKING:
     from ..encoders.load import LoadedModel

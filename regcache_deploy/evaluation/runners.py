@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,9 @@ from ..compat import require
 from ..data.stream import Batch
 from ..errors import ConfigError
 from .engines import ENGINES, open_engine
+from .runner import BASELINE, IN_TORCH, Runner
 
-FP32, BASELINE, SIMULATED = "fp32", "baseline", "simulated"
-IN_TORCH = (FP32, BASELINE, SIMULATED)
 RUNNERS = (*IN_TORCH, *ENGINES)
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Something that turns a batch into embeddings `[b, E]`, float32, not L2-normalized.
-
-    Attributes:
-        note: how it came to be, where its name does not say it; for people.
-    """
-
-    name: str
-    run: Callable[[Batch], npt.NDArray[np.float32]] = field(repr=False)
-    note: str = ""
 
 
 def parse_runners(text: str) -> tuple[str, ...]:

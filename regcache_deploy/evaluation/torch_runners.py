@@ -20,7 +20,7 @@ from ..data.stream import Batch
 from ..quantization.plan import calibration_of
 from ..quantization.plan_baseline import baseline_of
 from ..quantization.simulate import Calibration
-from .runners import BASELINE, FP32, SIMULATED, Runner
+from .runner import BASELINE, FP32, SIMULATED, Runner
 
 
 def torch_runners(
