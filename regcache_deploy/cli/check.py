@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 HELP = "hold a bundle's graph against TensorRT's rules, without a GPU"
 
+EXAMPLES = """\
+  regcache check runs/X/X.regcache"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache check`."""
