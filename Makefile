@@ -26,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help cpp docs fuzz export test test-clean test-examples test-encoders test-tensorrt lint types pytest bench format clean
+.PHONY: help cpp docs fuzz export test test-clean test-package test-examples test-encoders test-tensorrt lint types pytest bench format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -36,6 +36,7 @@ help:
 	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
 	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
 	@echo "make test-clean      commands and library in an environment without torch and onnx"
+	@echo "make test-package    wheel and sdist, built, installed and run in a fresh environment"
 	@echo "make test-examples   programs of examples/, a web service and a browser page among them"
 	@echo "make test-tensorrt   TensorRT-RTX builds of every shape and form in full depth; four minutes"
 	@echo "make docs     the documentation as a site, every link checked: build/site/index.html"
@@ -68,6 +69,10 @@ test-encoders: $(VENV)/.stamp-dev
 # A virtual environment of its own with what `pip install '.[cpu]'` brings; needs a package index.
 test-clean: $(VENV)/.stamp-dev
 	REGCACHE_CLEAN_INSTALL=1 $(BIN)/python -m pytest -q tests/engines/test_clean_install.py
+
+test-package: $(VENV)/.stamp-dev
+	$(INSTALL) build
+	REGCACHE_TEST_PACKAGE=1 $(BIN)/python -m pytest -q tests/test_package.py
 
 # The examples that need a web framework, npm's registry or a browser; what is missing is named.
 test-examples: $(VENV)/.stamp-dev

@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train-data", metavar="DATA", help="labelled images for knn, linear_probe")
     data.add_argument("--captions", type=Path, metavar="FILE", help="COCO captions, for retrieval")
     data.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="classes of a file of `regcache head`, in place of the bundle's own",
+    )
+    data.add_argument(
         "--templates",
         default="openai",
         metavar="openai|simple|FILE",
@@ -113,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         names,
         reporter,
         plan_folder=args.plan,
+        head_file=args.head,
         templates=args.templates,
         batch_size=args.batch_size,
         threads=args.threads,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from regcache_engines.documents import read_json
 
 from ..bench.results import environment_of_rows
 from ..errors import DataError
@@ -93,7 +94,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         if path.suffix == ".json":
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             rows = [row | environment_of_rows(found) for row in found["rows"]]
         else:
             with path.open(newline="", encoding="utf-8") as file:
@@ -120,7 +121,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any] | None:
     """The object in a file, or None where there is no such file."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

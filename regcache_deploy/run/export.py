@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from regcache_engines.bundle import MODEL
+from regcache_export.bundle import add_files
 from regcache_export.plan import Plan
 
 from ..bench.first_look import first_look
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
+from ..bundling.text import text_part
 from ..errors import ConfigError
 from ..quantization.baselines.table import fold_differences
 from ..quantization.encoder_folds import changing_folds
@@ -69,7 +71,7 @@ def run_export(
             calibration, sets, options.batch_size, reporter
         )
         study.held_out.warnings["recipe"] = calibration.warnings
-    with reporter.stage("folding weights, writing the graph"):
+    with reporter.stage("folding weights"):
         plan = plan_of(
             study.model,
             sets,
@@ -86,6 +88,10 @@ def run_export(
                 "sensitive_layer": study.found.sensitivity.layer,
             },
         )
+    text = None
+    if options.text and study.model.text is not None:
+        text = text_part(study.model.text, plan.labels, plan.encoder.output_dim, reporter)
+    with reporter.stage("writing the bundle"):
         draft = writer.draft(plan)
     deployed = writer.run(draft, sets, reporter)
     verified, extra = deployed, dict[str, Any]()
@@ -94,7 +100,10 @@ def run_export(
         verified = float32_twin(writer, plan, sets, reporter)
         extra = float16_cost(deployed, simulated, sets)
     study.features["deployed"] = deployed
-    manifest = {"accuracy": study.accuracy()} | extra
+    manifest: dict[str, Any] = {"accuracy": study.accuracy()} | extra
+    if text is not None:
+        add_files(draft, text.files)
+        manifest["text"] = text.manifest
     with reporter.stage("certificate: graph against simulation, code by code"):
         agreement = writer.verify_and_seal(
             draft, plan, calibration, sets, simulated, verified, manifest
