@@ -130,7 +130,7 @@ def _fail(message: str, code: int) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         return _run_command(arguments[0], f"regcache {arguments[0]}", arguments[1:])
-    lines = [f"  {name:<10}{_module(name).HELP}" for name in COMMANDS]
+    lines = [f"  {name:<12}{_module(name).HELP}" for name in COMMANDS]
     parser = Parser(
         prog="regcache",
         usage="regcache <command> [options]",

@@ -14,9 +14,6 @@ from regcache_engines.files import atomic_write_bytes
 from ..encoders.regcache import RegCacheConfig
 from ..search.result import Trial
 
-RESULT = "result.json"
-"""What an export leaves in its run folder."""
-
 CORNERS = (
     "fp32",
     "baseline",
