@@ -41,6 +41,8 @@ def words_of(line: str) -> list[str] | None:
     """Words of a `regcache` command behind whatever stands before it, or None."""
     words = shlex.split(line, comments=True)
     for index, word in enumerate(words):
+        if index and words[index - 1] != "&&" and "=" not in words[index - 1]:
+            continue  # an argument of another command
         name = word.rpartition("/")[2]
         if name == "regcache":
             return words[index + 1 :]
@@ -53,7 +55,7 @@ def words_of(line: str) -> list[str] | None:
 def test_every_command_is_one_of_this_version(page: Path) -> None:
     for line in commands(page):
         words = words_of(line)
-        if words is None or "..." in words or words[:1] == ["COMMAND"]:
+        if not words or "..." in words or words[:1] == ["COMMAND"]:
             continue
         assert words[0] in COMMANDS, line
         ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "\\")]
