@@ -20,6 +20,10 @@ from .common import QUIET, add_common_arguments, add_run_arguments, load_librari
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
 
+EXAMPLES = """\
+  regcache calibrate runs/X --data DIR --images 5000
+  regcache calibrate runs/X --data 'shards/{000..012}.tar' --observer percentile"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache calibrate`."""
@@ -73,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
         values = {**vars(args), "plan": str(args.plan), "output": str(output)}
         print(json.dumps(values, indent=1, default=str))
         return 0
+    if not (args.plan / "plan.json").is_file():
+        from regcache_export.plan import Plan
+
+        Plan.load(args.plan)  # says what is there instead, before torch is imported
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
     import torch

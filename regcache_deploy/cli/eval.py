@@ -11,9 +11,14 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
+from .common import QUIET, add_common_arguments, add_run_arguments, check_bundle, load_libraries
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
+
+EXAMPLES = """\
+  regcache eval runs/X/X.regcache --on fp32,onnxruntime --data DIR
+  regcache eval runs/X/X.regcache --images cat.jpg dog.jpg
+  regcache eval runs/X/X.regcache --on fp32,onnxruntime --data DIR --task instances"""
 
 TASKS = ("auto", "fidelity", "instances", "knn", "linear_probe", "retrieval")
 
@@ -100,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
+    check_bundle(args.bundle)
     reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
     from ..evaluation.runner import IN_TORCH

@@ -15,6 +15,11 @@ from .common import QUIET, add_common_arguments
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
 
+EXAMPLES = """\
+  regcache report runs/X
+  regcache report runs/X runs/Y runs/Z               # side by side
+  regcache report runs/X --triton model_repository"""
+
 log = logging.getLogger(__name__)
 
 

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, check_bundle
 
 HELP = "recompute a bundle's certificate with numpy and ONNX Runtime"
+
+EXAMPLES = """\
+  regcache verify runs/X/X.regcache
+  regcache verify runs/X/X.regcache --images 4       # a quick look"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.images is not None and args.images < 1:
         raise ConfigError(f"--images {args.images} is out of range: take at least 1")
+    check_bundle(args.bundle)
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     with reporter.stage("recomputing the certificate"):
         report = verify_bundle(Bundle.open(args.bundle), args.images)

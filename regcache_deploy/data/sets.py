@@ -39,7 +39,7 @@ def load_sets(
         DataError: too few or unreadable images.
     """
     search_count = max(settings.search_images, settings.calibration_images)
-    if settings.data is None:
+    if settings.from_demo or settings.data is None:
         count = settings.limit or DEMO_EVALUATION
         return (
             load_demo_images(

@@ -9,6 +9,9 @@ from ..errors import ConfigError
 from ..work.paths import require_folder
 from ..work.settings import MachineSettings, in_range, setting
 
+DEMO_DATA = "demo"
+"""Stands for the demo's digits, as in `regcache eval --data`."""
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -20,7 +23,8 @@ class DataSettings:
 
     data: Path | None = setting(
         None,
-        "images to calibrate and search on, one folder per class (default: the demo's)",
+        "images to calibrate and search on, one folder per class; demo for the demo's digits, the "
+        "default for the demo itself",
         "DIR",
     )
     eval_data: Path | None = setting(None, "images to evaluate on, laid out alike", "DIR")
@@ -29,7 +33,7 @@ class DataSettings:
     search_images: int = setting(512, "images to search on", "N")
 
     def __post_init__(self) -> None:
-        if self.data is None and self.eval_data is not None:
+        if self.from_demo and self.eval_data is not None:
             raise ConfigError(
                 "--eval-data needs --data: images to calibrate and search on must be other "
                 "images than those to evaluate on"
@@ -38,9 +42,14 @@ class DataSettings:
         in_range("--calibration-images", self.calibration_images, 1)
         in_range("--search-images", self.search_images, 1)
 
+    @property
+    def from_demo(self) -> bool:
+        """The demo's handwritten digits; a folder of that name is `./demo`."""
+        return self.data is None or str(self.data) == DEMO_DATA
+
     def check_folders(self) -> None:
         """Raise DataError where an image folder is not there."""
-        for folder in (self.data, self.eval_data):
+        for folder in (None if self.from_demo else self.data, self.eval_data):
             if folder is not None:
                 require_folder(folder)
 
