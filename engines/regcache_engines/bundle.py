@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +15,10 @@ import numpy.typing as npt
 
 from .errors import BundleError, EngineError
 from .files import sha256_bytes, sha256_file
-from .head import read_head
+from .head import maker_of, read_head
 from .manifest_graph import graph_problem
 from .preprocess_config import preprocess_problem
+from .text_config import FOLDER, TEXT_FILES
 
 SCHEMA = 1
 
@@ -110,7 +112,39 @@ class Bundle:
     @property
     def has_text_features(self) -> bool:
         """Whether the bundle carries a zero-shot head."""
-        return TEXT_FEATURES in self.manifest["files"]
+        return TEXT_FEATURES in self._kept
+
+    def with_head(self, path: Path | str) -> Bundle:
+        """The same bundle with another zero-shot head, a file of `regcache head`.
+
+        Raises:
+            BundleError: it is no head, of another length than the features, or made by another
+                model's text tower.
+        """
+        path = Path(path)
+        try:
+            data = _read_limited(path, MAX_HEAD)
+        except OSError as error:
+            raise BundleError(f"{path} is not readable ({error})") from error
+        features, _, _ = read_head(data, path)
+        shape = self.manifest["graph"]["output"].get("shape")
+        if isinstance(shape, list) and shape[-1] != features.shape[1]:
+            raise BundleError(
+                f"{path} has classes of {features.shape[1]} numbers and the embeddings of "
+                f"{self.path} have {shape[-1]}; they come from different models"
+            )
+        text = self.manifest.get("text")
+        mine, maker = text.get("weights_sha256") if isinstance(text, dict) else None, maker_of(data)
+        if self.has_text and mine and maker and mine != maker:
+            raise BundleError(
+                f"{path} was made by another model's text tower; make it again from {self.path}"
+            )
+        return replace(self, _kept={**self._kept, TEXT_FEATURES: data})
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the bundle carries a text tower; see `regcache_engines.text.TextTower`."""
+        return TEXT_FILES[0] in self.manifest["files"]
 
     @property
     def text_features(self) -> npt.NDArray[np.float32]:
@@ -177,7 +211,8 @@ def _no_constant(name: str) -> Any:
 
 def _read_limited(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, limit) + 1)  # `read` allocates what it is asked for
     if len(data) > limit:
         raise BundleError(f"{path} is too large to be what it should be; {AGAIN}")
     return data
@@ -211,6 +246,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
     for name in REQUIRED:
         if name not in files:
             raise BundleError(f"{folder}/{MANIFEST} does not list {name}; {AGAIN}")
+    _check_text_folder(folder, files)
     kept = {}
     for name, entry in files.items():
         _check_file(folder, name, entry)
@@ -224,8 +260,12 @@ def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
             raise BundleError(
                 f"{folder / name} was changed after the export (SHA-256 differs); {AGAIN}"
             )
-    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    unlisted = sorted(present - files.keys() - {MANIFEST})
+    known = {MANIFEST, *files}
+    if TEXT_FILES[0] in files:
+        known.add(FOLDER)
+    unlisted = sorted(_visible(folder) - known)
+    if FOLDER in known:
+        unlisted += sorted({f"{FOLDER}/{name}" for name in _visible(folder / FOLDER)} - known)
     if unlisted:
         raise BundleError(
             f"{folder} holds {', '.join(unlisted)}, which its manifest does not list; "
@@ -234,8 +274,22 @@ def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
     return kept
 
 
+def _visible(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+
+
+def _check_text_folder(folder: Path, files: Mapping[str, Any]) -> None:
+    listed = [name for name in TEXT_FILES if name in files]
+    if listed and len(listed) < len(TEXT_FILES):
+        lacking = ", ".join(name for name in TEXT_FILES if name not in files)
+        raise BundleError(f"{folder}/{MANIFEST} does not list {lacking}; {AGAIN}")
+    if listed and (folder / FOLDER).is_symlink():
+        raise BundleError(f"{folder / FOLDER} is a link; a bundle holds its files itself: {AGAIN}")
+
+
 def _check_file(folder: Path, name: str, entry: Any) -> None:
-    if name in ("", ".", "..", MANIFEST) or any(mark in name for mark in "/\\:\0"):
+    plain = name not in ("", ".", "..", MANIFEST) and not any(mark in name for mark in "/\\:\0")
+    if not plain and name not in TEXT_FILES:
         raise BundleError(
             f"{folder}/{MANIFEST} lists the file name {name!r}, which could leave the bundle; "
             "do not use this bundle"

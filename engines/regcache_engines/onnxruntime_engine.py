@@ -12,7 +12,9 @@ from .cpu_flags import may_saturate
 from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
+from .heap import trim_heap
 from .model_file import ModelFile
+from .monitor import Monitor
 from .onnxruntime_session import CPU_PROVIDER, open_session
 from .pieces import PiecewiseRun, Run, physical_cores, piece_size
 
@@ -39,6 +41,10 @@ class OnnxRuntimeEngine(BaseEngine):
         provider: execution provider that must really run.
         sha256: of the file, where a manifest says it; anything else is refused.
         provider_options: as ONNX Runtime names them; `providers.tensorrt_options` makes some.
+        monitor: gets the integer codes of its probes with every call; None takes none out.
+        pieces: a second copy of the model, with which each thread runs images of its own
+            (`pieces.py`). None loads it with the first batch of at least one image a thread, True
+            at once, False never: batches then take longer, and memory holds the model once.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -54,9 +60,12 @@ class OnnxRuntimeEngine(BaseEngine):
         provider: str = CPU_PROVIDER,
         sha256: str | None = None,
         provider_options: Mapping[str, str] | None = None,
+        monitor: Monitor | None = None,
+        pieces: bool | None = None,
     ) -> None:
         check_threads(threads)
         super().__init__()
+        self._monitor = monitor
         self._path = Path(model_path)
         self._file = ModelFile(model_path, sha256)
         self._provider_options = provider_options
@@ -68,14 +77,23 @@ class OnnxRuntimeEngine(BaseEngine):
         self._contract = self._read_contract()
         self._pieces: PiecewiseRun | None = None
         if optimize and provider == CPU_PROVIDER and self._fixed_batch is None:
-            self._pieces = self._open_pieces(threads)
+            self._pieces = self._open_pieces(threads, pieces is not False)
+            if self._pieces is not None and pieces:
+                self._pieces.open()
 
     def _features(self, images: Array) -> FloatArray:
         if self._pieces is not None:
             return self._pieces(images)
-        return in_fixed_batches(images, self._fixed_batch, self._run)
+        left = len(images)
 
-    def _open_pieces(self, threads: int | None) -> PiecewiseRun | None:
+        def run(part: Array) -> FloatArray:  # the last one may be filled up
+            nonlocal left
+            own, left = min(left, len(part)), left - len(part)
+            return self._run_in(self._session, part, own)
+
+        return in_fixed_batches(images, self._fixed_batch, run)
+
+    def _open_pieces(self, threads: int | None, twice: bool) -> PiecewiseRun | None:
         tokens = self._metadata(TOKENS)
         if not _is_count(tokens):
             return None
@@ -85,7 +103,10 @@ class OnnxRuntimeEngine(BaseEngine):
             return lambda images: self._run_in(session, images)
 
         return PiecewiseRun(
-            piece_size(int(tokens)), threads or physical_cores(), self._run, open_single
+            piece_size(int(tokens)),
+            threads or physical_cores(),
+            self._run,
+            open_single if twice else None,
         )
 
     def _metadata(self, key: str) -> str:
@@ -102,6 +123,16 @@ class OnnxRuntimeEngine(BaseEngine):
             f"integer products to the CPU; export it with --target {better}"
         )
 
+    def _refuse_unwatchable(self) -> None:
+        codes = ("tensor(uint8)", "tensor(int8)")
+        given = {output.name for output in self._session.get_outputs() if output.type in codes}
+        wanted = [] if self._monitor is None else self._monitor.outputs
+        if lacking := [name for name in wanted if name not in given]:
+            raise EngineError(
+                f"{self._path} gives out no codes {', '.join(lacking)}, which its manifest "
+                "promises; export it again"
+            )
+
     def _refuse_saturation(self) -> None:
         """As written, such a graph's products saturate; ONNX Runtime mends it by optimizing."""
         if self._has_integer_products() and may_saturate():
@@ -117,12 +148,19 @@ class OnnxRuntimeEngine(BaseEngine):
     def _run(self, images: Array) -> FloatArray:
         return self._run_in(self._session, images)
 
-    def _run_in(self, session: Any, images: Array) -> FloatArray:
+    def _run_in(self, session: Any, images: Array, own: int | None = None) -> FloatArray:
+        """Features of `images`, of which the first `own` are the caller's; None means all."""
         feed = {self._input_name: np.ascontiguousarray(images)}
+        watched = [] if self._monitor is None else self._monitor.outputs
+        features: FloatArray
         try:
-            features: FloatArray = session.run([self._output_name], feed)[0]
+            features, *codes = session.run([self._output_name, *watched], feed)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
+        if self._monitor is not None:
+            own = len(images) if own is None else own
+            parts = [part[: len(part) * own // len(images)] for part in codes]
+            self._monitor.add(parts, own)
         return features
 
     def _release(self) -> None:
@@ -132,7 +170,7 @@ class OnnxRuntimeEngine(BaseEngine):
             self._pieces.close()
 
     def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
-        return open_session(
+        session = open_session(
             self._file.source(),
             threads=threads,
             optimize=optimize,
@@ -140,6 +178,8 @@ class OnnxRuntimeEngine(BaseEngine):
             provider_options=self._provider_options,
             name=self._path,
         )
+        trim_heap()
+        return session
 
     def _read_contract(self) -> Contract:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -158,6 +198,7 @@ class OnnxRuntimeEngine(BaseEngine):
                 "[batch, E]"
             )
         self.names = self._input_name, self._output_name = inputs[0].name, outputs[0].name
+        self._refuse_unwatchable()
         batch = inputs[0].shape[0]
         self._fixed_batch = batch if isinstance(batch, int) else None
         return contract

@@ -81,6 +81,9 @@ class EncoderSpec:
         pool_mlp_width: `map` ends in `x + mlp(norm(x))` with this hidden width; 0 ends it in
             `norm(x)`.
         rotary: queries and keys are turned by the angles of their patch (RoPE).
+        attn_norm, mlp_norm: every token is normalized once more in front of out_proj, or of fc2
+            (the sub-LayerNorm of EVA-02, arXiv 2303.11331). Mean 0, variance 1, no weights: those
+            of the original are in the linear behind.
     """
 
     image_size: tuple[int, int]
@@ -103,6 +106,8 @@ class EncoderSpec:
     pool_width: int = 0
     pool_mlp_width: int = 0
     rotary: bool = False
+    attn_norm: bool = False
+    mlp_norm: bool = False
 
     @property
     def pooled_dim(self) -> int:

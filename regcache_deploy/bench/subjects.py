@@ -25,6 +25,8 @@ from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
 
+from ..compat import require
+
 Array = npt.NDArray[Any]
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -118,7 +120,7 @@ def bundle_images(bundle: Bundle, count: int) -> tuple[Array, str]:
     Taken from the certificate, repeated where it has fewer; a bundle without one gets noise, which
     is as good for timing and good for nothing else.
     """
-    from regcache_export.verify import read_certificate
+    from regcache_export.certificate_files import read_certificate
 
     try:
         pixels = read_certificate(bundle)[1]
@@ -154,6 +156,7 @@ def _file(
         if not float_file.is_file():
             raise BundleError(f"there is no {float_file}; give an ONNX file with --fp32")
         return float_file
+    require("onnx", "export")
     from regcache_export.graph import build_model, serialize
 
     body = replace(options, body="float16" if precision == "fp16" else "float32")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import require
 from ..errors import ConfigError
-from ..work.paths import require_writable_file
+from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments
 
 if TYPE_CHECKING:
     from ..bench.measure import Settings
+
+log = logging.getLogger(__name__)
 
 HELP = "latency and throughput of bundles, INT8 beside float (--compare fp32,int8)"
 
@@ -78,7 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--csv",
         type=Path,
         metavar="FILE|DIR",
-        help="write the rows; in a folder, the file is named after the environment",
+        help="write the rows there; in a folder, the file is named after the environment (default: "
+        "beside each bundle, where `regcache report` finds them)",
+    )
+    parser.add_argument(
+        "--keep",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write the rows at all where --csv does not say where",
     )
     add_common_arguments(parser)
 
@@ -86,7 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time and print. Returns the exit code."""
     engines, settings = _settings(args)
-    require("onnx", "export")
     from regcache_engines.bundle import Bundle
     from regcache_export.bundle_graph import graph_options
 
@@ -97,26 +106,36 @@ def run(args: argparse.Namespace) -> int:
         environment_of_rows,
         print_table,
         results_file,
-        write_rows,
     )
     from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
 
-    bundles = [Bundle.open(path) for path in args.bundles]
+    reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
+    with reporter.stage("opening the bundles"):
+        bundles = [Bundle.open(path) for path in args.bundles]
     names = [bundle.path.resolve().name for bundle in bundles]
     if len(set(names)) < len(names):
         raise ConfigError("two bundles have the same name; rename one, the rows would look alike")
     machine = describe_machine()
-    table = None if args.csv is None else results_file(args.csv, "bench", machine)
-    if table is not None:
+    tables = [] if args.csv is None else [results_file(args.csv, "bench", machine)]
+    for table in tables:
         require_writable_file(table, "--csv")
+    if args.keep and not tables:  # beside each bundle, where `regcache report` looks
+        folders = dict.fromkeys(beside(bundle.path) for bundle in bundles)
+        tables = [results_file(folder, "bench", machine) for folder in folders]
     with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
         subjects, pixels, source = [], {}, ""
         for bundle in bundles:
             half = graph_options(bundle).target == "tensorrt" and args.fp32 is None
             precisions = _words(args.compare or (DEFAULT_HALF if half else DEFAULT_COMPARE))
-            found = subjects_of(
-                bundle, precisions, Path(scratch), args.plan, args.fp32, args.compare is not None
-            )
+            with reporter.stage(f"files of {bundle.path.name}: {', '.join(precisions)}"):
+                found = subjects_of(
+                    bundle,
+                    precisions,
+                    Path(scratch),
+                    args.plan,
+                    args.fp32,
+                    args.compare is not None,
+                )
             subjects += found
             pixels[found[0].name], source = bundle_images(bundle, max(settings.batches))
         bench = Bench(
@@ -125,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
             pixels,
             settings,
             args.engines or Path(scratch) / "engines",
-            Reporter(quiet=args.verbosity == QUIET or args.json),
+            reporter,
         )
         rows = [row_columns(row) for row in bench.run()]
     how = {
@@ -145,9 +164,28 @@ def run(args: argparse.Namespace) -> int:
             print_table(document)
         sys.stdout.flush()
     finally:  # a closed pipe takes no file with it, and a full disk no text
-        if table is not None:
-            write_rows(table, rows, environment_of_rows(document))
+        write_tables(tables, rows, environment_of_rows(document), must=args.csv is not None)
     return 0
+
+
+def write_tables(
+    tables: Sequence[Path], rows: list[dict[str, Any]], extra: dict[str, Any], must: bool
+) -> None:
+    """Write the rows and say where; a folder that cannot be written is an error only if it `must`.
+
+    A bundle may lie where nobody may write, and is timed all the same.
+    """
+    from ..bench.results import write_rows
+
+    for table in tables:
+        try:
+            write_rows(table, rows, extra)
+        except OSError as error:
+            if must:
+                raise
+            log.warning("the rows are not kept in %s: %s", table, error.strerror)
+        else:
+            log.info("rows: %s", table)
 
 
 def _settings(args: argparse.Namespace) -> tuple[list[str], Settings]:

@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import import_open_clip, require
+from ..compat import require
 from ..errors import ConfigError
-from ..work.paths import require_writable
+from ..work.paths import beside, require_writable
 from ..work.progress import Reporter
 from ..work.settings import check_seed
 from .check import read_model
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, load_libraries
 
 if TYPE_CHECKING:
     from regcache_engines.tensorrt.build_options import BuildOptions
@@ -67,7 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runtime (default %(default)s); tensorrt_rtx also builds without a GPU",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("engines"), metavar="DIR", help="folder of the engine"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the decision, of engines and of other files that are kept (default: "
+        "beside the bundle, where `regcache report` finds them)",
     )
     batch = parser.add_argument_group("batch profile")
     batch.add_argument("--min-batch", type=int, default=1, metavar="N", help="default %(default)s")
@@ -147,6 +151,8 @@ def _add_contract(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, build, compare. Returns the exit code."""
     require("onnx", "export")
+    if args.output is None:
+        args.output = beside(args.bundle)
     if args.engine in CPU_ENGINES or _given(args, CONTRACT):
         return _run_contract(args)
     if ignored := _given(args, CONTRACT_ONLY):
@@ -230,10 +236,11 @@ def _run_contract(args: argparse.Namespace) -> int:
     else:
         build = _build_options(args)
     require_writable(args.output)
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
+    load_libraries(reporter)
     from ..contract.options import ContractOptions
     from ..contract.run import run_contract
-    from ..report.contract import contract_lines
+    from ..report.contract import print_contract
 
     options = ContractOptions(
         engine=args.engine,
@@ -249,8 +256,11 @@ def _run_contract(args: argparse.Namespace) -> int:
         build=build,
         strict_layers=args.layer_check == "error",
     )
-    document = run_contract(args.bundle, options, Reporter(quiet=args.verbosity == QUIET))
-    print(json.dumps(document, indent=1) if args.json else "\n".join(contract_lines(document)))
+    document = run_contract(args.bundle, options, reporter)
+    if args.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_contract(document)
     return 0
 
 

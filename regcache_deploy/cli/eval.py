@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train-data", metavar="DATA", help="labelled images for knn, linear_probe")
     data.add_argument("--captions", type=Path, metavar="FILE", help="COCO captions, for retrieval")
     data.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="classes of a file of `regcache head`, in place of the bundle's own",
+    )
+    data.add_argument(
         "--templates",
         default="openai",
         metavar="openai|simple|FILE",
@@ -76,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
     )
+    machine.add_argument(
+        "--keep",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the records beside the bundle, where `regcache report` finds them",
+    )
     machine.add_argument("--csv", type=Path, metavar="FILE", help="write the records as CSV, too")
     add_run_arguments(parser)
     add_common_arguments(parser)
@@ -88,18 +100,20 @@ def run(args: argparse.Namespace) -> int:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
-    from ..compat import import_open_clip
-
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import parse_runners
-    from ..report.evaluation import print_images, print_records, write_csv
+    from ..evaluation.runners import IN_TORCH, parse_runners
+    from ..report.evaluation import keep_records, print_images, print_records, write_csv
 
+    names = parse_runners(args.on)
+    if set(IN_TORCH) & set(names):
+        load_libraries(reporter)
     session = Session(
         args.bundle,
-        parse_runners(args.on),
-        Reporter(quiet=args.verbosity == QUIET),
+        names,
+        reporter,
         plan_folder=args.plan,
+        head_file=args.head,
         templates=args.templates,
         batch_size=args.batch_size,
         threads=args.threads,
@@ -123,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         finally:  # a closed pipe takes no file with it, and a full disk no text
             if args.csv is not None:
                 write_csv(args.csv, session, records)
+            if args.keep:
+                keep_records(session, records, args.data)
     return 0
 
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_common_arguments
+from ..work.progress import Reporter
+from .common import QUIET, add_common_arguments
 
 if TYPE_CHECKING:
     from regcache_engines.signature import Signer
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     signer = _signer(args)
     if signer is not None:
         verify_signature(args.bundle, signer, args.signature)
-    report = verify_bundle(Bundle.open(args.bundle), args.images)
+    reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
+    with reporter.stage("recomputing the certificate"):
+        report = verify_bundle(Bundle.open(args.bundle), args.images)
     if args.json:
         print(json.dumps(report.to_json(), indent=1))
     elif report.problem is None:

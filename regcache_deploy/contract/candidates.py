@@ -10,13 +10,13 @@ import torch
 
 from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.files import atomic_write_bytes
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle_graph import graph_options
 from regcache_export.graph import build_model, serialize
 from regcache_export.graph.probes import add_probes, probe_places
 from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
-from regcache_export.trace import in_layout
 
 from ..bench.subjects import float_plan
 from ..evaluation.corners import simulate

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache_engines.documents import read_json
+from regcache_engines.preprocess import Preprocess
 
 from ..errors import DataError
-from .preprocess import Preprocess
 from .stream import ImageStream, Item
 
 MAX_CAPTIONS = 1 << 30

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from regcache_engines.documents import read_document
 from regcache_engines.files import atomic_write_bytes
+from regcache_engines.text_head import read_prompts
 
 from ..errors import ConfigError, ModelError
 from ..work.progress import Reporter
@@ -59,17 +59,7 @@ def read_templates(choice: str) -> tuple[str, ...]:
         raise ConfigError(
             f"--templates {choice}: neither {' nor '.join(TEMPLATE_SETS)}, and no such file"
         )
-    try:
-        lines = [line.strip() for line in read_document(path).split("\n")]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--templates {path} cannot be read as UTF-8 text: {error}") from error
-    templates = tuple(line.replace("{c}", "{}") for line in lines if line)
-    wrong = next((line for line in templates if line.count("{}") != 1), None)
-    if wrong is not None:
-        raise ConfigError(f"{path}: '{wrong}' needs {{}} once, where the class name goes")
-    if not templates:
-        raise ConfigError(f"{path} holds no templates; write one a line, e.g. a photo of a {{}}.")
-    return templates
+    return read_prompts(choice)
 
 
 def _fill(template: str, name: str) -> str:

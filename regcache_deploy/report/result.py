@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,9 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..encoders.regcache import RegCacheConfig
 from ..search.result import Trial
+
+RESULT = "result.json"
+"""What an export leaves in its run folder."""
 
 CORNERS = (
     "fp32",
@@ -63,11 +65,14 @@ class ExportResult:
         in_float: linears that `--keep-float` left in floating point.
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
+        untried_ways: dearer ones, not tried because a plain one is level with floating point.
         reason: why, in one sentence; empty where nothing was raced.
         merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
             weighed against each other, and `merge_reason`, why.
         token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
+        speed: of the bundle over FP32, see `bench.first_look`; None where nobody looked.
+        file_mib: of the weights in FP32 and of the INT8 file.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -103,6 +108,7 @@ class ExportResult:
     not_tried: tuple[RegCacheConfig, ...] = ()
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
+    untried_ways: tuple[str, ...] = ()
     reason: str = ""
     merge: dict[str, Any] | None = None
     merge_front: tuple[dict[str, Any], ...] = ()
@@ -110,6 +116,8 @@ class ExportResult:
     token_norms: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, float] = field(default_factory=dict)
     fidelity_way: str | None = None
+    speed: dict[str, Any] | None = None
+    file_mib: dict[str, float] | None = None
 
     @property
     def sensitive_block(self) -> int:
@@ -135,6 +143,7 @@ class ExportResult:
             "reason": self.reason,
             "fidelity_way": self.fidelity_way,
             "ways": list(self.ways),
+            "untried_ways": list(self.untried_ways),
             "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
@@ -157,6 +166,8 @@ class ExportResult:
             "differences": list(self.differences),
             "in_float": list(self.in_float),
             "agreement": self.agreement,
+            "speed": self.speed,
+            "file_mib": self.file_mib,
             "not_tried": [choice.to_json() for choice in self.not_tried],
             "warnings": list(self.warnings),
             "caution": self.caution,
@@ -191,7 +202,3 @@ def write_trials(path: Path, trials: Sequence[Trial], objective: str) -> None:
             ]
         )
     atomic_write_bytes(path, buffer.getvalue().encode())
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -18,13 +18,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import Preprocess
+from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions, find_target
 
 from ..bundling.certify import certify_bundle
 from ..bundling.monitor import monitor_entry
-from ..data.preprocess import Preprocess
 from ..data.sources import open_data
 from ..data.stream import ImageStream
 from ..errors import BundleError, ConfigError
@@ -108,8 +109,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
         def images() -> Iterator[Tensor]:
             for batch in stream.batches(options.batch_size):
                 if (missing := options.certificate_images - sum(map(len, kept))) > 0:
-                    kept.append(batch.pixels[:missing].clone())
-                pixels = batch.images
+                    kept.append(torch.from_numpy(batch.pixels[:missing].copy()))
+                pixels = torch.from_numpy(batch.images)
                 del batch  # before the next one is decoded
                 yield pixels
                 advance(len(pixels))
@@ -122,7 +123,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     peak = peak_memory()  # a certificate comes behind it, of its fixed images
     pixels = torch.cat(kept)[: options.certificate_images]
     changed = _plan(plan, after, options, stream, found)
-    bundle = _write(changed, options, after, pixels)
+    with reporter.stage("writing the graph and its certificate"):
+        bundle = _write(changed, options, after, pixels)
     warnings = [*stream.warnings(), *after.warnings]
     for line in warnings:
         logger.warning("%s", line)
@@ -228,10 +230,23 @@ def _write(
     draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
     try:
         certify_bundle(draft, plan, graph, calibration, pixels)
-        monitor = monitor_entry(draft, pixels.numpy())
-        return seal_bundle(draft, options.output / "calibrated.regcache", monitor)
+        found = monitor_entry(draft, pixels.numpy()) | _text_of_the_first(options.plan, plan, draft)
+        return seal_bundle(draft, options.output / "calibrated.regcache", found)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _text_of_the_first(folder: Path, plan: Plan, draft: Path) -> dict[str, Any]:
+    """Copy the text tower of the plan's own bundle, where that lies beside the plan."""
+    for path in sorted(folder.glob("*.regcache")):
+        try:
+            bundle = Bundle.open(path)
+        except BundleError as error:
+            logger.warning("no text tower is taken from %s: %s", path, error)
+            continue
+        if bundle.manifest.get("provenance") == plan.provenance:
+            return copy_text(bundle, draft)
+    return {}
 
 
 def graph_options_of(plan: Plan) -> GraphOptions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -87,7 +89,7 @@ def test_without_a_home_nothing_is_cached(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(zero_shot_head.Path, "home", no_home)
+    monkeypatch.setattr(Path, "home", no_home)
     assert zero_shot_head.cache_folder() is None
 
 
