@@ -59,7 +59,19 @@ def main(words: list[str]) -> int:
 
 NAMES = (
     *("plan", "plan-tensors", "manifest", "certificate", "preprocess", "head", "classes"),
-    *("templates", "captions", "yaml", "encoder", "spec", "sidecar", "onnx", "words"),
+    *(
+        "templates",
+        "prompts",
+        "names",
+        "text",
+        "captions",
+        "yaml",
+        "encoder",
+        "spec",
+        "sidecar",
+        "onnx",
+        "words",
+    ),
 )
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from regcache_deploy.cli.common import Parser
 from regcache_deploy.cli.config_file import read_config
 from regcache_deploy.cli.export import add_arguments
 from regcache_deploy.data import captions, shards
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.encoders.encoder_file import read_encoder
 from regcache_deploy.encoders.settings import ModelSettings
 from regcache_deploy.encoders.zero_shot_head import read_templates
@@ -28,8 +27,11 @@ from regcache_engines.bundle import MANIFEST, PREPROCESS, Bundle
 from regcache_engines.files import sha256_bytes
 from regcache_engines.head import read_head
 from regcache_engines.onnx_wire import has_external_data
+from regcache_engines.preprocess import Preprocess
 from regcache_engines.preprocess_config import output_size, preprocess_problem
 from regcache_engines.tensorrt.sidecar import Sidecar
+from regcache_engines.text_config import TextConfig
+from regcache_engines.text_head import read_classes, read_prompts
 from regcache_export.bundle_graph import graph_options
 from regcache_export.merge import MergeSchedule
 from regcache_export.plan import Plan
@@ -135,6 +137,9 @@ def targets(kit: Kit, scratch: Path) -> dict[str, Target]:
         "templates": Target(
             file("templates", lambda path: read_templates(str(path))), (b"a {}.\na {c}\n",)
         ),
+        "prompts": Target(file("prompts", lambda path: read_prompts(str(path))), (b"a {}.\n",)),
+        "names": Target(file("names.txt", lambda path: read_classes(str(path))), (b"cat\ndog\n",)),
+        "text": Target(lambda data: ignore(TextConfig.parse(data, "text.json")), (TEXT,)),
         "captions": Target(
             file("captions.json", lambda path: captions.read_captions(scratch, path)),
             (json.dumps(rows).encode(),),
@@ -149,6 +154,11 @@ def targets(kit: Kit, scratch: Path) -> dict[str, Target]:
         "onnx": Target(lambda data: ignore(has_external_data(data)), (files["model.onnx"],)),
         "words": Target(words, (b"(3,1.5)", b"x-{000..012}.tar", b"224x160", b"1,2,3")),
     }
+
+
+TEXT = json.dumps(
+    {"format": 1, "context_length": 77, "logit_scale": 100.0, "templates": ["a {}"], "dim": 20}
+).encode()
 
 
 def ignore(value: object) -> None:
