@@ -19,6 +19,9 @@ from ..errors import DataError
 from .scan import IMAGE_SUFFIXES
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+MAX_SHARDS = 100_000
+"""LAION-5B has a few times as many, in folders."""
 LABEL, CAPTION = "cls", "txt"
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -60,6 +63,8 @@ def expand(text: str) -> list[Path]:
     names = [text]
     if match:
         low, high = match[1], match[2]
+        if len(high) > 9 or int(high) - int(low) >= MAX_SHARDS:
+            raise DataError(f"{text:.200} names more than {MAX_SHARDS} shards")
         names = [
             f"{text[: match.start()]}{number:0{len(low)}d}{text[match.end() :]}"
             for number in range(int(low), int(high) + 1)
