@@ -14,7 +14,7 @@ from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed
 from .arguments import add_settings
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, add_common_arguments, add_device_argument, add_run_arguments
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
 
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="images per pass (default 32)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_device_argument(parser)
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
     )
@@ -74,12 +75,10 @@ def run(args: argparse.Namespace) -> int:
     import_open_clip()
     require("onnx", "export")
     require("onnxruntime", "cpu")
-    import torch
-
     from ..run.calibrate import RecalibrateOptions, recalibrate
+    from ..work.threads import settle_threads
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    settle_threads(args.threads)
     options = RecalibrateOptions(
         plan=args.plan,
         data=args.data,
@@ -91,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         certificate_images=args.certificate_images,
         seed=args.seed,
+        device=args.device,
     )
     found = recalibrate(options, Reporter(quiet=args.verbosity == QUIET or args.json))
     if args.json:

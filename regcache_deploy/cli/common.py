@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigError
 from ..work.progress import stderr_console
+from ..work.settings import MachineSettings
 
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 
@@ -93,6 +94,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--seed", type=int, default=0, metavar="N", help="for every random choice (default 0)"
+    )
+
+
+def add_device_argument(group: argparse._ActionsContainer, what: str = "") -> None:
+    """Add `--device`, for commands without `MachineSettings`."""
+    text: str = MachineSettings.__dataclass_fields__["device"].metadata["help"]
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help=f"{what + ': ' if what else ''}{text}"
     )
 
 

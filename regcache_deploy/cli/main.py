@@ -18,6 +18,7 @@ from types import FrameType, ModuleType
 
 from .. import __version__
 from ..errors import ConfigError, RegCacheError
+from ..work.threads import sleep_while_idle
 from .common import Parser, did_you_mean, setup_logging
 from .config_file import parse_with_config
 
@@ -146,6 +147,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(_no_command(name))
+    sleep_while_idle()
     module = _module(name)
     parser = Parser(prog=prog, description=module.__doc__, epilog=EXIT_CODES)
     module.add_arguments(parser)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from ..work.paths import require_writable_file
-from .common import add_common_arguments
+from .common import add_common_arguments, add_device_argument
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY.engine",
         help="for --triton: serve this TensorRT engine of the bundle in place of the ONNX file",
     )
+    add_device_argument(parser, "of the error by layer")
     add_common_arguments(parser)
 
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if bundle is not None:
         document |= read_bundle(bundle)
         if args.layers:
-            document |= _block_errors(bundle, args.run_folder)
+            document |= _block_errors(bundle, args.run_folder, args.device)
     written = {"report": str(output)}
     if args.engine is not None and args.triton is None:
         raise ConfigError("--engine goes with --triton DIR")
@@ -105,7 +106,7 @@ def find_bundle(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _block_errors(bundle: Path, folder: Path) -> dict[str, Any]:
+def _block_errors(bundle: Path, folder: Path, device: str) -> dict[str, Any]:
     """The error by layer, or nothing where it cannot be measured, with a message."""
     from ..compat import require
 
@@ -113,10 +114,12 @@ def _block_errors(bundle: Path, folder: Path) -> dict[str, Any]:
     from regcache_engines.bundle import Bundle
 
     from ..report.block_errors import measure_block_errors
+    from ..work.threads import settle_threads
 
+    settle_threads(None)
     try:
         place = folder if (folder / "plan.json").is_file() else None
-        return {"block_errors": measure_block_errors(Bundle.open(bundle), place)}
+        return {"block_errors": measure_block_errors(Bundle.open(bundle), place, device)}
     except BundleError as error:
         log.warning("no error by layer: %s", error)
         return {}

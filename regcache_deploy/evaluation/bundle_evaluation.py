@@ -24,6 +24,7 @@ from ..encoders.load import LoadedModel, load_model
 from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
+from ..work.threads import settle_threads
 from .instance_records import instance_records
 from .instances import INSTANCES
 from .metrics import retrieval_metrics, zero_shot_logits
@@ -57,7 +58,7 @@ class Session:
         on: names of runners; the first one is the reference of comparisons.
         plan_folder: where plan.json is; None is beside the bundle.
         templates: prompts for classes that the bundle's head does not have.
-        batch_size, threads, workers, seed, limit: as on the command line.
+        batch_size, threads, device, workers, seed, limit: as on the command line.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Session:
     templates: str = DEFAULT_TEMPLATES
     batch_size: int = 32
     threads: int | None = None
+    device: str = "auto"
     workers: int = 0
     seed: int = 0
     limit: int | None = None
@@ -74,8 +76,7 @@ class Session:
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __enter__(self) -> Session:
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        settle_threads(self.threads)
         self.bundle = Bundle.open(self.path)
         self.preprocess = Preprocess(self.bundle.preprocess)
         try:
@@ -86,6 +87,7 @@ class Session:
                 self.threads,
                 self.batch_size,
                 self._stack,
+                self.device,
             )
         except BaseException:
             self._stack.close()

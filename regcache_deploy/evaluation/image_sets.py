@@ -106,6 +106,8 @@ def load_image_sets(
     """
     search, evaluation = load_sets(settings, model.preprocess, reporter)
     identity = _identity(settings, model, search) if parts else {}
+    if parts and model.encoder.device.type != "cpu":  # the same up to rounding
+        identity |= {"device": model.encoder.device.type}
     cache = PartCache(parts, identity, Work())
     encoder, size = model.encoder, settings.batch_size
 

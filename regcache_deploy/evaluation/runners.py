@@ -23,7 +23,8 @@ from ..data.stream import Batch
 from ..errors import ConfigError
 from ..quantization.plan import calibration_of
 from ..quantization.plan_baseline import baseline_of
-from ..quantization.simulate import Calibration
+from ..quantization.simulate import Calibration, Quantization
+from ..work.devices import halving, log_device, use_device
 from .engines import ENGINES, open_engine
 
 FP32, BASELINE, SIMULATED = "fp32", "baseline", "simulated"
@@ -64,11 +65,13 @@ def make_runners(
     threads: int | None,
     batch_size: int,
     stack: ExitStack,
+    device: str = "cpu",
 ) -> list[Runner]:
     """Runners in the order of `names`; engines are closed with `stack`.
 
     A TensorRT engine is built into the user's cache, unless it is there. None is taken from beside
-    the bundle, where it may have come with a download.
+    the bundle, where it may have come with a download. FP32, baseline and simulation run on
+    `device`, as `find_device` takes it.
 
     FP32 is the plan's encoder without its quantizers and without RegCache. The baseline's folds
     are in its weights; they change no result beyond rounding. The baseline is `baseline_alone`.
@@ -80,12 +83,12 @@ def make_runners(
     runners: dict[str, Runner] = {}
     if {FP32, BASELINE, SIMULATED} & set(names):
         plan = load_plan(bundle, plan_folder)
-        calibration = calibration_of(plan)
-        numerics, encoder = calibration.numerics(), calibration.encoder
-        runners[FP32] = Runner(FP32, lambda batch: encoder(batch.images))
-        runners[SIMULATED] = Runner(
-            SIMULATED, lambda batch: encoder(batch.images, numerics, calibration.regcache)
-        )
+        place = use_device(device)
+        log_device(place)
+        calibration = calibration_of(plan).to(place)
+        plain = Calibration(calibration.encoder, Quantization())
+        runners[FP32] = Runner(FP32, _torch_run(plain))
+        runners[SIMULATED] = Runner(SIMULATED, _torch_run(calibration))
         if BASELINE in names:
             runners[BASELINE] = _baseline_run(plan, calibration, bundle)
     for name in set(names) & set(ENGINES):
@@ -97,14 +100,22 @@ def make_runners(
 def _baseline_run(plan: Plan, calibration: Calibration, bundle: Bundle) -> Runner:
     pixels = read_certificate(bundle)[1]
     alone = baseline_alone(plan, calibration, pixels)
-    numerics, encoder = alone.numerics(), alone.encoder
     note = (
         f"{BASELINE} is the plan's quantizer ({plan.provenance['baseline']}) without RegCache, "
         f"simulated, its ranges set on the certificate's {len(pixels)} images"
     )
     if any(bool(layer.treated) for layer in alone.quantization.linears.values()):
         note += "; smoothing and float channels of the plan are kept"
-    return Runner(BASELINE, lambda batch: encoder(batch.images, numerics), note)
+    return Runner(BASELINE, _torch_run(alone), note)
+
+
+def _torch_run(calibration: Calibration) -> Callable[[Batch], Tensor]:
+    numerics, encoder = calibration.numerics(), calibration.encoder
+
+    def embed(images: Tensor) -> Tensor:
+        return encoder(images, numerics, calibration.regcache).cpu()
+
+    return lambda batch: torch.cat(halving(embed, batch.images))
 
 
 @torch.no_grad()

@@ -21,17 +21,23 @@ from ..encoders.canonical import FLOAT, Numerics
 from ..evaluation.layer_error import alone_errors
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
+from ..work.devices import use_device
 
 IMAGES = 8
 
 
 @torch.no_grad()
-def measure_block_errors(bundle: Bundle, plan_folder: Path | None = None) -> dict[str, Any]:
+def measure_block_errors(
+    bundle: Bundle, plan_folder: Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Errors on the first calibration images in the bundle.
 
     The reference is the float encoder with the same RegCache, so that only quantization counts.
     Compared is the summary that pooling reads: the class token, or the mean of all tokens.
     The deployed graph runs with optimizations off, because only then its inner tensors are there.
+
+    Args:
+        device: of the simulation, as `find_device` takes it.
 
     Returns:
         `images`; `alone`: linear -> one minus the cosine of the features with only it quantized;
@@ -42,7 +48,7 @@ def measure_block_errors(bundle: Bundle, plan_folder: Path | None = None) -> dic
     """
     plan = load_plan(bundle, plan_folder)
     options = graph_options(bundle)
-    calibration = calibration_of(plan)
+    calibration = calibration_of(plan).to(use_device(device))
     pixels = read_certificate(bundle)[1]
     model = onnx.load_model_from_string(bundle.read(MODEL))
     pixels = pixels[: fixed_batch(model) or IMAGES]
@@ -80,8 +86,8 @@ def _after_blocks(calibration: Calibration, images: Tensor, numerics: Numerics) 
 def _summary(tokens: Tensor, spec: EncoderSpec) -> Tensor:
     """`[B, N, D]` -> `[B, D]`; the order of tokens, which a deletion may change, has no part."""
     if spec.pool == "cls" and spec.num_prefix_tokens:
-        return tokens[:, 0].double()
-    return tokens.double().mean(dim=1)
+        return tokens[:, 0].cpu().double()
+    return tokens.cpu().double().mean(dim=1)
 
 
 def _relative(found: list[Tensor], reference: list[Tensor]) -> list[float]:

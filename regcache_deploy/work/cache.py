@@ -56,6 +56,7 @@ CODE = (
     "search/states.py",
     "search/stopping.py",
     "search/token_norms.py",
+    "work/devices.py",
 )
 """What a cached part depends on, as patterns below the package. What only decides what to ask next
 (`race.py`, `statistics.py`) changes no answer."""
@@ -111,7 +112,7 @@ class PartCache:
     def part(
         self, name: str, compute: Callable[[], dict[str, Tensor]], **key: Any
     ) -> dict[str, Tensor]:
-        """The part's tensors: read, or computed and written.
+        """The part's tensors, on the CPU: read, or computed and written.
 
         Args:
             name: what it is, for the file name.
@@ -134,7 +135,7 @@ class PartCache:
                     log.info("going on from what is finished in %s", self.folder)
                 return found.tensors
         before = self.work.block_forwards
-        tensors = compute()
+        tensors = {name: value.cpu() for name, value in compute().items()}
         if path is not None:
             _write(path, Part(tensors, self.work.block_forwards - before))
         return tensors
