@@ -35,8 +35,17 @@ COMPUTE = (
 )
 """What an encoder is made of."""
 
-FACTORIES = ("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.arange", "aten.eye",
-             "aten.linspace", "aten.rand", "aten.randn")
+FACTORIES = (
+    "aten.zeros",
+    "aten.ones",
+    "aten.full",
+    "aten.empty",
+    "aten.arange",
+    "aten.eye",
+    "aten.linspace",
+    "aten.rand",
+    "aten.randn",
+)
 
 
 class There(torch.Tensor):

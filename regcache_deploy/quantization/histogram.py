@@ -109,4 +109,4 @@ def symmetric_limit(x: Tensor, observer: Observer, bits: int) -> Tensor:
         return largest
     histogram = Histogram(float(largest))
     histogram.update(x)
-    return torch.tensor(histogram.clipping(observer, bits), dtype=x.dtype, device=x.device)
+    return x.new_full((), histogram.clipping(observer, bits))

@@ -82,12 +82,12 @@ def reparametrize(low: Tensor, high: Tensor, bits: int, centred: bool) -> Repara
     constant = high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
     scales = (high - low) / (2**bits - 1)
     varying = scales[~constant]
-    target = varying.mean() if len(varying) else scales.new_tensor(1.0)
+    target = varying.mean() if len(varying) else scales.new_ones(())
     # Rounded before it is divided by: the runtime multiplies by exactly this number.
     target = target.to(torch.float32).clamp_min(MIN_SCALE).to(low)
     scales = torch.where(constant, target, scales)
     zero_points = torch.round(-low / scales)
-    middle = scales.new_tensor(2.0 ** (bits - 1))
+    middle = scales.new_full((), 2.0 ** (bits - 1))
     if not centred and len(varying):
         middle = zero_points[~constant].mean()
     # A constant channel becomes the level next to the middle code, which is exact.

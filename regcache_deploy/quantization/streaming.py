@@ -181,7 +181,7 @@ def recalibrate_stream(
 
 
 def _symmetric(name: str, limit: float, bits: int, device: torch.device) -> Uniform:
-    quantizer = Uniform.symmetric(torch.tensor(limit, device=device), bits)
+    quantizer = Uniform.symmetric(torch.full((), limit, device=device), bits)
     check_scale(name, quantizer)
     return quantizer
 

@@ -175,7 +175,7 @@ class _Calibrator(SimulatedNumerics):
             left = _symmetric(a)
         else:
             prefix, own = b[..., :count, :], b[..., count:, :]
-            left = _half(Uniform.symmetric(a.new_tensor(SOFTMAX_LARGEST), BITS))
+            left = _half(Uniform.symmetric(a.new_full((), SOFTMAX_LARGEST), BITS))
         right = _symmetric(own, at_least=prefix.abs().amax() if count else None)
         self.found[name] = left, right
         return left(a) @ right(b)
