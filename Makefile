@@ -26,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help cpp fuzz export test test-encoders test-tensorrt lint types pytest bench format clean
+.PHONY: help cpp fuzz export test test-clean test-examples test-encoders test-tensorrt lint types pytest bench format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -35,6 +35,8 @@ help:
 	@echo "make types    mypy"
 	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
 	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
+	@echo "make test-clean      commands and library in an environment without torch and onnx"
+	@echo "make test-examples   programs of examples/, a web service and a browser page among them"
 	@echo "make test-tensorrt   TensorRT-RTX builds of every shape and form in full depth; four minutes"
 	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
 	@echo "make fuzz     its fuzzer for ten minutes; FUZZ_SECONDS=60"
@@ -61,6 +63,15 @@ pytest: $(VENV)/.stamp-dev
 # One process: the towers are large, and the score is printed from all of them.
 test-encoders: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q -m "survey or not survey" tests/encoders/test_encoders_all.py
+
+# A virtual environment of its own with what `pip install '.[cpu]'` brings; needs a package index.
+test-clean: $(VENV)/.stamp-dev
+	REGCACHE_CLEAN_INSTALL=1 $(BIN)/python -m pytest -q tests/engines/test_clean_install.py
+
+# The examples that need a web framework, npm's registry or a browser; what is missing is named.
+test-examples: $(VENV)/.stamp-dev
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,examples]'
+	REGCACHE_TEST_EXAMPLES=1 $(BIN)/python -m pytest -q tests/examples
 
 # Needs no GPU. A product that is not of the kind that the static check promises ends it.
 test-tensorrt: $(VENV)/.stamp-dev

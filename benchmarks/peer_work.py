@@ -227,8 +227,8 @@ class Work:
             tokens, quiet = sets.calibration_tokens, Reporter(quiet=True)
             searched = Embedder("search", encoder, sets.search, tokens, sets.cache, 32, quiet)
             ways = ways_of(quantizer, config, layer, encoder.spec)
-            raced = race_ways(ways, searched, register, sets.objective, sets.cache.work, 0)
-        way = next(each.way for each in raced if each.chosen)
+            race = race_ways(ways, searched, register, sets.objective, sets.cache.work, 0)
+        way = next(each.way for each in race.raced if each.chosen)
         self.notes["auto"] = f"{way.title}, by {sets.objective.name} on {len(sets.search)} images"
         self.seconds["choice_auto"] = time.monotonic() - began
         return Choice(way.baseline, way.config, register, layer)

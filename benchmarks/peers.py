@@ -6,7 +6,8 @@
     python benchmarks/peers.py --model demo --batches
 
 One row a tool: accuracy against PyTorch FP32 on the same held-out images (top-1 where the encoder
-has a text side and trained weights, else the cosine of the features), latency in turns (see
+has a text side and trained weights, else the cosine of the features) and against NNCF's file
+(columns `nncf_...`), latency in turns (see
 `regcache_deploy/bench/timing.py`), size, and minutes to make the file. Speed-ups are against ONNX
 Runtime FP32, of pairs within a round. A tool that cannot run keeps an empty row with its reason.
 What a tool leaves open (NNCF's SmoothQuant, our way under `auto`) is chosen on the same search
@@ -44,6 +45,7 @@ from regcache_deploy.evaluation.objective import zero_shot_predictions
 from regcache_deploy.search.statistics import bootstrap_means
 
 SPEED_REFERENCE = "onnxruntime_fp32"
+NNCF = "nncf"
 EVALUATION_BATCH = 8
 
 
@@ -137,6 +139,8 @@ def compare(work: Work, chosen: list[Peer], args: argparse.Namespace) -> list[di
     reference = features[chosen[0].name]
     for name, found in features.items():
         rows[name] |= accuracy(work, found, reference, first=name == chosen[0].name)
+        if name != NNCF and NNCF in features:
+            rows[name] |= paired(work, found, features[NNCF], prefix="nncf_")
     for batch in args.batches:
         for name, columns in latency(work, chosen, files, batch, args).items():
             rows[name] |= columns
@@ -209,23 +213,10 @@ def accuracy(
     """Top-1 and cosine with paired statistics, under clip_benchmark's names."""
     found, against = torch.from_numpy(features), torch.from_numpy(reference)
     columns: dict[str, Any] = {"n": len(features)}
-    if work.head is not None and work.held_out.labels is not None:
-        labels = work.held_out.labels
-        hits, base = (
-            (zero_shot_predictions(f, work.head) == labels).numpy().astype(int)
-            for f in (found, against)
-        )
+    if (hits := correct(work, features)) is not None:
         columns["acc1"] = round(float(hits.mean()), 5)
         if not first:
-            pair = compare_paired(base, hits)
-            columns |= {
-                "acc1_difference": round(pair.difference, 3),
-                "acc1_low": round(pair.low, 3),
-                "acc1_high": round(pair.high, 3),
-                "lost": pair.lost,
-                "won": pair.won,
-                "p_value": f"{pair.p_value:.2g}",
-            }
+            columns |= paired(work, features, reference, prefix="")
     if not first:
         metrics = fidelity_metrics(found, against)
         cosine = torch.nn.functional.cosine_similarity(found.double(), against.double(), dim=-1)
@@ -237,6 +228,31 @@ def accuracy(
             "min_cosine": round(metrics["min_cosine"], 6),
         }
     return columns
+
+
+def correct(work: Work, features: np.ndarray) -> np.ndarray | None:
+    """1 where the head says the label, `[n]`; None without head or labels."""
+    if work.head is None or work.held_out.labels is None:
+        return None
+    found = zero_shot_predictions(torch.from_numpy(features), work.head)
+    return (found == work.held_out.labels).numpy().astype(int)
+
+
+def paired(work: Work, features: np.ndarray, against: np.ndarray, prefix: str) -> dict[str, Any]:
+    """Top-1 less that of other features of the same images, in points; nothing without labels."""
+    hits, base = correct(work, features), correct(work, against)
+    if hits is None or base is None:
+        return {}
+    pair = compare_paired(base, hits)
+    columns = {
+        "acc1_difference": round(pair.difference, 3),
+        "acc1_low": round(pair.low, 3),
+        "acc1_high": round(pair.high, 3),
+        "lost": pair.lost,
+        "won": pair.won,
+        "p_value": f"{pair.p_value:.2g}",
+    }
+    return {prefix + name: value for name, value in columns.items()}
 
 
 def latency(

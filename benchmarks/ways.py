@@ -4,9 +4,11 @@
         --output benchmarks/results/ways-demo.csv
 
 One row a way: its value on the search images, which the race saw, and on held-out images, which it
-did not; paired with FP32 there. So the best single way is known only afterwards, and how far the
-chosen one stays behind it is the price of choosing. A seed draws other images for both sets and for
-the calibration. Simulation. Finished rows of an earlier run into the same file are kept.
+did not; paired with FP32 there. A way that the race did not try, because a plain one was level with
+floating point, has the held-out value alone. So the best single way is known only afterwards, and
+how far the chosen one stays behind it is the price of choosing. A seed draws other images for both
+sets and for the calibration. Simulation. Finished rows of an earlier run into the same file are
+kept.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from regcache_deploy.quantization.settings import AUTO, BASELINE_NAMES
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.run.study import Study, decide_study
 from regcache_deploy.search.statistics import compare_scores
+from regcache_deploy.search.ways import Way
 from regcache_deploy.work.progress import Reporter
 
 DEMOS = ["demo", *VARIANTS]
@@ -39,7 +42,7 @@ KEY = ("model", "pretrained", "baseline", "bits", "seed")
 
 @torch.no_grad()
 def rows_of(study: Study) -> Iterator[dict[str, Any]]:
-    """FP32, then every way that was raced, in the race's order."""
+    """FP32, the ways that were raced in the race's order, and those that it left untried."""
     options, held_out, seed = study.options, study.held_out, study.options.seed
     features = held_out.float_features
     judge, search = study.sets.judge(features), study.found.objective
@@ -68,22 +71,16 @@ def rows_of(study: Study) -> Iterator[dict[str, Any]]:
         "value": round(reference.value, 6),
         "cosine": 1.0,
     }
-    for raced in study.ways:
-        way = raced.way
+
+    def judged(way: Way) -> dict[str, Any]:
         found = held_out.features(way.title, way.baseline, way.config, study.found.register)
         score = judge.score(found)
         pair = compare_scores(judge.name, reference, score, seed)
-        told = raced.to_json()
-        yield shared | {
+        return shared | {
             "way": way.name,
             "prefix_count": way.config.prefix_count,
             "range_delete_count": way.config.range_delete_count,
             "delete_count": way.config.delete_count,
-            "search_value": round(raced.score.value, 6),
-            "search_cosine": round(raced.score.fidelity, 6),
-            "cost": told["cost"],
-            "tied": int(raced.tied),
-            "chosen": int(raced.chosen),
             "value": round(score.value, 6),
             "cosine": round(score.fidelity, 6),
             "difference": round(pair.difference, 4),
@@ -92,6 +89,19 @@ def rows_of(study: Study) -> Iterator[dict[str, Any]]:
             "lost": pair.lost,
             "won": pair.won,
         }
+
+    for raced in study.raced:
+        yield judged(raced.way) | {
+            "search_value": round(raced.score.value, 6),
+            "search_cosine": round(raced.score.fidelity, 6),
+            "cost": raced.to_json()["cost"],
+            "tied": int(raced.tied),
+            "chosen": int(raced.chosen),
+            "search_block_forwards": study.found.cost.block_forwards,
+            "ways_block_forwards": study.ways_work,
+        }
+    for way in study.race.untried if study.race else []:
+        yield judged(way)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

@@ -1,3 +1,3 @@
-"""Room 1: find the cache, the delete count and the scales in PyTorch, and hold the commands."""
+"""W8A8 for vision encoders: search, simulation and all commands; torch comes where it is needed."""
 
 __version__ = "0.1.0"

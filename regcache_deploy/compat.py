@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
+from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import ConfigError
+
+DISTRIBUTION = "regcache-deploy"
 
 _keep: list[Any] = []  # torch.library registrations die with their object
 
@@ -49,10 +54,33 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this command needs {module.split('.')[0]}, which is not installed; "
-            f"run: pip install 'regcache-deploy[{extra}]'"
-        ) from error
+        raise ConfigError(_missing(module, extra)) from error
+
+
+def require_installed(module: str, extra: str) -> None:
+    """Raise ConfigError where `require` would, without the seconds that an import may take."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ValueError:  # None in sys.modules: kept from being imported
+        found = False
+    if not found:
+        raise ConfigError(_missing(module, extra))
+
+
+def _missing(module: str, extra: str) -> str:
+    return (
+        f"this command needs {module.split('.')[0]}, which is not installed; "
+        f"run: {install_advice(extra)}"
+    )
+
+
+def install_advice(extra: str) -> str:
+    """The command that installs an extra, for who installed the package and for who cloned it."""
+    try:
+        metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # run from a clone
+        return f"pip install '{Path(__file__).resolve().parent.parent}[{extra}]'"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def import_open_clip() -> Any:
@@ -61,8 +89,5 @@ def import_open_clip() -> Any:
     try:
         import_torchvision()
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "this command needs torchvision, which is not installed; "
-            "run: pip install 'regcache-deploy[search]'"
-        ) from error
+        raise ConfigError(_missing("torchvision", "search")) from error
     return require("open_clip", "search")

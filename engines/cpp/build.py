@@ -88,12 +88,21 @@ def _build(root: Path, arguments: argparse.Namespace) -> int:
     configure = ["cmake", "-S", str(SOURCE), "-B", str(build), *settings]
     compile_ = ["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)]
     for command in (configure, compile_):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            print(done.stdout[-8000:] + done.stderr[-8000:], file=sys.stderr)
+        if not _run(command, environment):
             return 1
     print(build)
     return 0
+
+
+def _run(command: list[str], environment: dict[str, str]) -> bool:
+    """Run a step, its lines on stderr as they come: a build is silent for long otherwise."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as step:
+        assert step.stdout is not None
+        for line in step.stdout:
+            sys.stderr.write(line)
+    return step.returncode == 0
 
 
 def _runtime(build: Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from .files import sha256_bytes, sha256_file
 from .head import read_head
 from .manifest_graph import graph_problem
 from .preprocess_config import preprocess_problem
+from .text_config import FOLDER, TEXT_FILES
 
 SCHEMA = 1
 
@@ -113,6 +115,11 @@ class Bundle:
         return TEXT_FEATURES in self.manifest["files"]
 
     @property
+    def has_text(self) -> bool:
+        """Whether the bundle carries a text tower; see `regcache_engines.text.TextTower`."""
+        return TEXT_FILES[0] in self.manifest["files"]
+
+    @property
     def text_features(self) -> npt.NDArray[np.float32]:
         """Zero-shot head `[classes, E]`, L2-normalized. Raises BundleError if there is none."""
         return self._head[0]
@@ -177,7 +184,8 @@ def _no_constant(name: str) -> Any:
 
 def _read_limited(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, limit) + 1)  # `read` allocates what it is asked for
     if len(data) > limit:
         raise BundleError(f"{path} is too large to be what it should be; {AGAIN}")
     return data
@@ -211,6 +219,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
     for name in REQUIRED:
         if name not in files:
             raise BundleError(f"{folder}/{MANIFEST} does not list {name}; {AGAIN}")
+    _check_text_folder(folder, files)
     kept = {}
     for name, entry in files.items():
         _check_file(folder, name, entry)
@@ -224,8 +233,12 @@ def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
             raise BundleError(
                 f"{folder / name} was changed after the export (SHA-256 differs); {AGAIN}"
             )
-    present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    unlisted = sorted(present - files.keys() - {MANIFEST})
+    known = {MANIFEST, *files}
+    if TEXT_FILES[0] in files:
+        known.add(FOLDER)
+    unlisted = sorted(_visible(folder) - known)
+    if FOLDER in known:
+        unlisted += sorted({f"{FOLDER}/{name}" for name in _visible(folder / FOLDER)} - known)
     if unlisted:
         raise BundleError(
             f"{folder} holds {', '.join(unlisted)}, which its manifest does not list; "
@@ -234,8 +247,22 @@ def _check_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
     return kept
 
 
+def _visible(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+
+
+def _check_text_folder(folder: Path, files: Mapping[str, Any]) -> None:
+    listed = [name for name in TEXT_FILES if name in files]
+    if listed and len(listed) < len(TEXT_FILES):
+        lacking = ", ".join(name for name in TEXT_FILES if name not in files)
+        raise BundleError(f"{folder}/{MANIFEST} does not list {lacking}; {AGAIN}")
+    if listed and (folder / FOLDER).is_symlink():
+        raise BundleError(f"{folder / FOLDER} is a link; a bundle holds its files itself: {AGAIN}")
+
+
 def _check_file(folder: Path, name: str, entry: Any) -> None:
-    if name in ("", ".", "..", MANIFEST) or any(mark in name for mark in "/\\:\0"):
+    plain = name not in ("", ".", "..", MANIFEST) and not any(mark in name for mark in "/\\:\0")
+    if not plain and name not in TEXT_FILES:
         raise BundleError(
             f"{folder}/{MANIFEST} lists the file name {name!r}, which could leave the bundle; "
             "do not use this bundle"

@@ -174,6 +174,12 @@ def check_features(features: Array, count: int, output_dim: int) -> FloatArray:
     return features.astype(np.float32, copy=False)
 
 
+def unit_length(rows: Array) -> Array:
+    """Rows `[n, E]` divided by their norms; a zero vector stays zero."""
+    scaled: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), MIN_NORM)
+    return scaled
+
+
 def zero_shot(features: Array, text_features: Array, logit_scale: float) -> FloatArray:
     """Class logits by cosine similarity, as CLIP computes them.
 
@@ -193,6 +199,5 @@ def zero_shot(features: Array, text_features: Array, logit_scale: float) -> Floa
             f"features {list(features.shape)} and text features {list(text_features.shape)} "
             "do not share their last dimension; they come from different models"
         )
-    norms = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), MIN_NORM)
-    logits = logit_scale * (features / norms) @ text_features.T
+    logits = logit_scale * unit_length(features) @ text_features.T
     return np.asarray(logits, dtype=np.float32)

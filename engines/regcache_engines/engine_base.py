@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 import numpy as np
 
 from .engine import Array, FloatArray, check_features, check_images
 from .errors import EngineError
-from .gate import Gate
+from .gate import Gate, keep_in_children
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Contract = tuple[tuple[int, int], int, "str | None"]
 """Image size, output length and pixel layout, as `engine.read_contract` gives them."""
-
-
-_loaded: WeakSet[BaseEngine] = WeakSet()
-_kept: list[BaseEngine] = []
-
-
-def _keep_in_child() -> None:
-    """A runtime's destructor joins threads, which a forked child does not have: never run it."""
-    _kept.extend(_loaded)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_in_child)
 
 
 class BaseEngine(ABC):
@@ -48,7 +33,7 @@ class BaseEngine(ABC):
 
     def __init__(self) -> None:
         self._gate = Gate()
-        _loaded.add(self)
+        keep_in_children(self)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -5,8 +5,25 @@ from __future__ import annotations
 import os
 from threading import Condition, get_ident
 from types import TracebackType
+from typing import Any
+from weakref import WeakSet
 
 from .errors import EngineError
+
+_loaded: WeakSet[Any] = WeakSet()
+_kept: list[Any] = []
+
+
+def keep_in_children(holder: Any) -> None:
+    """Never run this object's destructor in a forked child.
+
+    A runtime's destructor joins threads, which a forked child does not have.
+    """
+    _loaded.add(holder)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _kept.extend(_loaded))
 
 
 class Gate:

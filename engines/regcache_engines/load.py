@@ -9,6 +9,7 @@ from .engine import Engine
 from .engine_base import BaseEngine
 from .errors import BundleError, EngineError
 from .manifest_graph import graph_ends
+from .monitor import Monitor
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .onnxruntime_session import CPU_PROVIDER
 from .openvino_engine import OpenVINOEngine
@@ -22,6 +23,7 @@ def load_engine(
     optimize: bool = True,
     provider: str = CPU_PROVIDER,
     runtime: str = "onnxruntime",
+    monitor: Monitor | None = None,
 ) -> Engine:
     """Load a bundle, or a bare ONNX file, into a runtime.
 
@@ -31,6 +33,7 @@ def load_engine(
         optimize: False runs the graph as written, for verification.
         provider: ONNX Runtime execution provider that must really run.
         runtime: `onnxruntime`, or `openvino` for the CPU (extra `openvino`).
+        monitor: of the bundle, to be told the codes of its probes; ONNX Runtime only.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -42,6 +45,7 @@ def load_engine(
     if runtime == "openvino":
         ignored = [] if optimize else ["optimize=False"]
         ignored += [] if provider == CPU_PROVIDER else [f"provider={provider!r}"]
+        ignored += [] if monitor is None else ["monitor"]
         if ignored:
             raise EngineError(f"OpenVINO has no {' and no '.join(ignored)}; leave it out")
 
@@ -49,7 +53,12 @@ def load_engine(
         if runtime == "openvino":
             return OpenVINOEngine(model, threads=threads, sha256=sha256)
         return OnnxRuntimeEngine(
-            model, threads=threads, optimize=optimize, provider=provider, sha256=sha256
+            model,
+            threads=threads,
+            optimize=optimize,
+            provider=provider,
+            sha256=sha256,
+            monitor=monitor,
         )
 
     def open_bundle(bundle: Bundle) -> BaseEngine:

@@ -13,6 +13,7 @@ from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
 from .model_file import ModelFile
+from .monitor import Monitor
 from .onnxruntime_session import CPU_PROVIDER, open_session
 from .pieces import PiecewiseRun, Run, physical_cores, piece_size
 
@@ -39,6 +40,7 @@ class OnnxRuntimeEngine(BaseEngine):
         provider: execution provider that must really run.
         sha256: of the file, where a manifest says it; anything else is refused.
         provider_options: as ONNX Runtime names them; `providers.tensorrt_options` makes some.
+        monitor: gets the integer codes of its probes with every call; None takes none out.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -54,9 +56,11 @@ class OnnxRuntimeEngine(BaseEngine):
         provider: str = CPU_PROVIDER,
         sha256: str | None = None,
         provider_options: Mapping[str, str] | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         check_threads(threads)
         super().__init__()
+        self._monitor = monitor
         self._path = Path(model_path)
         self._file = ModelFile(model_path, sha256)
         self._provider_options = provider_options
@@ -73,7 +77,14 @@ class OnnxRuntimeEngine(BaseEngine):
     def _features(self, images: Array) -> FloatArray:
         if self._pieces is not None:
             return self._pieces(images)
-        return in_fixed_batches(images, self._fixed_batch, self._run)
+        left = len(images)
+
+        def run(part: Array) -> FloatArray:  # the last one may be filled up
+            nonlocal left
+            own, left = min(left, len(part)), left - len(part)
+            return self._run_in(self._session, part, own)
+
+        return in_fixed_batches(images, self._fixed_batch, run)
 
     def _open_pieces(self, threads: int | None) -> PiecewiseRun | None:
         tokens = self._metadata(TOKENS)
@@ -102,6 +113,16 @@ class OnnxRuntimeEngine(BaseEngine):
             f"integer products to the CPU; export it with --target {better}"
         )
 
+    def _refuse_unwatchable(self) -> None:
+        codes = ("tensor(uint8)", "tensor(int8)")
+        given = {output.name for output in self._session.get_outputs() if output.type in codes}
+        wanted = [] if self._monitor is None else self._monitor.outputs
+        if lacking := [name for name in wanted if name not in given]:
+            raise EngineError(
+                f"{self._path} gives out no codes {', '.join(lacking)}, which its manifest "
+                "promises; export it again"
+            )
+
     def _refuse_saturation(self) -> None:
         """As written, such a graph's products saturate; ONNX Runtime mends it by optimizing."""
         if self._has_integer_products() and may_saturate():
@@ -117,12 +138,19 @@ class OnnxRuntimeEngine(BaseEngine):
     def _run(self, images: Array) -> FloatArray:
         return self._run_in(self._session, images)
 
-    def _run_in(self, session: Any, images: Array) -> FloatArray:
+    def _run_in(self, session: Any, images: Array, own: int | None = None) -> FloatArray:
+        """Features of `images`, of which the first `own` are the caller's; None means all."""
         feed = {self._input_name: np.ascontiguousarray(images)}
+        watched = [] if self._monitor is None else self._monitor.outputs
+        features: FloatArray
         try:
-            features: FloatArray = session.run([self._output_name], feed)[0]
+            features, *codes = session.run([self._output_name, *watched], feed)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise EngineError(f"ONNX Runtime failed on {self._path}: {error}") from error
+        if self._monitor is not None:
+            own = len(images) if own is None else own
+            parts = [part[: len(part) * own // len(images)] for part in codes]
+            self._monitor.add(parts, own)
         return features
 
     def _release(self) -> None:
@@ -158,6 +186,7 @@ class OnnxRuntimeEngine(BaseEngine):
                 "[batch, E]"
             )
         self.names = self._input_name, self._output_name = inputs[0].name, outputs[0].name
+        self._refuse_unwatchable()
         batch = inputs[0].shape[0]
         self._fixed_batch = batch if isinstance(batch, int) else None
         return contract

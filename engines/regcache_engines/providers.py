@@ -16,6 +16,7 @@ from .engine import Engine
 from .errors import EngineError
 from .files import sha256_file
 from .load import load_engine, model_of
+from .monitor import Monitor
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .onnxruntime_session import import_onnxruntime, open_session
 from .tensorrt.probe import find_gpu
@@ -87,6 +88,7 @@ def load_provider_engine(
     device_id: int | None = None,
     fp16: bool | None = None,
     engine_cache: Path | None = None,
+    monitor: Monitor | None = None,
 ) -> Engine:
     """Load a bundle or an ONNX file on an execution provider.
 
@@ -98,6 +100,7 @@ def load_provider_engine(
         fp16: whether TensorRT may run float parts in float16; None means no.
         engine_cache: folder where TensorRT keeps its engine; None builds it at every start. It
             loads what it finds there: take a folder of your own.
+        monitor: of the bundle, to be told the codes of its probes.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -112,7 +115,7 @@ def load_provider_engine(
         if value is not None and option not in taken.get(provider, ()):
             raise EngineError(f"{PROVIDERS[provider]} has no {option}; leave it out")
     if provider == "cpu":
-        return load_engine(source, threads=threads)
+        return load_engine(source, threads=threads, monitor=monitor)
     gpu, reason = find_gpu()
     if gpu is None:
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
@@ -127,8 +130,11 @@ def load_provider_engine(
             provider=PROVIDERS[provider],
             sha256=sha256,
             provider_options=options,
+            monitor=monitor,
         )
-    return PluginEngine(model, threads=threads, provider=PROVIDERS[provider], sha256=sha256)
+    return PluginEngine(
+        model, threads=threads, provider=PROVIDERS[provider], sha256=sha256, monitor=monitor
+    )
 
 
 def tensorrt_options(

@@ -1,1 +1,1 @@
-"""Room 2: from a plan to an ONNX bundle. numpy and onnx, never torch."""
+"""From a plan to an ONNX bundle and its certificate, with numpy and onnx."""

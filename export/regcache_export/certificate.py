@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 
 from regcache_engines.bundle import PREPROCESS, TEXT_FEATURES, Bundle
 
+from .certificate_files import CERTIFICATE, IMAGES_KEY, SCHEMA
 from .compare import (
     CHOICE,
     PAIRING,
@@ -39,8 +39,9 @@ from .compare import (
     levels,
 )
 from .errors import BundleError
-from .graph import OUTPUT_NAME
+from .graph.names import OUTPUT_NAME
 from .merge import Merge
+from .onnx_proto import ModelProto
 from .published_quant import LEVELS
 from .reference import Array, Reference, initializers
 from .reference_pool import pooled_features
@@ -49,11 +50,6 @@ from .spec import EncoderSpec
 from .survivors import Left
 from .targets import GraphOptions
 from .trace import Trace, Tracer, fixed_batch, graph_input
-
-SCHEMA = 1
-CERTIFICATE = "certificate.json"
-IMAGES = "certificate_images.safetensors"
-IMAGES_KEY = "pixels"
 
 MAX_DIFFERENT = 1e-4
 """Largest share of a node's codes that may differ, all of them rounding ties of one step."""
@@ -82,7 +78,7 @@ class Subject:
         merge: how tokens are merged, or None.
     """
 
-    model: onnx.ModelProto = field(repr=False)
+    model: ModelProto = field(repr=False)
     spec: EncoderSpec
     regcache: RegCacheConfig | None
     options: GraphOptions
@@ -106,7 +102,7 @@ class Subject:
         )
 
 
-def subject_of(document: Mapping[str, Any], model: onnx.ModelProto, preprocess: Any) -> Subject:
+def subject_of(document: Mapping[str, Any], model: ModelProto, preprocess: Any) -> Subject:
     """The subject of a stored certificate. Raises BundleError where it is not readable."""
     try:
         options = dict(document["options"])
@@ -197,7 +193,7 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
     )
 
 
-def parameter_hashes(model: onnx.ModelProto) -> dict[str, str]:
+def parameter_hashes(model: ModelProto) -> dict[str, str]:
     """SHA-256 (16 digits) of every constant and every node, in the order of the nodes.
 
     A constant is named `CONSTANT`, a node by its name; a constant comes right before the first
@@ -221,7 +217,7 @@ def file_hashes(bundle: Bundle) -> dict[str, str]:
     return {name: listed[name]["sha256"] for name in BESIDE if name in listed}
 
 
-def first_user(model: onnx.ModelProto, entry: str) -> str:
+def first_user(model: ModelProto, entry: str) -> str:
     """The node that an entry of `parameter_hashes` speaks of."""
     kind, name = entry.split(" ", 1)
     if kind == "node":

@@ -7,16 +7,16 @@ it optimizes (`session.x64quantprecision`), and not in a graph as written.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 
 from .graph.editing import GraphEditor
+from .onnx_proto import ModelProto
 
 OPERATOR = "MatMulIntegerToFloat"
 _WEIGHT, _ZERO_POINT = 1, 5
 _SHIFT = 128
 
 
-def exact_products(model: onnx.ModelProto) -> int:
+def exact_products(model: ModelProto) -> int:
     """Store signed weight codes 128 higher, as uint8, and their zero points with them.
 
     The integers that are multiplied, codes minus zero points, stay the same.

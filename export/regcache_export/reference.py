@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import numpy_helper
 
 from .compare import Forced, Simulated, leading
 from .errors import BundleError
-from .graph.float_layers import QUICK_GELU_FACTOR
+from .graph.names import QUICK_GELU_FACTOR
 from .merge import Merge
+from .onnx_proto import ModelProto, to_array
 from .reference_activation import activation
 from .reference_columns import with_packed_columns
 from .reference_merge import merge_patches, similarity_of
@@ -33,9 +32,9 @@ Float64 = npt.NDArray[np.float64]
 WHITE = 255.0
 
 
-def initializers(model: onnx.ModelProto) -> dict[str, Array]:
+def initializers(model: ModelProto) -> dict[str, Array]:
     """Constants of a model by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
 
 
 class Reference:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .graph.float_layers import QUICK_GELU_FACTOR
+from .graph.names import QUICK_GELU_FACTOR
 
 Float64 = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .graph.tensorrt import QKV
+from .graph.names import QKV
 from .spec import EncoderSpec
 from .trace import Array
 

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import onnx
 
 from regcache_engines.cpu_flags import may_saturate
 from regcache_engines.onnxruntime_session import open_session
+from regcache_engines.preprocess import in_layout
 
 from .errors import BundleError, EngineError
 from .exact_products import exact_products
-from .graph import INPUT_NAME, OUTPUT_NAME
+from .graph.names import INPUT_NAME, OUTPUT_NAME
+from .onnx_proto import NUMPY, ModelProto, ValueInfoProto
 from .published_quant import CODE_TENSORS
 from .spec import EncoderSpec
 
@@ -47,7 +47,7 @@ class Tensors:
     pairs: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, model: onnx.ModelProto, spec: EncoderSpec) -> Tensors:
+    def find(cls, model: ModelProto, spec: EncoderSpec) -> Tensors:
         """Read them off the graph. Raises BundleError where a block has no output."""
         made = {value for node in model.graph.node for value in node.output}
         outputs = tuple(f"blocks.{index}.mlp/residual/Add" for index in range(spec.depth))
@@ -117,13 +117,13 @@ class Tracer:
         EngineError: ONNX Runtime cannot load it.
     """
 
-    def __init__(self, model: onnx.ModelProto, spec: EncoderSpec) -> None:
+    def __init__(self, model: ModelProto, spec: EncoderSpec) -> None:
         self.tensors = Tensors.find(model, spec)
-        exposed = onnx.ModelProto()
+        exposed = ModelProto()
         exposed.CopyFrom(model)
         names = self.tensors.all()
         # a name without a type: ONNX Runtime infers it
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        exposed.graph.output.extend(ValueInfoProto(name=name) for name in names)
         if may_saturate():
             exact_products(exposed)
         self._names = [OUTPUT_NAME, *names]
@@ -138,42 +138,20 @@ class Tracer:
         return Trace(dict(zip(self._names[1:], values, strict=True)), features)
 
 
-def graph_input(pixels: Array, preprocess: Mapping[str, Any], model: onnx.ModelProto) -> Array:
+def graph_input(pixels: Array, preprocess: Mapping[str, Any], model: ModelProto) -> Array:
     """uint8 images `[B, H, W, 3]` in the form that the graph takes.
 
     Raises:
         BundleError: the preprocessing lacks mean or std.
     """
     value = model.graph.input[0].type.tensor_type
-    if value.elem_type == onnx.TensorProto.UINT8:
+    if value.elem_type == NUMPY["uint8"]:
         last = value.shape.dim[3].dim_value
         return in_layout(pixels, "nhwc" if last == 3 else "nchw", preprocess)
     return in_layout(pixels, None, preprocess)
 
 
-def in_layout(pixels: Array, layout: str | None, preprocess: Mapping[str, Any]) -> Array:
-    """uint8 images `[B, H, W, 3]` as an encoder takes them.
-
-    Args:
-        pixels: raw.
-        layout: `nchw` or `nhwc` for an encoder that takes raw pixels, None for normalized float32
-            `[B, 3, H, W]`.
-        preprocess: with mean and std.
-
-    Raises:
-        BundleError: the preprocessing lacks mean or std.
-    """
-    if layout is not None:
-        return np.ascontiguousarray(pixels if layout == "nhwc" else pixels.transpose(0, 3, 1, 2))
-    try:
-        mean, std = (np.asarray(preprocess[k], np.float32).reshape(3) for k in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"the preprocessing has no usable mean and std ({error})") from error
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
-
-
-def fixed_batch(model: onnx.ModelProto) -> int | None:
+def fixed_batch(model: ModelProto) -> int | None:
     """The batch size of the graph, or None where any will do."""
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     return int(size) or None

@@ -1,23 +1,15 @@
-"""Check a bundle against its certificate: numpy, onnx and ONNX Runtime, no torch."""
+"""Check a bundle against its certificate: numpy and ONNX Runtime, neither torch nor onnx."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import numpy as np
-import onnx
 
 from regcache_engines.bundle import MANIFEST, MODEL, Bundle
 
 from .certificate import (
     BESIDE,
-    CERTIFICATE,
-    IMAGES,
-    IMAGES_KEY,
-    SCHEMA,
     Evidence,
     Subject,
     collect,
@@ -28,10 +20,11 @@ from .certificate import (
     parameter_hashes,
     subject_of,
 )
+from .certificate_files import CERTIFICATE, read_certificate
 from .errors import BundleError, VerificationError
-from .graph.float16 import in_float32
+from .float32_copy import in_float32
+from .onnx_proto import ModelProto, parse_model
 from .optimized import OptimizedRun, compare_optimized
-from .plan import Array
 from .rounding_noise import controlled
 
 
@@ -76,38 +69,6 @@ class Report:
         """Raise VerificationError where something is wrong."""
         if self.problem:
             raise VerificationError(self.problem)
-
-
-def read_certificate(bundle: Bundle) -> tuple[dict[str, Any], Array]:
-    """Document and images `[n, H, W, 3]`.
-
-    Raises:
-        BundleError: the bundle has none, or it is damaged or of another schema.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    for name in (CERTIFICATE, IMAGES):
-        if name not in bundle.manifest["files"]:
-            raise BundleError(
-                f"{bundle.path} has no {name}, so there is nothing to verify it by; export it again"
-            )
-    try:
-        document = json.loads(bundle.read(CERTIFICATE))
-        pixels: Array = load(bundle.read(IMAGES))[IMAGES_KEY]
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
-        raise BundleError(f"the certificate of {bundle.path} is not readable: {error}") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise BundleError(
-            f"{bundle.path}/{CERTIFICATE} has schema {schema}, and this version reads {SCHEMA}"
-        )
-    for section in ("parameters", "code_sha256", "files"):
-        if not isinstance(document.get(section, {}), dict):
-            raise BundleError(f"{bundle.path}/{CERTIFICATE} has no readable '{section}'")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
-        raise BundleError(f"{bundle.path}/{IMAGES} must hold uint8 images [n, H, W, 3]")
-    return document, pixels
 
 
 def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
@@ -166,7 +127,7 @@ def _half_at_export(document: Mapping[str, Any]) -> float:
         raise BundleError(f"{CERTIFICATE} does not say what float16 costs; export again") from error
 
 
-def _changed_parameters(model: onnx.ModelProto, document: Mapping[str, Any]) -> list[str]:
+def _changed_parameters(model: ModelProto, document: Mapping[str, Any]) -> list[str]:
     found, stored = parameter_hashes(model), document.get("parameters", {})
     changed = [entry for entry, digest in found.items() if stored.get(entry) != digest]
     return changed + [entry for entry in stored if entry not in found]
@@ -184,9 +145,9 @@ def _changed_beside(bundle: Bundle, document: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _load_model(bundle: Bundle) -> onnx.ModelProto:
+def _load_model(bundle: Bundle) -> ModelProto:
     try:
-        return onnx.load_model_from_string(bundle.read(MODEL))
+        return parse_model(bundle.read(MODEL))
     except BundleError:
         raise
     except Exception as error:  # protobuf raises classes of its own
@@ -194,7 +155,7 @@ def _load_model(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _problem(
-    model: onnx.ModelProto,
+    model: ModelProto,
     changed: list[str],
     beside: list[str],
     other: list[str],
@@ -216,4 +177,4 @@ def _problem(
     return optimized.problem
 
 
-__all__ = ["Report", "Subject", "read_certificate", "verify_bundle"]
+__all__ = ["Report", "Subject", "verify_bundle"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from regcache_engines.engine import Engine
 from regcache_engines.errors import EngineError
-from regcache_export.trace import in_layout
+from regcache_engines.preprocess import in_layout
 
 from ..evaluation.engines import ON_GPU, engine_version, open_engine
 from ..work.progress import Reporter

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from regcache_engines.preprocess import in_layout
 from regcache_export.graph import build_model, serialize
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
-from regcache_export.trace import in_layout
 
 from ..errors import DataError
 from ..evaluation.engines import open_engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..work.format import for_rich, speedup_head
+from ..work.format import SPEEDUP, ms_text, speedup_head
+from ..work.terminal import add_row, new_table, prose, show, stdout_console
 from .environment import busy_warning, environment_columns, environment_name
 
 Columns = dict[str, Any]
@@ -67,55 +67,59 @@ def environment_of_rows(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_table(document: Mapping[str, Any]) -> None:
-    """The rows for people; what could not run comes below with its reason."""
-    from rich.console import Console
-    from rich.table import Table
+    """The rows for people; what could not run comes below with its reason.
 
+    A table each bundle, engine and number of threads, so that its figures have room.
+    """
+    console = stdout_console()
     machine = document["environment"]
+    where = machine["gpu"]["name"] if machine["gpu"] else machine["cpu"]
     flags = " ".join(machine["cpu_flags"])
-    where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} ({flags})"
-    table = Table(title=f"{where}, {machine['cores']} cores, load {machine['load']}")
-    for name in ("bundle", "precision", "engine", "threads"):
-        table.add_column(name, overflow="fold")
-    faster_head = speedup_head(document["rows"])
-    for name in ("batch", "p50 ms", "p90", "p99", "images/s", faster_head, "MiB", "peak MiB"):
-        table.add_column(name, justify="right", no_wrap=True)
+    load = f"{machine['cores']} cores, load {machine['load']}"
+    prose(console, f"{where} ({flags}), {load}" if flags else f"{where}, {load}")
+    groups: dict[str, list[Columns]] = {}
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for row in document["rows"]:
         if row["reason"]:
             what = f"{row['bundle']} {row['precision']}"
             reasons.setdefault((row["engine"], row["reason"]), {})[what] = None
             continue
-        faster = ""
-        if "speedup" in row:
-            low, high = row["speedup_low"], row["speedup_high"]
-            faster = rf"{row['speedup']:.2f} \[{low:.2f}, {high:.2f}]"
-        table.add_row(
-            for_rich(row["bundle"]),
-            row["precision"],
-            row["engine"],
-            str(row["threads"]),
-            str(row["infer_batch_size"]),
-            *(f"{row[name]:.2f}" for name in ("infer_step_time", "p90_ms", "p99_ms")),
-            f"{row['infer_samples_per_sec']:.1f}",
-            faster,
-            f"{row['file_mib']:.1f}",
-            f"{row['peak_memory_mib']:.0f}" if "peak_memory_mib" in row else "",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
-    console.print(table)
+        group = f"{row['bundle']} in {row['engine']}, threads: {row['threads']}"
+        groups.setdefault(group, []).append(row)
+    faster_head = speedup_head(document["rows"]).replace(" [", "\n[")
+    heads = ("file", "batch", "p50\nms", "p90\nms", "p99\nms", "images\n/s", faster_head)
+    for title, rows in groups.items():
+        table = new_table((*heads, "file\nMiB", "peak\nMiB"), whole=(0,))
+        for row in rows:
+            faster = ""
+            if "speedup" in row:
+                low, high = row["speedup_low"], row["speedup_high"]
+                faster = f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]"
+            add_row(
+                table,
+                row["precision"],
+                str(row["infer_batch_size"]),
+                *(ms_text(row[name]) for name in ("infer_step_time", "p90_ms", "p99_ms")),
+                f"{row['infer_samples_per_sec']:.1f}",
+                faster,
+                f"{row['file_mib']:.1f}",
+                f"{row['peak_memory_mib']:.0f}" if "peak_memory_mib" in row else "",
+            )
+        show(console, title, table)
+    console.print()
+    if any("speedup" in row for row in document["rows"]):
+        prose(console, f"Faster: {SPEEDUP}.")
     busy = busy_warning(machine["load"], machine["cores"])
     if busy:
-        console.print(f"warning: {busy}.", markup=False)
+        prose(console, f"warning: {busy}.")
     cautions = {row["caution"] for row in document["rows"] if row["caution"]}
     for caution in sorted(cautions):
-        console.print(f"Note: {caution}.", markup=False)
-    console.print(f"Images: {document['settings']['images']}.", markup=False)
+        prose(console, f"Note: {caution}.")
+    prose(console, f"Images: {document['settings']['images']}.")
     if any(row["precision"] == "fp32" and not row["reason"] for row in document["rows"]):
-        console.print(f"fp32: {document['settings']['fp32']}.", markup=False)
+        prose(console, f"fp32: {document['settings']['fp32']}.")
     for (engine, reason), subjects in reasons.items():
-        text = f"not run on {engine}: {', '.join(subjects)}: {reason}"
-        console.print(text, soft_wrap=True, markup=False)
+        prose(console, f"not run on {engine}: {', '.join(subjects)}: {reason}")
 
 
 def _union(rows: Sequence[Columns]) -> list[str]:

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.errors import BundleError, ConfigError
 from regcache_engines.files import atomic_write_bytes
 from regcache_export.bundle_graph import graph_options, image_size
 from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
+
+from ..compat import require
 
 Array = npt.NDArray[Any]
 
@@ -118,7 +120,7 @@ def bundle_images(bundle: Bundle, count: int) -> tuple[Array, str]:
     Taken from the certificate, repeated where it has fewer; a bundle without one gets noise, which
     is as good for timing and good for nothing else.
     """
-    from regcache_export.verify import read_certificate
+    from regcache_export.certificate_files import read_certificate
 
     try:
         pixels = read_certificate(bundle)[1]
@@ -142,7 +144,9 @@ def _file(
     if precision == "int8":
         if bundle.manifest.get("quantized_linears") == 0:
             raise BundleError(f"{bundle.path} has no quantized linear: it is a float bundle")
-        return bundle.model_path
+        path = scratch / f"{name}-{precision}.onnx"
+        atomic_write_bytes(path, bundle.read(MODEL))  # the bundle may be replaced while it is timed
+        return path
     if precision == "fp16" and options.target != "tensorrt":
         raise BundleError(
             f"half precision is written for --target tensorrt only, and {bundle.path} is for "
@@ -152,6 +156,7 @@ def _file(
         if not float_file.is_file():
             raise BundleError(f"there is no {float_file}; give an ONNX file with --fp32")
         return float_file
+    require("onnx", "export")
     from regcache_export.graph import build_model, serialize
 
     body = replace(options, body="float16" if precision == "fp16" else "float32")

@@ -17,8 +17,6 @@ from torch import Tensor
 from regcache_engines.bundle import MODEL, Bundle
 from regcache_export.bundle import add_files
 from regcache_export.certificate import (
-    CERTIFICATE,
-    IMAGES,
     Evidence,
     Subject,
     collect,
@@ -31,9 +29,11 @@ from regcache_export.certificate import (
     make_document,
     parameter_hashes,
 )
+from regcache_export.certificate_files import CERTIFICATE, IMAGES
 from regcache_export.compare import Forced, Simulated, Simulator, leading
+from regcache_export.float32_copy import in_float32
 from regcache_export.graph import build_model
-from regcache_export.graph.float16 import in_float32, to_float16
+from regcache_export.graph.float16 import to_float16
 from regcache_export.optimized import compare_optimized
 from regcache_export.plan import Plan
 from regcache_export.rounding_noise import controlled

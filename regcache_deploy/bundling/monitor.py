@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import in_layout
 from regcache_engines.probe_rates import probe_rates
 from regcache_export.bundle_graph import graph_options
-from regcache_export.trace import in_layout
 
 BATCH = 32
 

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import require
 from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
@@ -86,7 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time and print. Returns the exit code."""
     engines, settings = _settings(args)
-    require("onnx", "export")
     from regcache_engines.bundle import Bundle
     from regcache_export.bundle_graph import graph_options
 
@@ -101,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     )
     from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
 
-    bundles = [Bundle.open(path) for path in args.bundles]
+    reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
+    with reporter.stage("opening the bundles"):
+        bundles = [Bundle.open(path) for path in args.bundles]
     names = [bundle.path.resolve().name for bundle in bundles]
     if len(set(names)) < len(names):
         raise ConfigError("two bundles have the same name; rename one, the rows would look alike")
@@ -114,9 +114,15 @@ def run(args: argparse.Namespace) -> int:
         for bundle in bundles:
             half = graph_options(bundle).target == "tensorrt" and args.fp32 is None
             precisions = _words(args.compare or (DEFAULT_HALF if half else DEFAULT_COMPARE))
-            found = subjects_of(
-                bundle, precisions, Path(scratch), args.plan, args.fp32, args.compare is not None
-            )
+            with reporter.stage(f"files of {bundle.path.name}: {', '.join(precisions)}"):
+                found = subjects_of(
+                    bundle,
+                    precisions,
+                    Path(scratch),
+                    args.plan,
+                    args.fp32,
+                    args.compare is not None,
+                )
             subjects += found
             pixels[found[0].name], source = bundle_images(bundle, max(settings.batches))
         bench = Bench(
@@ -125,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             pixels,
             settings,
             args.engines or Path(scratch) / "engines",
-            Reporter(quiet=args.verbosity == QUIET or args.json),
+            reporter,
         )
         rows = [row_columns(row) for row in bench.run()]
     how = {

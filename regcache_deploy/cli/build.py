@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import import_open_clip, require
+from ..compat import require
 from ..errors import ConfigError
 from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .check import model_path
-from .common import QUIET, add_common_arguments
+from .check import read_model
+from .common import QUIET, add_common_arguments, load_libraries
 
 if TYPE_CHECKING:
     from regcache_engines.tensorrt.build_options import BuildOptions
@@ -155,15 +155,15 @@ def run(args: argparse.Namespace) -> int:
     from regcache_export.checks import check_file
 
     require_writable(args.output)
-    model = model_path(args.bundle)
+    model = read_model(args.bundle)
     options = _build_options(args)
     builder = EngineBuilder(args.engine)
-    report = check_file(model)
+    report = check_file(args.bundle, model)
     report.require_ok()
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     with reporter.stage(f"build with {args.engine} {builder.probe.version}") as advance:
         result = builder.build(
-            model.read_bytes(),
+            model,
             args.output,
             options,
             promise=report.promise,
@@ -230,10 +230,11 @@ def _run_contract(args: argparse.Namespace) -> int:
     else:
         build = _build_options(args)
     require_writable(args.output)
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
+    load_libraries(reporter)
     from ..contract.options import ContractOptions
     from ..contract.run import run_contract
-    from ..report.contract import contract_lines
+    from ..report.contract import print_contract
 
     options = ContractOptions(
         engine=args.engine,
@@ -249,8 +250,11 @@ def _run_contract(args: argparse.Namespace) -> int:
         build=build,
         strict_layers=args.layer_check == "error",
     )
-    document = run_contract(args.bundle, options, Reporter(quiet=args.verbosity == QUIET))
-    print(json.dumps(document, indent=1) if args.json else "\n".join(contract_lines(document)))
+    document = run_contract(args.bundle, options, reporter)
+    if args.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_contract(document)
     return 0
 
 

@@ -34,24 +34,24 @@ def run(args: argparse.Namespace) -> int:
     require("onnx", "export")
     from regcache_export.checks import check_file
 
-    report = check_file(model_path(args.bundle))
+    report = check_file(args.bundle, read_model(args.bundle))
     print(json.dumps(report.to_json(), indent=1) if args.json else "\n".join(table(report)))
     return BundleError.exit_code if report.findings else 0
 
 
-def model_path(source: Path) -> Path:
-    """The ONNX file of a bundle, which is checked first, or the file itself.
+def read_model(source: Path) -> bytes:
+    """The ONNX file of a bundle, as the bundle was checked, or the file itself.
 
     Raises:
         BundleError: neither.
     """
-    from regcache_engines.bundle import Bundle
+    from regcache_engines.bundle import MODEL, Bundle
 
     if source.is_dir():
-        return Bundle.open(source).model_path
+        return Bundle.open(source).read(MODEL)
     if not source.is_file():
         raise BundleError(f"there is no {source}; give a bundle or an .onnx file")
-    return source
+    return source.read_bytes()
 
 
 def table(report: Report) -> list[str]:

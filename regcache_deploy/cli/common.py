@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..compat import import_open_clip, require, require_installed
 from ..errors import ConfigError
-from ..work.progress import stderr_console
+from ..work.progress import Reporter, stderr_console
 from ..work.settings import MachineSettings
 
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
@@ -103,6 +104,24 @@ def add_device_argument(group: argparse._ActionsContainer, what: str = "") -> No
     group.add_argument(
         "--device", default="auto", metavar="NAME", help=f"{what + ': ' if what else ''}{text}"
     )
+
+
+def load_libraries(reporter: Reporter, *needed: tuple[str, str]) -> None:
+    """Import torch and open_clip, which takes seconds, and say so meanwhile.
+
+    Args:
+        reporter: shows it.
+        needed: further modules, each with the extra that brings it.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    for module, extra in (("torch", "search"), ("open_clip", "search"), *needed):
+        require_installed(module, extra)
+    with reporter.stage("loading torch and open_clip"):
+        import_open_clip()
+        for module, extra in needed:
+            require(module, extra)
 
 
 def setup_logging(verbosity: int) -> None:

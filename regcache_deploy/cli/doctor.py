@@ -7,12 +7,15 @@ import json
 import platform
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from regcache_engines.cpu_flags import int8_flags, may_saturate
+from regcache_engines.errors import EngineError
+from regcache_engines.onnxruntime_session import import_onnxruntime, installed_distributions
 
 from .. import __version__
 from .common import add_common_arguments
@@ -23,7 +26,8 @@ DISTRIBUTION = "regcache-deploy"
 
 USES = {
     "search and export (regcache export)": ("search", "cpu"),
-    "a bundle on the CPU": ("cpu",),
+    "a bundle on the CPU: run, verify, time, evaluate": ("cpu",),
+    "texts (regcache_engines, embed_text)": ("text",),
     "a bundle on an NVIDIA GPU, ONNX Runtime": ("gpu",),
     "TensorRT engines": ("trt",),
     "TensorRT engines, 10.x": ("trt10",),
@@ -81,8 +85,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def diagnose() -> dict[str, Any]:
-    """What is installed and what follows. Looks at metadata only, imports nothing heavy."""
+    """What is installed and what follows.
+
+    By the metadata of what is installed; ONNX Runtime is loaded, because its package may be there
+    and not load.
+    """
     extras = _extras()
+    driver, broken = _nvidia_driver(), _broken_onnxruntime()
     missing = {
         extra: [str(r) for r in requirements if not r.satisfied]
         for extra, requirements in extras.items()
@@ -94,15 +103,31 @@ def diagnose() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_int8": int8_flags(),
         "cpu_saturates": may_saturate(),
-        "nvidia_driver": _nvidia_driver(),
+        "nvidia_driver": driver,
         "packages": {r.name: r.found for rs in extras.values() for r in rs if r.found is not None},
         "missing": missing,
         "works": {
-            use: bool(extras) and not any(missing.get(extra, [extra]) for extra in needed)
+            use: bool(extras)
+            and not any(missing.get(extra, [extra]) for extra in needed)
+            and not (broken and {"cpu", "gpu"} & {*needed})
+            and not (driver is None and "gpu" in needed)
             for use, needed in USES.items()
         },
-        "warnings": _warnings(extras),
+        "warnings": sorted([*_warnings(extras), *([broken] if broken else [])]),
     }
+
+
+def _broken_onnxruntime() -> str | None:
+    """Why an installed ONNX Runtime does not load, or None."""
+    if not installed_distributions():
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of two distributions: `_warnings` says it
+            import_onnxruntime()
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 def _extras() -> dict[str, list[Requirement]]:
@@ -134,16 +159,16 @@ def _resolve(extra: str, direct: dict[str, list[tuple[str, str, str]]]) -> list[
 
 
 def _warnings(extras: dict[str, list[Requirement]]) -> list[str]:
-    warnings = []
+    lines = []
     if may_saturate():
-        warnings.append(
+        lines.append(
             "this CPU has no VNNI instructions: u8s8 products saturate. Our engines ask ONNX "
             "Runtime for exact ones (session.x64quantprecision), which are slower; another program "
             "must do so itself, or export with --reduce-range"
         )
     for one, other in _STANDS_IN.items():
         if _version(one) and _version(other):
-            warnings.append(
+            lines.append(
                 f"{one} and {other} are both installed; they share their files and the last one "
                 f"wins: pip uninstall -y {one} {other}, then install the one that you want"
             )
@@ -154,10 +179,10 @@ def _warnings(extras: dict[str, list[Requirement]]) -> list[str]:
         found = next(iter(rs)).found
         if found is not None and not any(r.satisfied for r in rs):
             needed = " or ".join(sorted(map(str, rs)))
-            warnings.append(f"{name} {found} is installed; needed: {needed}")
+            lines.append(f"{name} {found} is installed; needed: {needed}")
     if not extras:
-        warnings.append(f"{DISTRIBUTION} is not installed; run: pip install '.[search,cpu]'")
-    return sorted(warnings)
+        lines.append(f"{DISTRIBUTION} is not installed; run: pip install '.[search,cpu]'")
+    return sorted(lines)
 
 
 def _lines(findings: dict[str, Any]) -> list[str]:
@@ -172,6 +197,8 @@ def _lines(findings: dict[str, Any]) -> list[str]:
     for use, works in findings["works"].items():
         extras = ",".join(USES[use])
         how = "" if works else f"   pip install '{DISTRIBUTION}[{extras}]'"
+        if findings["nvidia_driver"] is None and {"gpu", "trt", "trt10", "rtx"} & {*USES[use]}:
+            how = how or "   to build; to run them, install an NVIDIA driver"
         if how and "gpu" in USES[use] and "onnxruntime" in findings["packages"]:
             how += " after pip uninstall onnxruntime"
         lines.append(f"  {'yes' if works else 'no ':<4}{use}{how}")

@@ -11,7 +11,13 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .common import QUIET, add_common_arguments, add_device_argument, add_run_arguments
+from .common import (
+    QUIET,
+    add_common_arguments,
+    add_device_argument,
+    add_run_arguments,
+    load_libraries,
+)
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
@@ -89,17 +95,18 @@ def run(args: argparse.Namespace) -> int:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
-    from ..compat import import_open_clip
-
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import parse_runners
+    from ..evaluation.runners import IN_TORCH, parse_runners
     from ..report.evaluation import print_images, print_records, write_csv
 
+    names = parse_runners(args.on)
+    if set(IN_TORCH) & set(names):
+        load_libraries(reporter)
     session = Session(
         args.bundle,
-        parse_runners(args.on),
-        Reporter(quiet=args.verbosity == QUIET),
+        names,
+        reporter,
         plan_folder=args.plan,
         templates=args.templates,
         batch_size=args.batch_size,

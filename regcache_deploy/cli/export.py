@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from ..bundling.settings import GraphSettings
-from ..compat import import_open_clip, require
 from ..data.settings import DataSettings
 from ..encoders.known import check_model
 from ..encoders.settings import ModelSettings
@@ -17,7 +16,7 @@ from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import add_settings, given, print_configuration
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, VERBOSE, add_common_arguments, add_run_arguments, load_libraries
 
 HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
 
@@ -59,13 +58,12 @@ def run(args: argparse.Namespace) -> int:
         check_model(options.model, options.pretrained)
         print_configuration(options.to_json(), as_json=args.json)
         return 0
+    reporter = Reporter(quiet=args.verbosity == QUIET)
     # Say now what is not installed, not after minutes of searching.
-    import_open_clip()
-    require("onnx", "export")
-    require("onnxruntime", "cpu")
+    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
     from ..report.terminal import print_result
     from ..run.export import run_export
 
-    result = run_export(options, Reporter(quiet=args.verbosity == QUIET), parts)
-    print_result(result, as_json=args.json)
+    result = run_export(options, reporter, parts)
+    print_result(result, args.json, args.verbosity == VERBOSE, options.output_dir)
     return 0

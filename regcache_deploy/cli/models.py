@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, load_libraries
+
+if TYPE_CHECKING:
+    from ..encoders.catalogue import Entry
 
 HELP = "list supported encoders: tokens, head size, GFLOPs"
 
@@ -34,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table on stdout. Returns 0; a pattern that fits nothing is a usage mistake."""
-    from ..compat import import_open_clip
-
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
+    load_libraries(reporter)
     from ..encoders.catalogue import describe
     from ..run.survey import open_clip_architectures, timm_architectures
 
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         raise ConfigError(f"no encoder is named like '{args.pattern}'; try '*{args.pattern}*'")
     entries = []
-    with Reporter(quiet=args.verbosity == QUIET).stage("reading structures", len(chosen)) as step:
+    with reporter.stage("reading structures", len(chosen)) as step:
         for name in chosen:
             entries.append(describe(name))
             step()
@@ -58,28 +61,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_table(entries) -> None:  # type: ignore[no-untyped-def]
-    """One line per encoder."""
-    from rich.console import Console
-    from rich.table import Table
+WIDE = 105
+"""Columns of a terminal from which every column of the table fits beside the longest name."""
 
-    table = Table()
-    for title in ("--model", "image", "tokens", "special", "head", "pool", "GFLOPs", "M params"):
-        table.add_column(title, no_wrap=title == "--model")
-    table.add_column("TensorRT INT8 attention")
+
+def print_table(entries: Sequence[Entry]) -> None:
+    """One line per encoder; a narrow terminal gets what decides about size and speed."""
+    from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
+
+    console = stdout_console()
+    wide = console.width >= WIDE
+    heads = ["--model", "image", "tokens", "GFLOPs", "M\nparams"]
+    if wide:
+        heads += ["special\ntokens", "head", "pool", "TensorRT\nINT8 attention"]
+    table = new_table(heads)
     for e in entries:
         if e.refusal is not None:
-            table.add_row(e.name, *[""] * 7, f"not supported: {e.refusal}")
             continue
-        table.add_row(
-            e.name,
-            f"{e.image_size[0]}x{e.image_size[1]}",
-            str(e.tokens),
-            str(e.special_tokens),
-            str(e.head_dim),
-            e.pool,
-            f"{e.gflops:.1f}",
-            f"{e.parameters / 1e6:.0f}",
-            "fuses" if e.fuses_int8_attention else "no",
-        )
-    Console(width=None if sys.stdout.isatty() else 130, highlight=False).print(table)
+        height, width = e.image_size
+        cells = [e.name, f"{height}" if height == width else f"{height}x{width}", f"{e.tokens}"]
+        cells += [f"{e.gflops:.1f}", f"{e.parameters / 1e6:.0f}"]
+        if wide:
+            fuses = "fuses" if e.fuses_int8_attention else "no"
+            cells += [f"{e.special_tokens}", f"{e.head_dim}", e.pool, fuses]
+        add_row(table, *cells)
+    if table.row_count:
+        show(console, "", table)
+        console.print()
+        if not wide:
+            prose(
+                console,
+                f"Special tokens, head size, pooling and TensorRT: in a window of {WIDE} columns, "
+                "or with --json.",
+            )
+    for e in entries:
+        if e.refusal is not None:
+            place(console, f"{e.name}: not supported: {e.refusal}")

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from ..work.paths import require_writable_file
-from .common import add_common_arguments, add_device_argument
+from ..work.progress import Reporter
+from .common import QUIET, add_common_arguments, add_device_argument
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
 
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from ..report.document import load_document
     from ..report.html import write_page
 
+    reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     output = args.output or args.run_folder / "report.html"
     if args.output is not None:
         require_writable_file(args.output, "--output")
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if bundle is not None:
         document |= read_bundle(bundle)
         if args.layers:
-            document |= _block_errors(bundle, args.run_folder, args.device)
+            document |= _block_errors(bundle, args.run_folder, reporter, args.device)
     written = {"report": str(output)}
     if args.engine is not None and args.triton is None:
         raise ConfigError("--engine goes with --triton DIR")
@@ -106,20 +108,19 @@ def find_bundle(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _block_errors(bundle: Path, folder: Path, device: str) -> dict[str, Any]:
+def _block_errors(bundle: Path, folder: Path, reporter: Reporter, device: str) -> dict[str, Any]:
     """The error by layer, or nothing where it cannot be measured, with a message."""
     from ..compat import require
-
-    require("torch", "search")
-    from regcache_engines.bundle import Bundle
-
-    from ..report.block_errors import measure_block_errors
     from ..work.threads import settle_threads
 
+    with reporter.stage("loading torch"):
+        require("torch", "search")
+        from regcache_engines.bundle import Bundle
+
+        from ..report.block_errors import kept_block_errors
     settle_threads(None)
     try:
-        place = folder if (folder / "plan.json").is_file() else None
-        return {"block_errors": measure_block_errors(Bundle.open(bundle), place, device)}
+        return {"block_errors": kept_block_errors(Bundle.open(bundle), folder, reporter, device)}
     except BundleError as error:
         log.warning("no error by layer: %s", error)
         return {}

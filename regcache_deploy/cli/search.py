@@ -6,7 +6,6 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..compat import import_open_clip
 from ..data.settings import DataSettings
 from ..encoders.known import check_model
 from ..encoders.settings import ModelSettings
@@ -17,7 +16,7 @@ from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import PUBLISHED, add_settings, given, print_configuration
-from .common import QUIET, add_common_arguments, add_run_arguments
+from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
 
 HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
 
@@ -70,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
         values = {name: options.to_json()[name] for name in taken} | {"ablation": args.ablation}
         print_configuration(values, as_json=args.json)
         return 0
-    import_open_clip()
+    reporter = Reporter(quiet=args.verbosity == QUIET)
+    load_libraries(reporter)
     from ..report.terminal import print_search
     from ..run.search import run_search
 
-    reporter = Reporter(quiet=args.verbosity == QUIET)
     result = run_search(options, reporter, ablation=args.ablation)
     print_search(result, as_json=args.json)
     return 0

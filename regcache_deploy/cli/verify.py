@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from .common import add_common_arguments
+from ..work.progress import Reporter
+from .common import QUIET, add_common_arguments
 
 HELP = "recompute a bundle's certificate with numpy and ONNX Runtime"
 
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.images is not None and args.images < 1:
         raise ConfigError(f"--images {args.images} is out of range: take at least 1")
-    report = verify_bundle(Bundle.open(args.bundle), args.images)
+    reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
+    with reporter.stage("recomputing the certificate"):
+        report = verify_bundle(Bundle.open(args.bundle), args.images)
     if args.json:
         print(json.dumps(report.to_json(), indent=1))
     elif report.problem is None:

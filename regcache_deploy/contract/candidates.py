@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.files import atomic_write_bytes
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle_graph import graph_options
 from regcache_export.graph import build_model, serialize
 from regcache_export.graph.probes import add_probes, probe_places
 from regcache_export.plan import Plan
 from regcache_export.plan_beside import load_plan
 from regcache_export.targets import GraphOptions
-from regcache_export.trace import in_layout
 
 from ..bench.subjects import float_plan
 from ..evaluation.corners import simulate
@@ -63,9 +63,12 @@ class Candidates:
         """Raises BundleError where the plan is missing or belongs to another bundle."""
         return cls(bundle, load_plan(bundle, plan_folder), scratch, reporter)
 
-    @property
+    @cached_property
     def int8(self) -> Path:
-        return self.bundle.model_path
+        """A copy of the model that was checked: the bundle may be replaced while it is judged."""
+        path = self.scratch / "int8.onnx"
+        atomic_write_bytes(path, self.bundle.read(MODEL))
+        return path
 
     @cached_property
     def float_file(self) -> Path:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import Engine
+from regcache_engines.engine import Engine, zero_shot
 from regcache_engines.engine_base import in_fixed_batches
-from regcache_export.trace import in_layout
+from regcache_engines.preprocess import Preprocess, in_layout
 
 from ..data.copies import altered
 from ..errors import BundleError, ConfigError, DataError
 from ..evaluation.instances import margins
-from ..evaluation.metrics import zero_shot_logits
 from ..evaluation.paired import compare_paired
 from ..search.statistics import bootstrap_means
 from .decide import Drop
@@ -108,7 +107,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
     if data is None and str(provenance.get("model")).partition("-")[0] == "demo":
         data, limit = "demo", limit or 2000
     if data is None:
-        from regcache_export.verify import read_certificate
+        from regcache_export.certificate_files import read_certificate
 
         try:
             pixels = read_certificate(bundle)[1]
@@ -118,16 +117,16 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
             ) from error
         source = f"the {len(pixels)} calibration images in the bundle, which have no labels"
         return JudgeData.split(pixels, None, source, seed, copied)
-    from ..data.preprocess import Preprocess
     from ..data.sources import open_data
 
     known = bundle.labels if bundle.has_text_features else ()
     stream = open_data(data, Preprocess(bundle.preprocess), known, limit, seed)
     batches = list(stream.batches(BATCH))
-    pixels = torch.cat([batch.pixels for batch in batches]).numpy()
+    pixels = np.concatenate([batch.pixels for batch in batches])
     labels = None
     if stream.class_names == known and all(batch.labels is not None for batch in batches):
-        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+        parts = [batch.labels for batch in batches if batch.labels is not None]
+        labels = torch.from_numpy(np.concatenate(parts))
     return JudgeData.split(pixels, labels, stream.source, seed, copied)
 
 
@@ -168,7 +167,10 @@ def measure_drop(
         loss = 100 * (1 - cosine.numpy())
         low, high = np.percentile(bootstrap_means(loss[:, None], seed), [2.5, 97.5])
         return Drop(float(loss.mean()), float(low), float(high), n, "cosine")
-    found, wanted = (zero_shot_logits(f, head, scale).argmax(dim=1) for f in (features, reference))
+    found, wanted = (
+        torch.from_numpy(zero_shot(f.numpy(), head.numpy(), scale).argmax(axis=1))
+        for f in (features, reference)
+    )
     metric = "top1" if labels is not None else "changed"
     truth = labels if labels is not None else wanted
     return counted_drop(wanted == truth, found == truth, seed, metric, exact=labels is not None)

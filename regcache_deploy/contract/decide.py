@@ -159,8 +159,7 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
     surely_fast = speed.low >= contract.min_speedup and speed.rounds >= MIN_ROUNDS
     reasons = (
         _sentence(
-            f"loses {drop.value:.2f} points [{drop.low:.2f}, {drop.high:.2f}]",
-            f"of at most {contract.max_drop:g}",
+            *_loss_words(drop, contract.max_drop),
             accurate,
             surely_accurate,
             contract.strict,
@@ -176,6 +175,16 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
     )
     proven = surely_accurate and surely_fast
     return Verdict(candidate, proven if contract.strict else accurate and fast, reasons, proven)
+
+
+def _loss_words(drop: Drop, limit: float) -> tuple[str, str]:
+    """The loss and its bound; of features, which have no accuracy, as the cosine that it is."""
+    if drop.metric != "cosine":
+        figure = f"loses {drop.value:.2f} points [{drop.low:.2f}, {drop.high:.2f}]"
+        return figure, f"of at most {limit:g}"
+    cosine, low, high = (1 - points / 100 for points in (drop.value, drop.high, drop.low))
+    figure = f"cosine to the float file {cosine:.5f} [{low:.5f}, {high:.5f}]"
+    return figure, f"of at least {1 - limit / 100:.5f}"
 
 
 def decide(attempts: Sequence[Attempt], contract: Contract) -> Decision:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_export.certificate_files import read_certificate
 from regcache_export.plan import Plan
-from regcache_export.verify import read_certificate
 
 from ..bundling.certify import certify_bundle
 from ..bundling.monitor import monitor_entry

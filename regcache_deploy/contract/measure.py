@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regcache_engines.engine import Engine
 from regcache_engines.errors import EngineError
-from regcache_export.trace import in_layout
+from regcache_engines.preprocess import in_layout
 
 from ..bench.timing import Interval, Samples, interleave
 from ..evaluation.engines import open_engine

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regcache_engines.preprocess import in_layout
 from regcache_export.plan import Plan
 from regcache_export.targets import find_target
-from regcache_export.trace import in_layout
 
 from ..encoders.regcache import RegCacheConfig
 from ..errors import ConfigError

@@ -30,7 +30,7 @@ METRICS = {
     "top1": "top-1",
     "instances": "copy detection: images that find their own altered copy (no zero-shot head)",
     "changed": "images whose class changed (no labels: an upper bound of the loss of top-1)",
-    "cosine": "100 x (1 - mean cosine) of the features (random weights, no zero-shot head)",
+    "cosine": "mean cosine of the features (random weights, no zero-shot head)",
 }
 
 
@@ -61,7 +61,8 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         if gpu is not None:
             builds = Builds.of(bundle, options, gpu, Path(scratch) / "engines", reporter)
         candidates = Candidates.of(bundle, options.plan_folder, Path(scratch), reporter)
-        data = load_judge_data(bundle, options.data, options.limit, options.seed)
+        with reporter.stage("reading the images to judge by"):
+            data = load_judge_data(bundle, options.data, options.limit, options.seed)
         measurement = Measurement(candidates, data, options, builds)
         attempts = [
             measurement.try_int8,
@@ -101,7 +102,11 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
     }
     if builds is not None and gpu is not None:
         document["speed_measured_at"] |= {"gpu": gpu.name, "profile": vars(builds.options.profile)}
-        document |= {"engine_file": str(engine), "engines": builds.to_json()}
+        document |= {
+            "engine_file": str(engine),
+            "engine_host_code": builds.options.version_compatible,
+            "engines": builds.to_json(),
+        }
     name = path.resolve().name.removesuffix(".regcache")
     atomic_write_bytes(
         options.output / f"{name}.decision.json", (json.dumps(document, indent=1) + "\n").encode()

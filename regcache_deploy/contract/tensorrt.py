@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.engine import Engine
-from regcache_engines.files import atomic_write_bytes, sha256_file
+from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.build_options import BuildOptions
 from regcache_engines.tensorrt.builder import BuildResult, EngineBuilder
 from regcache_engines.tensorrt.engine import TensorRTEngine
@@ -159,7 +159,7 @@ class Builds:
             EngineError: the bundle's graph is another one; or the disk refuses.
         """
         built = self.results[model]
-        if sha256_file(Bundle.open(bundle).model_path) != built.sidecar.onnx_sha256:
+        if Bundle.open(bundle).manifest["files"][MODEL]["sha256"] != built.sidecar.onnx_sha256:
             raise EngineError(f"{bundle} is not what the engine was built from; decide again")
         path = folder / built.path.name
         try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .copies import altered
-from .images import Images
+from .alterations import altered_pixels
 from .stream import Batch, ImageStream
 
 
@@ -32,9 +31,8 @@ class AlteredStream(ImageStream):
         )
 
     def batches(self, size: int) -> Iterator[Batch]:
-        config, first = self.preprocess.config, 0
+        first = 0
         for batch in super().batches(size):
-            pixels = altered(batch.pixels, self.seed, first)
+            pixels = altered_pixels(batch.pixels, self.seed, first)
             first += len(pixels)
-            images = Images(pixels, tuple(config.mean), tuple(config.std), self.source)
-            yield Batch(images.normalized(pixels), pixels, batch.keys, None)
+            yield Batch(pixels, batch.keys, None, self.preprocess)

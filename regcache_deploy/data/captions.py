@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from regcache_engines.preprocess import Preprocess
+
 from ..errors import DataError
-from .preprocess import Preprocess
 from .stream import ImageStream, Item
 
 TEXTS_PER_IMAGE = 5

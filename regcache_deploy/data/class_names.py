@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 
-from ..compat import import_open_clip, require
 from ..errors import DataError
 from .scan import looks_like_splits
 
@@ -83,18 +82,21 @@ def is_wnid(folder: str) -> bool:
     return _wnid(folder) is not None
 
 
-@lru_cache(maxsize=1)
 def imagenet_names() -> tuple[str, ...]:
     """open_clip's names of the 1000 ImageNet classes, in the order of ImageNet's labels."""
-    return tuple(import_open_clip().IMAGENET_CLASSNAMES)
+    return tuple(name for _, name in _imagenet())
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """The 1000 wnids in the order of ImageNet's labels."""
+    return tuple(wnid for wnid, _ in _imagenet())
 
 
 @lru_cache(maxsize=1)
-def imagenet_wnids() -> tuple[str, ...]:
-    """The 1000 wnids in the order of ImageNet's labels, as timm packages them."""
-    require("timm", "search")
-    text = (resources.files("timm.data") / "_info" / "imagenet_synsets.txt").read_text()
-    return tuple(text.split())
+def _imagenet() -> tuple[tuple[str, str], ...]:
+    """The file beside this one: timm's wnids and open_clip's names, which a test holds it to."""
+    text = (resources.files(__package__) / "imagenet_classes.tsv").read_text(encoding="utf-8")
+    return tuple((wnid, name) for wnid, name in (line.split("\t") for line in text.splitlines()))
 
 
 def _wnid(folder: str) -> str | None:

@@ -1,58 +1,23 @@
-"""Altered copies of images, for copy detection: a crop, a flip, other light and colour.
-
-Every image has a random generator of its own, seeded by its index, so that its copy does not depend
-on how many others there are or on how they are split into batches.
-"""
+"""Sets of images with their altered copies (`alterations`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .alterations import DEFAULT, Alterations, altered_pixels
 from .images import Images
 
-
-@dataclass(frozen=True)
-class Alterations:
-    """How strongly a copy differs. Ranges are drawn from uniformly.
-
-    Attributes:
-        area: share of the image that the crop keeps; its aspect stays.
-        flip: probability of a horizontal flip.
-        brightness, colour: factors, Pillow's `ImageEnhance`.
-    """
-
-    area: tuple[float, float] = (0.35, 0.6)
-    flip: float = 0.5
-    brightness: tuple[float, float] = (0.6, 1.4)
-    colour: tuple[float, float] = (0.3, 1.5)
-
-
-DEFAULT = Alterations()
+__all__ = ["Alterations", "altered", "with_copies"]
 
 
 def altered(
     pixels: Tensor, seed: int = 0, first: int = 0, alterations: Alterations = DEFAULT
 ) -> Tensor:
-    """One altered copy of each image, resized back.
-
-    Args:
-        pixels: uint8 `[n, H, W, 3]`.
-        seed: another one gives other copies.
-        first: index of the first image, where `pixels` is a part of a set.
-        alterations: how strong.
-
-    Returns:
-        uint8 `[n, H, W, 3]`.
-    """
-    out = torch.empty_like(pixels)
-    for row in range(len(pixels)):
-        generator = np.random.default_rng([seed, first + row])
-        out[row] = _alter(pixels[row], generator, alterations)
-    return out
+    """`altered_pixels` of a tensor."""
+    return torch.from_numpy(altered_pixels(pixels.numpy(), seed, first, alterations))
 
 
 def with_copies(images: Images, seed: int = 0, alterations: Alterations = DEFAULT) -> Images:
@@ -65,22 +30,3 @@ def with_copies(images: Images, seed: int = 0, alterations: Alterations = DEFAUL
         class_names=(),
         source=f"{images.source}, with altered copies (seed {seed})",
     )
-
-
-def _alter(pixels: Tensor, generator: np.random.Generator, how: Alterations) -> Tensor:
-    """`[H, W, 3]` -> `[H, W, 3]`."""
-    from PIL import Image, ImageEnhance
-
-    height, width = pixels.shape[:2]
-    side = generator.uniform(*how.area) ** 0.5
-    h, w = max(1, round(height * side)), max(1, round(width * side))
-    top = int(generator.integers(0, height - h + 1))
-    left = int(generator.integers(0, width - w + 1))
-    image = Image.fromarray(pixels.numpy())
-    box = (left, top, left + w, top + h)
-    image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    if generator.random() < how.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = ImageEnhance.Brightness(image).enhance(generator.uniform(*how.brightness))
-    image = ImageEnhance.Color(image).enhance(generator.uniform(*how.colour))
-    return torch.from_numpy(np.array(image))

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from regcache_engines.preprocess import Preprocess
+
 from ..errors import ConfigError
 from ..work.progress import Reporter
 from .images import Images
-from .preprocess import Preprocess
 
 
 def load_demo_images(
@@ -50,8 +51,8 @@ def load_demo_images(
             advance()
     return Images(
         pixels=pixels,
-        mean=tuple(preprocess.config.mean),
-        std=tuple(preprocess.config.std),
+        mean=preprocess.mean,
+        std=preprocess.std,
         source=f"demo digits, split {split}, seed {seed}",
         labels=torch.as_tensor(labels, dtype=torch.int64),
         class_names=tuple(CLASS_NAMES),

@@ -6,24 +6,21 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regcache_engines.container import memory_limit, within_cpu_limit
+from regcache_engines.ahead import map_ahead
+from regcache_engines.container import memory_limit
+from regcache_engines.preprocess import Preprocess
 
 from ..errors import DataError
 from ..work.progress import Reporter
 from .class_names import class_indices, head_for
 from .images import Images
-from .preprocess import Preprocess
-from .scan import MIN_IMAGES, scan_folder
-
-MAX_UNREADABLE = 0.01
-"""Share of unreadable images above which a folder is taken for damaged."""
+from .scan import MAX_UNREADABLE, MIN_IMAGES, scan_folder
 
 MAX_MEMORY_SHARE = 0.5
 """Share of this machine's memory that pixels may fill."""
@@ -76,8 +73,8 @@ def load_folder(
         labels = torch.tensor([label_of_folder[chosen[i][1]] for i in good], dtype=torch.int64)
     return Images(
         pixels=pixels if not reasons else pixels[torch.tensor(good)],
-        mean=tuple(preprocess.config.mean),
-        std=tuple(preprocess.config.std),
+        mean=preprocess.mean,
+        std=preprocess.std,
         source=str(path),
         labels=labels,
         class_names=head,
@@ -101,17 +98,12 @@ def _read_all(
             reasons[index] = str(error)
 
     # Pillow releases the GIL while it decodes and resizes.
-    workers = within_cpu_limit(min(8, os.cpu_count() or 1))
     stage = (reporter or Reporter(quiet=True)).stage(f"reading images of {root.name}", len(files))
-    with warnings.catch_warnings(), stage as advance, ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(), stage as advance:
         # Odd metadata and sizes: what matters is whether the pixels can be had.
         warnings.simplefilter("ignore")
-        try:
-            for _ in pool.map(read, range(len(files))):
-                advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for _ in map_ahead(read, range(len(files))):
+            advance()
     return pixels, dict(sorted(reasons.items()))
 
 

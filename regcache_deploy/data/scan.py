@@ -20,6 +20,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".ti
 """torchvision's list, compared without regard to case."""
 
 MIN_IMAGES = 2
+
+MAX_UNREADABLE = 0.01
+"""Share of unreadable images above which a folder is taken for damaged."""
+
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "images"}
 
 log = logging.getLogger(__name__)

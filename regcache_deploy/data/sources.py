@@ -7,11 +7,12 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from regcache_engines.preprocess import Preprocess
+
+from ..compat import require
 from ..errors import ConfigError, DataError
 from . import shards, torchvision_sets
 from .class_names import class_indices, head_for, is_wnid, refuse_splits
-from .demo_images import load_demo_images
-from .preprocess import Preprocess
 from .scan import scan_folder
 from .stream import ImageStream, Item
 
@@ -184,15 +185,17 @@ def _shards(
 def _demo(
     preprocess: Preprocess, limit: int | None, seed: int, train: bool, labels: bool
 ) -> ImageStream:
-    from dataclasses import asdict
-
+    require("torch", "search")
+    require("sklearn", "search")
     from PIL import Image
 
-    config = {k: v for k, v in asdict(preprocess.config).items() if v is not None}
+    from .demo_images import load_demo_images
+
     count = limit or DEMO_IMAGES
     if count < 1:
         raise ConfigError(f"--limit {count} is out of range: take at least 1")
-    images = load_demo_images("train" if train else "heldout", count, seed, preprocess_cfg=config)
+    split = "train" if train else "heldout"
+    images = load_demo_images(split, count, seed, preprocess_cfg=preprocess.config)
     assert images.labels is not None
     items = [
         Item(

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from regcache_engines.container import within_cpu_limit
+from regcache_engines.ahead import map_ahead
+from regcache_engines.preprocess import Pixels, Preprocess, reason
 
 from ..errors import DataError
-from .folder import MAX_UNREADABLE
-from .preprocess import MAX_PIXELS, Pixels, Preprocess, reason
-
-AHEAD = 4
-"""Images decoded ahead, per worker."""
+from .scan import MAX_UNREADABLE
 
 MIN_BEFORE_REFUSAL = 200
 """A stream with too many unreadable images stops after this many, not at its end."""
@@ -49,16 +42,25 @@ class Batch:
     """Images in order.
 
     Attributes:
-        images: float32 `[b, 3, H, W]`, normalized.
         pixels: uint8 `[b, H, W, 3]`.
         keys: their names.
         labels: int64 `[b]`, or None.
+        preprocess: the model's own.
     """
 
-    images: Tensor
-    pixels: Tensor
+    pixels: Pixels
     keys: tuple[str, ...]
-    labels: Tensor | None
+    labels: npt.NDArray[np.int64] | None
+    preprocess: Preprocess = field(repr=False)
+
+    def in_layout(self, layout: str | None) -> npt.NDArray[Any]:
+        """As an encoder takes them: see `Preprocess.in_layout`."""
+        return self.preprocess.in_layout(self.pixels, layout)
+
+    @property
+    def images(self) -> npt.NDArray[np.float32]:
+        """Float32 `[b, 3, H, W]`, normalized."""
+        return self.preprocess.normalized(self.pixels)
 
 
 @dataclass
@@ -82,15 +84,14 @@ class ImageStream:
     workers: int = 0
     tried: int = 0
     skipped: list[str] = field(default_factory=list)
-    most_in_flight: int = 0
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Decode in threads, at most `AHEAD` images per worker and `size` images at a time.
+        """Decode in threads, a few images ahead, `size` images at a time.
 
         Raises:
             DataError: more than 1 % of the images cannot be read, or none is there.
         """
-        self.tried, self.skipped, self.most_in_flight = 0, [], 0
+        self.tried, self.skipped = 0, []
         waiting: list[tuple[Item, Pixels]] = []
         for item, outcome in self._decoded():
             self.tried += 1
@@ -119,38 +120,20 @@ class ImageStream:
         )
 
     def _decoded(self) -> Iterator[tuple[Item, Pixels | str]]:
-        workers = self.workers or within_cpu_limit(min(8, os.cpu_count() or 1))
-        flying: deque[tuple[Item, Future[Pixels | str]]] = deque()
-        with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        with warnings.catch_warnings():
             # odd metadata and sizes: what matters is whether the pixels can be had
             warnings.simplefilter("ignore")
-            try:
-                for item in self.items():
-                    flying.append((item, pool.submit(decode, item, self.preprocess)))
-                    self.most_in_flight = max(self.most_in_flight, len(flying))
-                    if len(flying) >= workers * AHEAD:
-                        first, future = flying.popleft()
-                        yield first, future.result()
-                while flying:
-                    first, future = flying.popleft()
-                    yield first, future.result()
-            finally:
-                for _, future in flying:
-                    future.cancel()
+            read = partial(decode, preprocess=self.preprocess)
+            yield from map_ahead(read, self.items(), self.workers)
 
     def _batch(self, items: Sequence[tuple[Item, Pixels]]) -> Batch:
-        pixels = torch.from_numpy(np.stack([p for _, p in items]))
-        config = self.preprocess.config
-        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (config.mean, config.std))
-        scaled = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
-        images = scaled.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
         labels = [item.label for item, _ in items]
         known = [label for label in labels if label is not None]
         return Batch(
-            images,
-            pixels,
+            np.stack([pixels for _, pixels in items]),
             tuple(item.key for item, _ in items),
-            torch.tensor(known, dtype=torch.int64) if len(known) == len(labels) else None,
+            np.array(known, np.int64) if len(known) == len(labels) else None,
+            self.preprocess,
         )
 
     def _check_unreadable(self, final: bool) -> None:
@@ -166,16 +149,9 @@ class ImageStream:
 
 def decode(item: Item, preprocess: Preprocess) -> Pixels | str:
     """Pixels uint8 `[H, W, 3]`, or why there are none."""
-    from PIL import Image
-
     try:
-        if isinstance(item.source, Path):
+        if isinstance(item.source, (Path, bytes)):
             return preprocess.read(item.source)
-        if isinstance(item.source, bytes):
-            with Image.open(io.BytesIO(item.source)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return f"{image.width} x {image.height} pixels are too many"
-                return preprocess(image)
         return preprocess(item.source())
     except DataError as error:
         return str(error)

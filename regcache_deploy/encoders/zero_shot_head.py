@@ -168,10 +168,14 @@ class OpenClipHead:
         return head
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/regcache-deploy/heads`, by default below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "regcache-deploy" / "heads"
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/regcache-deploy/heads`, by default below `~/.cache`; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:  # a uid that the system does not know, as in containers
+        return None
+    return folder / "regcache-deploy" / "heads"
 
 
 def _read(path: Path, count: int) -> Tensor | None:

@@ -8,26 +8,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import Preprocess
 
+from ..compat import require
 from ..data.altered_stream import AlteredStream
 from ..data.captions import read_captions
-from ..data.preprocess import Preprocess
 from ..data.sources import open_data, open_files
 from ..data.stream import ImageStream
-from ..encoders.load import LoadedModel, load_model
-from ..encoders.zero_shot_head import DEFAULT_TEMPLATES
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
-from ..work.threads import settle_threads
 from .instance_records import instance_records
-from .instances import INSTANCES
-from .metrics import retrieval_metrics, zero_shot_logits
+from .metrics import INSTANCES, Array, retrieval_metrics
 from .probes import knn_logits, linear_probe_logits
 from .records import (
     KNN,
@@ -43,6 +39,9 @@ from .records import (
     zero_shot_records,
 )
 from .runners import Runner, make_runners
+
+if TYPE_CHECKING:
+    from ..encoders.load import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Session:
     on: tuple[str, ...]
     reporter: Reporter
     plan_folder: Path | None = None
-    templates: str = DEFAULT_TEMPLATES
+    templates: str = "openai"
     batch_size: int = 32
     threads: int | None = None
     device: str = "auto"
@@ -76,7 +75,11 @@ class Session:
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __enter__(self) -> Session:
-        settle_threads(self.threads)
+        with self.reporter.stage(f"opening {self.path.name} as {', '.join(self.on)}"):
+            self._open_runners()
+        return self
+
+    def _open_runners(self) -> None:
         self.bundle = Bundle.open(self.path)
         self.preprocess = Preprocess(self.bundle.preprocess)
         try:
@@ -92,7 +95,6 @@ class Session:
         except BaseException:
             self._stack.close()
             raise
-        return self
 
     def __exit__(self, *unused: object) -> None:
         self._stack.close()
@@ -123,6 +125,9 @@ class Session:
         name = self.provenance.get("model")
         if not isinstance(name, str):
             raise BundleError(f"{self.path} does not say which model it was made from")
+        require("torch", "search")
+        from ..encoders.load import load_model
+
         return load_model(name, self.provenance.get("pretrained"), templates=self.templates)
 
     def images(self, files: Sequence[Path], top: int) -> list[dict[str, Any]]:
@@ -143,12 +148,8 @@ class Session:
         embedded = self._embed(open_files(files, self.preprocess))
         if len(embedded.keys) < len(files):
             raise DataError(self.warnings[-1])
-        head = torch.from_numpy(self.bundle.text_features)
-        results = []
-        for name, features in embedded.features.items():
-            logits = zero_shot_logits(features, head, self.bundle.logit_scale)
-            results += top_classes(logits, self.labels, embedded.keys, name, top)
-        return results
+        head, scale = self.bundle.text_features, self.bundle.logit_scale
+        return top_classes(embedded, head, scale, self.labels, top)
 
     def evaluate(
         self, data: str, task: str = "auto", train_data: str | None = None
@@ -190,16 +191,16 @@ class Session:
         with self.reporter.stage("captions", len(pairs.texts)) as advance:
             for start in range(0, len(pairs.texts), self.batch_size):
                 part = pairs.texts[start : start + self.batch_size]
-                texts.append(self.model.text_features(part))
+                texts.append(np.asarray(self.model.text_features(part), np.float32))
                 advance(len(part))
         stream = pairs.stream(self.preprocess)
         stream.workers = self.workers
         embedded = self._embed(stream)
         if len(embedded.keys) < len(pairs.images):
             raise DataError(f"{pairs.source}: {self.warnings[-1]}; the set must be whole")
-        owner, text_features = torch.tensor(pairs.image_of_text), torch.cat(texts)
+        owner, text_features = np.array(pairs.image_of_text), np.concatenate(texts)
         records: list[Record] = []
-        reference: Tensor | None = None
+        reference: Array | None = None
         for name, features in embedded.features.items():
             metrics, hits = retrieval_metrics(features, text_features, owner)
             found = hits["image_retrieval"]
@@ -229,16 +230,16 @@ class Session:
             self.warnings.append(line)
         return embedded
 
-    def _head(self, classes: tuple[str, ...]) -> tuple[Tensor, float] | None:
+    def _head(self, classes: tuple[str, ...]) -> tuple[Array, float] | None:
         """Head and logit scale for these classes, or None where no text side can make one."""
         if classes == self.labels:
-            return torch.from_numpy(self.bundle.text_features), self.bundle.logit_scale
+            return self.bundle.text_features, self.bundle.logit_scale
         if str(self.provenance.get("model", "")).startswith("timm/"):
             return None
         if self.model.text_head is None:
             return None
         log.info("classes of the data's own: a head for %d class names", len(classes))
-        return self.model.text_head(classes, self.reporter), self.model.logit_scale
+        return self.model.text_head(classes, self.reporter).numpy(), self.model.logit_scale
 
     def _need(self, records: list[Record], data: str) -> list[Record]:
         if not records:

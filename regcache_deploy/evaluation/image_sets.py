@@ -21,7 +21,8 @@ from ..work.count import Work
 from ..work.progress import Reporter
 from . import FeatureError, FeatureFidelity, Objective, ZeroShotTop1
 from .corners import simulate
-from .instances import INSTANCES, InstanceTop1, SymmetricInstances, search_objective
+from .instances import InstanceTop1, SymmetricInstances, search_objective
+from .metrics import INSTANCES
 
 AUTO = "auto"
 
@@ -105,7 +106,10 @@ def load_image_sets(
         DataError: too few or unreadable images, or non-finite features.
     """
     search, evaluation = load_sets(settings, model.preprocess, reporter)
-    identity = _identity(settings, model, search) if parts else {}
+    identity: dict[str, object] = {}
+    if parts:
+        with reporter.stage("hashes of weights and images"):
+            identity = _identity(settings, model, search)
     if parts and model.encoder.device.type != "cpu":  # the same up to rounding
         identity |= {"device": model.encoder.device.type}
     cache = PartCache(parts, identity, Work())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import DataError
-from .instances import INSTANCES, margins
-from .metrics import resolution_line
+from .metrics import INSTANCES, margins, resolution_line
 from .records import (
     Embedded,
     Record,
@@ -30,16 +29,16 @@ def instance_records(dataset: str, images: Embedded, copies: Embedded, seed: int
         raise DataError(f"{dataset} changed while it was read: other images in the second pass")
     if len(images.keys) < 2:
         raise DataError(f"{dataset}: copy detection needs at least two images")
-    own, records = torch.arange(len(images.keys)), list[Record]()
-    reference: Tensor | None = None
+    own, records = np.arange(len(images.keys)), list[Record]()
+    reference: npt.NDArray[np.bool_] | None = None
     for name, features in images.features.items():
         found = margins(features, copies.features[name], own) > 0
         paired, line = None, None
         if reference is None:
             reference = found
         else:
-            paired = compare(reference.numpy(), found.numpy(), seed)
+            paired = compare(reference, found, seed)
             line = resolution_line(paired.n, paired.lost, paired.won)
-        metrics = {"acc1": float(found.double().mean())}
+        metrics = {"acc1": float(found.mean())}
         records.append(Record(dataset, INSTANCES, name, metrics, len(own), paired, line))
     return records

@@ -16,9 +16,8 @@ from torch import Tensor
 from ..data.copies import altered
 from ..data.images import Images
 from ..work.devices import halving
+from . import metrics
 from .objective import Score
-
-INSTANCES = "instances"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class InstanceTop1:
 
     index: Tensor = field(repr=False)
     reference: Tensor = field(repr=False)
-    name: str = INSTANCES
+    name: str = metrics.INSTANCES
     smooth: bool = False
 
     def symmetric(self) -> SymmetricInstances:
@@ -75,7 +74,7 @@ class SymmetricInstances:
     """
 
     reference: Tensor = field(repr=False)
-    name: str = INSTANCES
+    name: str = metrics.INSTANCES
     smooth: bool = False
 
     def score(self, features: Tensor, rows: Tensor | None = None) -> Score:
@@ -93,17 +92,8 @@ class SymmetricInstances:
 
 
 def margins(queries: Tensor, index: Tensor, own: Tensor) -> Tensor:
-    """Cosine to the own entry less the best other one, float64 `[m]`; 0 or less is a miss.
-
-    Args:
-        queries: `[m, E]`.
-        index: `[n, E]`, n at least 2.
-        own: int64 `[m]`, the entry that a query shall find.
-    """
-    similarity = F.normalize(queries.double(), dim=-1) @ F.normalize(index.double(), dim=-1).T
-    right = similarity.gather(1, own[:, None]).squeeze(1)
-    others = similarity.scatter(1, own[:, None], -torch.inf).amax(dim=1)
-    return right - others
+    """`metrics.margins` of tensors."""
+    return torch.from_numpy(metrics.margins(queries.numpy(), index.numpy(), own.numpy()))
 
 
 @torch.no_grad()

@@ -4,54 +4,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+from regcache_engines.engine import unit_length
+
+Array = npt.NDArray[Any]
+
+INSTANCES = "instances"
+"""Copy detection: the task of `margins`."""
 
 HALF_POINT = 0.005
 Z_95 = 1.959964
 
 
-def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def classification_metrics(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
     """`acc1`, `acc5` (with at least five classes) and `mean_per_class_recall`.
 
     Args:
         logits: `[n, C]`.
         labels: int64 `[n]`.
     """
-    found = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = found == labels[:, None]
-    metrics = {"acc1": float(hits[:, 0].double().mean())}
-    if logits.shape[1] >= 5:
-        metrics["acc5"] = float(hits.any(dim=1).double().mean())
-    present = labels.unique()
-    recalls = [hits[labels == label, 0].double().mean() for label in present]
-    metrics["mean_per_class_recall"] = float(torch.stack(recalls).mean())
+    scores, truth = np.asarray(logits), np.asarray(labels)
+    first = scores.argmax(axis=1) == truth
+    metrics = {"acc1": float(first.mean())}
+    if scores.shape[1] >= 5:
+        within = (top_indices(scores, 5) == truth[:, None]).any(axis=1)
+        metrics["acc5"] = float((first | within).mean())
+    recalls = [first[truth == label].mean() for label in np.unique(truth)]
+    metrics["mean_per_class_recall"] = float(np.mean(recalls))
     return metrics
 
 
-def zero_shot_logits(features: Tensor, head: Tensor, scale: float) -> Tensor:
-    """Cosine similarities times the logit scale: `[n, E]`, `[C, E]` -> `[n, C]`."""
-    return scale * F.normalize(features, dim=-1) @ head.T
+def top_indices(scores: Array, count: int) -> npt.NDArray[np.int64]:
+    """The `count` highest of every row, in no order: `[n, C]` -> `[n, count]`."""
+    if count >= scores.shape[1]:
+        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    found: npt.NDArray[np.int64] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    return found
 
 
-def fidelity_metrics(features: Tensor, reference: Tensor) -> dict[str, float]:
+def cosines(features: npt.ArrayLike, reference: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Cosine of every row with its counterpart, `[n]`."""
+    a, b = (unit_length(np.asarray(rows, np.float64)) for rows in (features, reference))
+    found: npt.NDArray[np.float64] = (a * b).sum(axis=1)
+    return found
+
+
+def fidelity_metrics(features: npt.ArrayLike, reference: npt.ArrayLike) -> dict[str, float]:
     """Without labels: cosine to the reference's embeddings, and their mean squared difference."""
-    a, b = features.double(), reference.double()
-    cosine = F.cosine_similarity(a, b, dim=-1)
-    error = (a - b).square().mean()
+    a, b = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+    cosine = cosines(a, b)
+    error = float(np.square(a - b).mean())
     return {
         "mean_cosine": float(cosine.mean()),
         "min_cosine": float(cosine.min()),
-        "feature_mse": float(error),
-        "relative_feature_mse": float(error / b.square().mean().clamp_min(1e-30)),
+        "feature_mse": error,
+        "relative_feature_mse": error / max(float(np.square(b).mean()), 1e-30),
     }
 
 
+def margins(
+    queries: npt.ArrayLike, index: npt.ArrayLike, own: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Cosine to the own entry less the best other one, float64 `[m]`; 0 or less is a miss.
+
+    Args:
+        queries: `[m, E]`.
+        index: `[n, E]`, n at least 2.
+        own: int64 `[m]`, the entry that a query shall find.
+    """
+    a, b = (unit_length(np.asarray(rows, np.float64)) for rows in (queries, index))
+    similarity, rows, wanted = a @ b.T, np.arange(len(a)), np.asarray(own)
+    right: npt.NDArray[np.float64] = similarity[rows, wanted]
+    similarity[rows, wanted] = -np.inf
+    found: npt.NDArray[np.float64] = right - similarity.max(axis=1)
+    return found
+
+
 def retrieval_metrics(
-    images: Tensor, texts: Tensor, image_of_text: Tensor, ks: Sequence[int] = (1, 5)
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+    images: npt.ArrayLike,
+    texts: npt.ArrayLike,
+    image_of_text: npt.ArrayLike,
+    ks: Sequence[int] = (1, 5),
+) -> tuple[dict[str, float], dict[str, npt.NDArray[np.bool_]]]:
     """Recall at k in both directions, as clip_benchmark counts it.
 
     Args:
@@ -63,16 +101,16 @@ def retrieval_metrics(
         Metrics, and per direction the hits at 1 (`[m]` of texts, `[n]` of images). A text finds
         its image; an image finds any of its texts.
     """
-    similarity = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
+    pictures, lines = (unit_length(np.asarray(rows, np.float32)) for rows in (images, texts))
+    owner, similarity = np.asarray(image_of_text), lines @ pictures.T
     metrics: dict[str, float] = {}
-    hits: dict[str, Tensor] = {}
+    hits: dict[str, npt.NDArray[np.bool_]] = {}
     for k in ks:
-        found = similarity.topk(min(k, len(images)), dim=1).indices
-        by_text = (found == image_of_text[:, None]).any(dim=1)
-        best = similarity.T.topk(min(k, len(texts)), dim=1).indices
-        by_image = (image_of_text[best] == torch.arange(len(images))[:, None]).any(dim=1)
-        metrics[f"image_retrieval_recall@{k}"] = float(by_text.double().mean())
-        metrics[f"text_retrieval_recall@{k}"] = float(by_image.double().mean())
+        by_text = (top_indices(similarity, k) == owner[:, None]).any(axis=1)
+        best = owner[top_indices(similarity.T, k)]
+        by_image = (best == np.arange(len(pictures))[:, None]).any(axis=1)
+        metrics[f"image_retrieval_recall@{k}"] = float(by_text.mean())
+        metrics[f"text_retrieval_recall@{k}"] = float(by_image.mean())
         if k == min(ks):
             hits = {"image_retrieval": by_text, "text_retrieval": by_image}
     return metrics, hits

@@ -50,6 +50,11 @@ class Objective(Protocol):
     def name(self) -> str: ...
 
     @property
+    def reference(self) -> Tensor:
+        """The float model's features of all images."""
+        ...
+
+    @property
     def smooth(self) -> bool:
         """Every image has a graded outcome, so that `per_image` is fit for racing."""
         ...

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from regcache_engines.engine import unit_length
+
+from ..compat import require
 from ..errors import DataError
+from .metrics import Array, top_indices
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -18,8 +21,12 @@ CHUNK = 1024
 
 
 def knn_logits(
-    features: Tensor, train: Tensor, labels: Tensor, classes: int, k: int = NEIGHBOURS
-) -> Tensor:
+    features: npt.ArrayLike,
+    train: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    classes: int,
+    k: int = NEIGHBOURS,
+) -> Array:
     """Votes of the k nearest training images by cosine, weighted by `exp(cosine / T)`.
 
     Args:
@@ -32,20 +39,27 @@ def knn_logits(
     Returns:
         `[n, C]`.
     """
-    _check(train, labels)
-    bank = F.normalize(train, dim=-1)
+    known, truth = np.asarray(train), np.asarray(labels)
+    _check(known, truth)
+    bank = unit_length(known)
     votes = []
-    for part in features.split(CHUNK):
-        cosine = F.normalize(part, dim=-1) @ bank.T
-        near, index = cosine.topk(min(k, len(bank)), dim=1)
-        out = torch.zeros(len(part), classes)
-        votes.append(out.scatter_add_(1, labels[index], (near / TEMPERATURE).exp()))
-    return torch.cat(votes)
+    for start in range(0, len(np.asarray(features)), CHUNK):
+        cosine = unit_length(np.asarray(features)[start : start + CHUNK]) @ bank.T
+        index = top_indices(cosine, min(k, len(bank)))
+        near = np.take_along_axis(cosine, index, axis=1)
+        out = np.zeros((len(cosine), classes), np.float32)
+        np.add.at(out, (np.arange(len(out))[:, None], truth[index]), np.exp(near / TEMPERATURE))
+        votes.append(out)
+    return np.concatenate(votes)
 
 
 def linear_probe_logits(
-    features: Tensor, train: Tensor, labels: Tensor, classes: int, c: float = 1.0
-) -> Tensor:
+    features: npt.ArrayLike,
+    train: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    classes: int,
+    c: float = 1.0,
+) -> Array:
     """Multinomial logistic regression on standardized training features.
 
     Args:
@@ -58,25 +72,27 @@ def linear_probe_logits(
     Returns:
         `[n, C]`.
     """
+    require("sklearn", "search")
     from sklearn.linear_model import LogisticRegression
 
-    _check(train, labels)
-    mean, spread = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
+    known, truth = np.asarray(train, np.float32), np.asarray(labels)
+    _check(known, truth)
+    mean, spread = known.mean(axis=0), np.maximum(known.std(axis=0, ddof=1), 1e-6)
     model = LogisticRegression(C=c, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged after max_iter: good enough for a probe
-        model.fit(((train - mean) / spread).numpy(), labels.numpy())
-    scores = torch.as_tensor(model.decision_function(((features - mean) / spread).numpy()))
+        model.fit((known - mean) / spread, truth)
+    scores = model.decision_function((np.asarray(features, np.float32) - mean) / spread)
     if scores.ndim == 1:  # two classes have one score
-        scores = torch.stack([-scores, scores], dim=1)
-    out = torch.full((len(features), classes), -torch.inf, dtype=scores.dtype)
-    out[:, torch.as_tensor(model.classes_)] = scores
-    return out.float()
+        scores = np.stack([-scores, scores], axis=1)
+    out = np.full((len(scores), classes), -np.inf, np.float32)
+    out[:, model.classes_] = scores
+    return out
 
 
-def _check(train: Tensor, labels: Tensor) -> None:
-    if len(train) != len(labels) or len(labels.unique()) < 2:
+def _check(train: Array, labels: Array) -> None:
+    if len(train) != len(labels) or len(np.unique(labels)) < 2:
         raise DataError(
             f"a probe needs labelled training images of at least two classes; there are "
-            f"{len(train)} images of {len(labels.unique())} classes: pass --train-data"
+            f"{len(train)} images of {len(np.unique(labels))} classes: pass --train-data"
         )

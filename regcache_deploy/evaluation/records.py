@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
+
+from regcache_engines.clip import best_classes
+from regcache_engines.engine import zero_shot
 
 from ..data.stream import ImageStream
 from ..errors import DataError
 from ..work.progress import Reporter
-from .metrics import classification_metrics, fidelity_metrics, resolution_line, zero_shot_logits
+from .metrics import Array, classification_metrics, fidelity_metrics, resolution_line
 from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
 from .runners import Runner
@@ -70,12 +72,11 @@ class Embedded:
         labels: int64 `[n]`, or None.
     """
 
-    features: dict[str, Tensor] = field(repr=False)
+    features: dict[str, Array] = field(repr=False)
     keys: tuple[str, ...]
-    labels: Tensor | None
+    labels: npt.NDArray[np.int64] | None
 
 
-@torch.no_grad()
 def embed(
     stream: ImageStream, runners: Sequence[Runner], batch_size: int, reporter: Reporter
 ) -> Embedded:
@@ -86,7 +87,7 @@ def embed(
     """
     features = {runner.name: Rows() for runner in runners}
     keys: list[str] = []
-    labels: list[Tensor] = []
+    labels: list[npt.NDArray[np.int64]] = []
     names = ", ".join(features)
     with reporter.stage(f"{stream.source} on {names}", stream.length) as advance:
         for batch in stream.batches(batch_size):
@@ -97,14 +98,14 @@ def embed(
                 labels.append(batch.labels)
             advance(len(batch.keys))
     return Embedded(
-        {name: rows.tensor() for name, rows in features.items()},
+        {name: rows.array() for name, rows in features.items()},
         tuple(keys),
-        torch.cat(labels) if labels else None,
+        np.concatenate(labels) if labels else None,
     )
 
 
 def classify(
-    dataset: str, task: str, logits: dict[str, Tensor], labels: Tensor, seed: int
+    dataset: str, task: str, logits: dict[str, Array], labels: Array, seed: int
 ) -> list[Record]:
     """Records of a classification; the first runner is the reference of the paired statistics.
 
@@ -117,7 +118,7 @@ def classify(
     """
     if not len(labels):
         raise DataError(f"{dataset}: no labelled image to classify")
-    correct = {name: (value.argmax(dim=1) == labels).numpy() for name, value in logits.items()}
+    correct = {name: value.argmax(axis=1) == labels for name, value in logits.items()}
     reference = next(iter(correct))
     records = []
     for name, value in logits.items():
@@ -136,7 +137,7 @@ def compare(reference: Any, model: Any, seed: int) -> PairedComparison:
 
 
 def compare_captions(
-    reference: Tensor, found: Tensor, image_of_text: Tensor, seed: int
+    reference: npt.ArrayLike, found: npt.ArrayLike, image_of_text: npt.ArrayLike, seed: int
 ) -> tuple[PairedComparison, str]:
     """Paired comparison of image retrieval, and its resolution, both counted by image.
 
@@ -147,26 +148,29 @@ def compare_captions(
         image_of_text: int64 `[m]`; every image has a caption.
         seed: of the bootstrap.
     """
-    captions = image_of_text.bincount()
-    change = torch.zeros_like(captions)
-    change.index_add_(0, image_of_text, found.long() - reference.long())
-    pair = compare_answers(change.numpy(), captions.numpy(), seed)
-    of_recall = change.double() / captions.double().mean()
+    owner, after, before = (
+        np.asarray(values, np.int64) for values in (image_of_text, found, reference)
+    )
+    captions = np.bincount(owner)
+    change = np.zeros_like(captions)
+    np.add.at(change, owner, after - before)
+    pair = compare_answers(change, captions, seed)
+    of_recall = change / captions.mean()
     line = resolution_line(
         pair.n,
         pair.lost,
         pair.won,
-        float(of_recall.square().mean()),
+        float(np.square(of_recall).mean()),
         "won or lost captions on balance",
     )
     return pair, line
 
 
 def zero_shot_records(
-    dataset: str, embedded: Embedded, head: Tensor, scale: float, seed: int
+    dataset: str, embedded: Embedded, head: Array, scale: float, seed: int
 ) -> list[Record]:
     assert embedded.labels is not None
-    logits = {n: zero_shot_logits(f, head, scale) for n, f in embedded.features.items()}
+    logits = {n: zero_shot(f, head, scale) for n, f in embedded.features.items()}
     return classify(dataset, ZERO_SHOT, logits, embedded.labels, seed)
 
 
@@ -187,18 +191,15 @@ def fidelity_records(dataset: str, embedded: Embedded) -> list[Record]:
 
 
 def top_classes(
-    logits: Tensor, labels: Sequence[str], keys: Sequence[str], on: str, count: int
+    embedded: Embedded, head: Array, scale: float, labels: Sequence[str], count: int
 ) -> list[dict[str, Any]]:
     """`[{image, on, top: [{index, label, score}]}]`; the score is softmax over all classes."""
-    scores, indices = logits.softmax(dim=1).topk(min(count, logits.shape[1]), dim=1)
     return [
         {
             "image": key,
             "on": on,
-            "top": [
-                {"index": i, "label": labels[i], "score": s}
-                for i, s in zip(row.tolist(), values.tolist(), strict=True)
-            ],
+            "top": [asdict(found) for found in best_classes(row, head, scale, labels, count)],
         }
-        for key, row, values in zip(keys, indices, scores, strict=True)
+        for on, features in embedded.features.items()
+        for key, row in zip(embedded.keys, features, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The same images through FP32, the quantizer alone, the simulation, and a bundle."""
+"""What `regcache eval` compares: FP32, the quantizer alone, the simulation, and engines."""
 
 from __future__ import annotations
 
@@ -9,26 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.engine import Engine
-from regcache_export.plan import Plan
-from regcache_export.plan_beside import load_plan
-from regcache_export.trace import in_layout
-from regcache_export.verify import read_certificate
 
+from ..compat import require
 from ..data.stream import Batch
 from ..errors import ConfigError
-from ..quantization.plan import calibration_of
-from ..quantization.plan_baseline import baseline_of
-from ..quantization.simulate import Calibration, Quantization
-from ..work.devices import halving, log_device, use_device
 from .engines import ENGINES, open_engine
 
 FP32, BASELINE, SIMULATED = "fp32", "baseline", "simulated"
-RUNNERS = (FP32, BASELINE, SIMULATED, *ENGINES)
+IN_TORCH = (FP32, BASELINE, SIMULATED)
+RUNNERS = (*IN_TORCH, *ENGINES)
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class Runner:
     """
 
     name: str
-    run: Callable[[Batch], Tensor] = field(repr=False)
+    run: Callable[[Batch], npt.NDArray[np.float32]] = field(repr=False)
     note: str = ""
 
 
@@ -73,74 +66,21 @@ def make_runners(
     the bundle, where it may have come with a download. FP32, baseline and simulation run on
     `device`, as `find_device` takes it.
 
-    FP32 is the plan's encoder without its quantizers and without RegCache. The baseline's folds
-    are in its weights; they change no result beyond rounding. The baseline is `baseline_alone`.
-
     Raises:
         BundleError, EngineError: what a runner needs is not there or damaged.
-        ConfigError: a plan whose baseline cannot be calibrated again.
+        ConfigError: a plan whose baseline cannot be calibrated again, or torch is not installed.
     """
     runners: dict[str, Runner] = {}
-    if {FP32, BASELINE, SIMULATED} & set(names):
-        plan = load_plan(bundle, plan_folder)
-        place = use_device(device)
-        log_device(place)
-        calibration = calibration_of(plan).to(place)
-        plain = Calibration(calibration.encoder, Quantization())
-        runners[FP32] = Runner(FP32, _torch_run(plain))
-        runners[SIMULATED] = Runner(SIMULATED, _torch_run(calibration))
-        if BASELINE in names:
-            runners[BASELINE] = _baseline_run(plan, calibration, bundle)
+    if set(IN_TORCH) & set(names):
+        require("torch", "search")
+        from .torch_runners import torch_runners
+
+        runners = torch_runners(bundle, plan_folder, threads, BASELINE in names, device)
     for name in set(names) & set(ENGINES):
         engine = stack.enter_context(open_engine(name, bundle, threads, (1, batch_size)))
         runners[name] = Runner(name, _engine_run(engine))
     return [runners[name] for name in names]
 
 
-def _baseline_run(plan: Plan, calibration: Calibration, bundle: Bundle) -> Runner:
-    pixels = read_certificate(bundle)[1]
-    alone = baseline_alone(plan, calibration, pixels)
-    note = (
-        f"{BASELINE} is the plan's quantizer ({plan.provenance['baseline']}) without RegCache, "
-        f"simulated, its ranges set on the certificate's {len(pixels)} images"
-    )
-    if any(bool(layer.treated) for layer in alone.quantization.linears.values()):
-        note += "; smoothing and float channels of the plan are kept"
-    return Runner(BASELINE, _torch_run(alone), note)
-
-
-def _torch_run(calibration: Calibration) -> Callable[[Batch], Tensor]:
-    numerics, encoder = calibration.numerics(), calibration.encoder
-
-    def embed(images: Tensor) -> Tensor:
-        return encoder(images, numerics, calibration.regcache).cpu()
-
-    return lambda batch: torch.cat(halving(embed, batch.images))
-
-
-@torch.no_grad()
-def baseline_alone(plan: Plan, calibration: Calibration, pixels: np.ndarray) -> Calibration:
-    """The plan's quantizer calibrated again, without prefix and deletion.
-
-    A plan stores nothing of it: its ranges are those with RegCache in place.
-
-    Args:
-        calibration: of the plan.
-        pixels: uint8 `[n, H, W, 3]`, to set ranges on.
-
-    Raises:
-        ConfigError: a plan whose baseline cannot be calibrated again.
-    """
-    baseline, encoder = baseline_of(plan, calibration), calibration.encoder
-    images = torch.from_numpy(in_layout(pixels, None, plan.preprocess))
-    return baseline.calibrate(encoder, encoder.embed(images))
-
-
-def _engine_run(engine: Engine) -> Callable[[Batch], Tensor]:
-    def run(batch: Batch) -> Tensor:
-        images = batch.images if engine.pixels is None else batch.pixels
-        if engine.pixels == "nchw":
-            images = images.permute(0, 3, 1, 2)
-        return torch.from_numpy(engine.infer(images.contiguous().numpy()))
-
-    return run
+def _engine_run(engine: Engine) -> Callable[[Batch], npt.NDArray[np.float32]]:
+    return lambda batch: engine.infer(batch.in_layout(engine.pixels))

@@ -1,4 +1,4 @@
-"""From a calibration in PyTorch to a plan in numpy, the last step of room 1, and back."""
+"""From a calibration in PyTorch to a plan in numpy, and back."""
 
 from __future__ import annotations
 

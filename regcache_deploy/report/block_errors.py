@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,72 @@ import torch
 from torch import Tensor
 
 from regcache_engines.bundle import MODEL, Bundle
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle_graph import graph_options
+from regcache_export.certificate_files import IMAGES as IMAGES_FILE
+from regcache_export.certificate_files import read_certificate
 from regcache_export.plan_beside import load_plan
 from regcache_export.spec import EncoderSpec
 from regcache_export.targets import find_target
-from regcache_export.trace import Tracer, fixed_batch, graph_input, in_layout
-from regcache_export.verify import read_certificate
+from regcache_export.trace import Tracer, fixed_batch, graph_input
 
 from ..encoders.canonical import FLOAT, Numerics
 from ..evaluation.layer_error import alone_errors
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
 from ..work.devices import use_device
+from ..work.progress import Advance, Reporter
+from .result import write_json
 
 IMAGES = 8
+
+KEPT = "layers.json"
+"""In the run folder: what was measured of a bundle, so that a second page has it at once."""
+
+
+def kept_block_errors(
+    bundle: Bundle, folder: Path, reporter: Reporter, device: str = "cpu"
+) -> dict[str, Any]:
+    """`measure_block_errors`, or what it found of the same files before.
+
+    Args:
+        bundle: open.
+        folder: of the run; its plan is taken where it has one.
+        reporter: shows the measurement.
+        device: as `measure_block_errors` takes it.
+
+    Raises:
+        BundleError: as `measure_block_errors`.
+    """
+    files = bundle.manifest["files"]
+    key = {name: files[name]["sha256"] for name in (MODEL, IMAGES_FILE) if name in files}
+    try:
+        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+        if kept["of"] == key:
+            return dict(kept["errors"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none, or none that can be read: it is measured again and written anew
+    place = folder if (folder / "plan.json").is_file() else None
+    total = bundle.manifest["quantized_linears"] + 3
+    with reporter.stage("error by layer", total) as advance:
+        errors = measure_block_errors(bundle, place, advance, device)
+    write_json(folder / KEPT, {"of": key, "errors": errors})
+    return errors
 
 
 @torch.no_grad()
 def measure_block_errors(
-    bundle: Bundle, plan_folder: Path | None = None, device: str = "cpu"
+    bundle: Bundle,
+    plan_folder: Path | None = None,
+    advance: Advance = lambda n=1: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Errors on the first calibration images in the bundle.
 
     The reference is the float encoder with the same RegCache, so that only quantization counts.
     Compared is the summary that pooling reads: the class token, or the mean of all tokens.
     The deployed graph runs with optimizations off, because only then its inner tensors are there.
+    `advance` is told of every linear, and once more of each of the three whole passes.
 
     Args:
         device: of the simulation, as `find_device` takes it.
@@ -54,10 +96,12 @@ def measure_block_errors(
     pixels = pixels[: fixed_batch(model) or IMAGES]
     images = torch.from_numpy(in_layout(pixels, None, bundle.preprocess))
     reference = _after_blocks(calibration, images, FLOAT)
+    advance()
     simulated = _after_blocks(calibration, images, calibration.numerics())
+    advance()
     found: dict[str, Any] = {
         "images": len(pixels),
-        "alone": alone_errors(calibration, images),
+        "alone": alone_errors(calibration, images, advance),
         "simulated": _relative(simulated, reference),
     }
     if find_target(options.target).form == "as_written":
@@ -68,6 +112,7 @@ def measure_block_errors(
             for name in (*tracer.tensors.block_inputs[1:], tracer.tensors.outputs[-1])
         ]
         found["deployed"] = _relative(deployed, reference)
+    advance()
     return found
 
 

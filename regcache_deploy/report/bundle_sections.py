@@ -75,11 +75,12 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
     if not manifest or not bundle:
         return None
     head = "text_features.safetensors" in manifest["files"]
-    engine = None
+    engine, decision = None, document.get("decision") or {}
     if manifest["graph"]["target"] == "tensorrt":
-        engine = (document.get("decision") or {}).get("engine_file") or "engines/KEY.engine"
+        engine = decision.get("engine_file") or "engines/KEY.engine"
+    host_code = bool(decision.get("engine_host_code"))
     listings = [
-        Code("Python", python_snippet(bundle, manifest, head, engine)),
+        Code("Python", python_snippet(bundle, manifest, head, engine, host_code)),
         Code("C++ (docs/cpp.md)", cpp_snippet(bundle, head)),
         Code("Triton", triton_snippet(bundle, manifest)),
     ]
@@ -87,7 +88,11 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
 
 
 def python_snippet(
-    bundle: str, manifest: dict[str, Any], head: bool, engine: str | None = None
+    bundle: str,
+    manifest: dict[str, Any],
+    head: bool,
+    engine: str | None = None,
+    host_code: bool = False,
 ) -> str:
     """A program that runs; it needs numpy, a runtime and, for decoding, the search extra.
 
@@ -96,6 +101,7 @@ def python_snippet(
         manifest: of the bundle.
         head: the bundle has a zero-shot head.
         engine: of TensorRT, in place of ONNX Runtime.
+        host_code: the engine was built version-compatible.
     """
     source = manifest["graph"]["input"]
     layout = "nhwc" if source["dtype"] == "uint8" and source["shape"][3] == 3 else None
@@ -105,7 +111,7 @@ def python_snippet(
         "import sys",
         "from pathlib import Path",
         "import numpy as np",
-        "from regcache_deploy.data.preprocess import Preprocess",
+        "from regcache_engines.preprocess import Preprocess",
         f"from regcache_engines import {', '.join(names)}",
         *(["from regcache_engines.tensorrt.engine import TensorRTEngine"] if engine else []),
         "",
@@ -121,7 +127,7 @@ def python_snippet(
     else:
         lines.append("images = pixels" + (".transpose(0, 3, 1, 2)" if layout == "nchw" else ""))
     lines += [
-        f"with TensorRTEngine({engine!r}) as engine:"
+        f"with TensorRTEngine({engine!r}{', host_code=True' if host_code else ''}) as engine:"
         if engine
         else "with load_engine(bundle) as engine:",
         "    features = engine.infer(np.ascontiguousarray(images))",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..work.format import SPEEDUP, ratio_text
+from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
+
 TITLES = {
     "int8": "INT8 as exported",
     "unmerged": "INT8, no token merged",
@@ -20,50 +23,83 @@ def form_title(document: dict[str, Any], form: str) -> str:
     return TITLES[form] + (" (FP16)" if half else "")
 
 
-def contract_lines(document: dict[str, Any]) -> list[str]:
+def print_contract(document: dict[str, Any]) -> None:
     """The answer first, then every candidate, then what was measured on what."""
+    console = stdout_console()
     contract = document["contract"]
     sure = "" if document["proven"] else " (by the estimates; the intervals do not prove it)"
-    lines = [
-        f"kept: {form_title(document, document['kept'])}: {document['path']}{sure}",
-        *([f"engine: {document['engine_file']}"] if document.get("engine_file") else []),
-        f"contract: at most {contract['max_drop']:g} points lost, at least "
-        f"{contract['min_speedup']:g} times as fast as the float file"
-        + (", by the whole 95 % intervals" if contract["strict"] else ""),
-    ]
+    prose(console, f"kept: {form_title(document, document['kept'])}{sure}")
+    place(console, f"file: {document['path']}")
+    if document.get("engine_file"):
+        place(console, f"engine: {document['engine_file']}")
+    show(console, "Which file", _candidates(document))
+    console.print()
     for tried in document["tried"]:
+        for line in _about(tried):
+            prose(console, f"{form_title(document, tried['form'])}: {line}")
+    whole = ", by the whole 95 % intervals" * contract["strict"]
+    prose(
+        console,
+        f"Contract: at most {contract['max_drop']:g} points lost, at least "
+        f"{contract['min_speedup']:g} times as fast as the float file{whole}.",
+    )
+    for line in _measured(document):
+        prose(console, line)
+    if document["warning"]:
+        prose(console, f"warning: {document['warning']}.")
+    if document["caution"]:
+        prose(console, f"Note: {document['caution']}.")
+    if document.get("decision_file"):
+        place(console, f"decision: {document['decision_file']}")
+
+
+def _candidates(document: dict[str, Any]) -> Any:
+    """A row each candidate; figures only where it was run."""
+    cosine = any(t["drop"]["metric"] == "cosine" for t in document["tried"] if "drop" in t)
+    loss = "cosine to float\n[95 %]" if cosine else "lost, points\n[95 %]"
+    heads = ("file", loss, "times as fast as\nfloat [95 %]", "")
+    table = new_table(heads)
+    for tried in document["tried"]:
+        cells = ["", ""]
+        if "drop" in tried and tried["form"] != "float":
+            cells = [drop_text(tried["drop"]), ratio_text(tried["speedup"])]
         verdict = "kept" if tried["keep"] else "refused"
-        lines.append(f"  {form_title(document, tried['form'])}: {verdict}")
-        if tried.get("way"):
-            lines.append(f"    way: {tried['way']}")
-        if tried.get("float_layers"):
-            lines.append(f"    in float: {', '.join(tried['float_layers'])}")
-        lines += [f"    {reason}" for reason in tried["reasons"]]
+        add_row(table, form_title(document, tried["form"]), *cells, verdict)
+    return table
+
+
+def drop_text(drop: dict[str, Any]) -> str:
+    """What is lost with its interval: points, or the cosine that is left of features."""
+    if drop["metric"] != "cosine":
+        return f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]"
+    value, low, high = (1 - drop[end] / 100 for end in ("value", "high", "low"))
+    return f"{value:.5f} [{low:.5f}, {high:.5f}]"
+
+
+def _about(tried: dict[str, Any]) -> list[str]:
+    """What the table has no room for."""
+    lines = [f"way {tried['way']}"] if tried.get("way") else []
+    if tried.get("float_layers"):
+        lines.append(f"in float {', '.join(tried['float_layers'])}")
+    return [*lines, *tried["reasons"]]
+
+
+def _measured(document: dict[str, Any]) -> list[str]:
     speed, images = document["speed_measured_at"], document["images"]
     control = speed["control"]
-    place = f", {speed['gpu']}" if speed.get("gpu") else f", threads {speed['threads']}"
-    itself = (
-        f"{control['value']:.2f} [{control['low']:.2f}, {control['high']:.2f}]"
-        if control
-        else "not timed"
-    )
-    lines += [
-        f"drop: {document['drop_metric']} on {images['judged_on']} images "
-        f"({document['drop_measured_on']}), against the float file on the same engine",
-        *(
-            [
-                f"linears in float and other ways chosen on {images['chosen_on']} other images of "
-                "them, in simulation"
-            ]
-            if images["chosen_on"]
-            else []
-        ),
-        f"speed: {speed['engine']}{place}, batch {speed['batch']}; the float file against itself: "
-        f"{itself}",
-        f"intervals: {document['interval']}",
+    place_of_it = f", {speed['gpu']}" if speed.get("gpu") else f", threads {speed['threads']}"
+    itself = ratio_text(control) if control else "not timed"
+    lines = [
+        f"Accuracy: {document['drop_metric']} on {images['judged_on']} images "
+        f"({document['drop_measured_on']}), against the float file on the same engine.",
+        f"Speed: {SPEEDUP}; {speed['engine']}{place_of_it}, batch {speed['batch']}; the float file "
+        f"against itself: {itself}.",
+        f"Intervals: {document['interval']}.",
     ]
-    if document["warning"]:
-        lines.append(f"warning: {document['warning']}.")
-    if document["caution"]:
-        lines.append(f"Note: {document['caution']}.")
+    if images["chosen_on"]:
+        lines.insert(
+            1,
+            f"Linears in float and other ways were chosen on {images['chosen_on']} other images of "
+            "them, in simulation.",
+        )
     return lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..evaluation.bundle_evaluation import Session
 from ..evaluation.records import Record
-from ..work.format import for_rich
+from ..work.format import difference_text, p_text
+from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
 
 MAIN_METRIC = {
     "zeroshot_classification": "acc1",
@@ -23,6 +23,21 @@ MAIN_METRIC = {
     "zeroshot_retrieval": "image_retrieval_recall@1",
     "fidelity": "mean_cosine",
     "instances": "acc1",
+}
+
+TITLES = {
+    "acc1": "top-1",
+    "image_retrieval_recall@1": "image retrieval,\nrecall at 1",
+    "mean_cosine": "mean cosine\nto the first",
+}
+
+TASKS = {
+    "zeroshot_classification": "zero-shot classification",
+    "knn": "k nearest neighbours",
+    "linear_probe": "linear probe",
+    "zeroshot_retrieval": "zero-shot retrieval",
+    "fidelity": "fidelity of the features",
+    "instances": "copy detection",
 }
 
 
@@ -62,35 +77,36 @@ def print_records(session: Session, records: Sequence[Record], as_json: bool) ->
     if as_json:
         print(json.dumps(document(session, records_json(session, records)), indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-
+    console = stdout_console()
     _caution(session)
-    table = Table(title=for_rich(str(session.path)))
-    for title in ("data set", "task", "on", "metric", "n", "against the first, points [95 %]", "p"):
-        table.add_column(title, overflow="fold")
+    place(console, str(session.path))
+    first = session.on[0]
+    groups: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
-        name = MAIN_METRIC[record.task]
-        value = record.metrics[name]
-        shown = f"{value:.6f}" if record.task == "fidelity" else f"{100 * value:.2f} %"
-        pair = record.paired
-        table.add_row(
-            for_rich(record.dataset),
-            record.task,
-            record.on,
-            f"{name} {shown}",
-            str(record.n),
-            f"{pair.difference:+.2f} [{pair.low:+.2f}, {pair.high:+.2f}]" if pair else "",
-            f"{pair.p_value:.2g}" if pair else "",
-        )
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False).print(table)
+        groups.setdefault((record.dataset, record.task, record.n), []).append(record)
+    for (dataset, task, n), found in groups.items():
+        metric = MAIN_METRIC[task]
+        counted = task != "fidelity"
+        heads = ["on", f"{TITLES[metric]}{', %' * counted}"]
+        paired = any(record.paired for record in found)
+        heads += [f"against {first},\npoints [95 %]", "lost /\nwon", "McNemar\np"] * paired
+        table = new_table(heads, whole=(0,))
+        for record in found:
+            value, pair = record.metrics[metric], record.paired
+            cells = [record.on, f"{100 * value:.2f}" if counted else f"{value:.6f}"]
+            if pair:
+                cells.append(difference_text("top1", pair.to_json()))
+                cells += [f"{pair.lost} / {pair.won}", p_text(pair.to_json())]
+            add_row(table, *cells)
+        show(console, f"{TASKS[task]} on {dataset}, {n} images", table)
+    console.print()
     for record in records:
         if record.resolution:
-            print(f"{record.dataset}, {record.on}: {record.resolution}.")
+            prose(console, f"{record.dataset}, {record.on}: {record.resolution}.")
     for line in session.notes:
-        print(f"{line}.")
+        prose(console, f"{line}.")
     for line in session.warnings:
-        print(f"warning: {line}")
+        prose(console, f"warning: {line}")
 
 
 def write_csv(path: Path, session: Session, records: Sequence[Record]) -> None:

@@ -63,11 +63,13 @@ class ExportResult:
         in_float: linears that `--keep-float` left in floating point.
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
+        untried_ways: dearer ones, not tried because a plain one is level with floating point.
         reason: why, in one sentence; empty where nothing was raced.
         merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
             weighed against each other, and `merge_reason`, why.
         token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
+        speed: of the bundle over FP32, see `bench.first_look`; None where nobody looked.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -103,6 +105,7 @@ class ExportResult:
     not_tried: tuple[RegCacheConfig, ...] = ()
     recipe: str = "regcache"
     ways: tuple[dict[str, Any], ...] = ()
+    untried_ways: tuple[str, ...] = ()
     reason: str = ""
     merge: dict[str, Any] | None = None
     merge_front: tuple[dict[str, Any], ...] = ()
@@ -110,6 +113,7 @@ class ExportResult:
     token_norms: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, float] = field(default_factory=dict)
     fidelity_way: str | None = None
+    speed: dict[str, Any] | None = None
 
     @property
     def sensitive_block(self) -> int:
@@ -135,6 +139,7 @@ class ExportResult:
             "reason": self.reason,
             "fidelity_way": self.fidelity_way,
             "ways": list(self.ways),
+            "untried_ways": list(self.untried_ways),
             "token_norms": self.token_norms,
             "search_accuracy": self.search_accuracy,
             "search_metric": self.search_metric,
@@ -157,6 +162,7 @@ class ExportResult:
             "differences": list(self.differences),
             "in_float": list(self.in_float),
             "agreement": self.agreement,
+            "speed": self.speed,
             "not_tried": [choice.to_json() for choice in self.not_tried],
             "warnings": list(self.warnings),
             "caution": self.caution,

@@ -78,7 +78,7 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
         text = ["The export keeps no pictures; `regcache search` draws them."]
     elif not gain["found"]:
         tried = [(trial["prefix_count"], absent_count(trial)) for trial in document["trials"]]
-        text.append(no_gain_text(tried, " so none is used"))
+        text.append(no_gain_text(tried, " so none is used", len(document.get("not_tried", ()))))
     elif gain["p_value"] < 1:
         text.append(
             f"The gain over the baseline alone on the search images has p = {gain['p_value']:.2g} "

@@ -1,16 +1,15 @@
-"""The result of an export as two tables on stdout."""
+"""The result of an export or a search on stdout: tables, then the verdict and what is next."""
 
 from __future__ import annotations
 
 import json
-import sys
+from pathlib import Path
 from typing import Any
 
 from ..work.format import (
     COUNTED,
     deletion_text,
     difference_text,
-    for_rich,
     front_rows,
     merge_text,
     metric_axis,
@@ -18,9 +17,12 @@ from ..work.format import (
     norms_rows,
     not_tried_lines,
     p_text,
+    unit_name,
     value_text,
 )
+from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
 from .result import CORNERS, ExportResult
+from .verdict import accuracy_sentence, next_commands, speed_sentence
 
 CORNER_TITLES = {
     "fp32": "FP32",
@@ -30,36 +32,52 @@ CORNER_TITLES = {
     "saturate": "prefix + saturation",
     "delete": "prefix + deletion, as published",
     "regcache": "RegCache, as searched",
-    "unmerged": "chosen, no token merged (simulated)",
-    "recipe": "chosen (simulated)",
-    "deployed": "chosen (deployed, ONNX Runtime)",
+    "unmerged": "chosen, no token merged",
+    "recipe": "chosen, in simulation",
+    "deployed": "chosen, in ONNX Runtime",
 }
 
 
-def print_result(result: ExportResult, as_json: bool = False) -> None:
-    """Print the result: one JSON object, or the tables."""
-    if as_json:
-        print(json.dumps(result.to_json(), indent=1))
-        return
-    from rich.console import Console
+def print_result(
+    result: ExportResult, as_json: bool = False, verbose: bool = False, folder: Path | None = None
+) -> None:
+    """Print the result: one JSON object, or the tables, the verdict and what to do next.
 
-    width = None if sys.stdout.isatty() else 100
-    console = Console(width=width, highlight=False, emoji=False)
+    Args:
+        result: of an export.
+        as_json: the object alone.
+        verbose: also what only a reader of the method asks for.
+        folder: of the run, for the commands that fit next; None is that of the results.
+    """
+    document = result.to_json()
+    if as_json:
+        print(json.dumps(document, indent=1))
+        return
+    console = stdout_console()
     if result.caution:
-        console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
-    console.print(_choice_table(result))
+        prose(console, f"Note: {result.caution}.")
+    show(console, *_choice_table(result, verbose))
     if result.ways:
-        console.print(_ways_table(result))
+        show(console, *_ways_table(result))
     if result.merge_front:
-        console.print(_front_table(result))
-    console.print(_accuracy_table(result))
+        show(console, *_front_table(result))
+    show(console, *_accuracy_table(result))
+    console.print()
     for text in filter(None, (result.reason, result.merge_reason)):
-        console.print(for_rich(f"Chosen: {text}."), soft_wrap=True)
+        prose(console, f"Chosen: {text}.")
     if result.fidelity_way:
-        line = f"Fidelity to FP32 would have chosen: {result.fidelity_way}."
-        console.print(for_rich(line), soft_wrap=True)
-    for line in _footnotes(result):
-        console.print(for_rich(line), soft_wrap=True)
+        prose(console, f"Fidelity to FP32 would have chosen: {result.fidelity_way}.")
+    for line in _footnotes(result, verbose):
+        prose(console, line)
+    if result.bundle is None:
+        return
+    console.print()
+    prose(console, f"{accuracy_sentence(document)} {speed_sentence(document)}")
+    if result.results_csv:
+        place(console, f"every evaluation: {result.results_csv}")
+    place(console, f"file: {result.bundle}")
+    for command in next_commands(document, folder or result.bundle.parent):
+        place(console, f"next: {command}")
 
 
 def print_search(result: ExportResult, as_json: bool = False) -> None:
@@ -67,46 +85,41 @@ def print_search(result: ExportResult, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
         return
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 100
-    console = Console(width=width, highlight=False, emoji=False)
+    console = stdout_console()
     if result.caution:
-        console.print(f"[bold]Note:[/bold] {for_rich(result.caution)}.")
-    console.print(_choice_table(result))
+        prose(console, f"Note: {result.caution}.")
+    show(console, *_choice_table(result, verbose=True))
     if result.merge_front:
-        console.print(_front_table(result))
-        console.print(for_rich(f"Chosen: {result.merge_reason}."), soft_wrap=True)
-    console.print(_accuracy_table(result))
+        show(console, *_front_table(result))
+        console.print()
+        prose(console, f"Chosen: {result.merge_reason}.")
+    show(console, *_accuracy_table(result))
     for row in result.details["ablation"]:
-        console.print(_ablation_table(result.metric, row))
+        show(console, *_ablation_table(result.metric, row))
+    console.print()
     for line in _search_footnotes(result):
-        console.print(for_rich(line), soft_wrap=True)
+        prose(console, line)
+    if result.results_csv:
+        place(console, f"every evaluation: {result.results_csv}")
+        place(console, f"next: regcache report {result.results_csv.parent}")
 
 
-def _ablation_table(metric: str, row: dict[str, Any]):  # type: ignore[no-untyped-def]
-    from rich.table import Table
-
+def _ablation_table(metric: str, row: dict[str, Any]) -> tuple[str, Any]:
     from ..search.ablation import TITLES
 
     choice = row["choice"]
-    table = Table(
-        title=f"{row['baseline']}, {row['bits']} (prefix {choice['prefix_count']} from block "
+    title = (
+        f"{row['baseline']}, {row['bits']} (prefix {choice['prefix_count']} from block "
         f"{choice['prefix_block']}, {deletion_text(choice)})"
     )
-    for name in ("", metric_axis(metric), "against the baseline [95 %]", "p"):
-        table.add_column(name, justify="right" if name == metric_axis(metric) else "left")
-    digits = 2 if metric in COUNTED else 5
+    heads = ("", metric_axis(metric), f"against the\nbaseline, {unit_name(metric)} [95 %]", "p")
+    table = new_table(heads, words=(0, 2))
     for variant, cell in row["cells"].items():
-        pair = cell["against_baseline"]
-        difference, p = "", ""
-        if pair is not None:
-            low, high = (f"{pair[end]:+.{digits}f}" for end in ("low", "high"))
-            difference = rf"{pair['difference']:+.{digits}f} \[{low}, {high}]"
-            p = f"{pair['p_value']:.2g}"
         value = "-" if cell["value"] is None else value_text(metric, cell["value"])
-        table.add_row(TITLES[variant], value, difference or cell["reason"], p)
-    return table
+        pair = cell["against_baseline"]
+        difference = difference_text(metric, pair) or cell["reason"]
+        add_row(table, TITLES[variant], value, difference, p_text(pair))
+    return title, table
 
 
 def _search_footnotes(result: ExportResult) -> list[str]:
@@ -125,118 +138,104 @@ def _search_footnotes(result: ExportResult) -> list[str]:
     return [*lines, *(f"warning: {text}" for text in result.warnings)]
 
 
-def _choice_table(result: ExportResult):  # type: ignore[no-untyped-def]
-    from rich.table import Table
-
+def _choice_table(result: ExportResult, verbose: bool) -> tuple[str, Any]:
     config = result.config
-    title = for_rich(f"{result.model}, {result.baseline}, {result.bits}")
-    table = Table(title=title, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     blocks = config.prefix_blocks(result.depth)
+    absent = config.range_delete_count
+    prefix = "none"
+    if config.has_prefix and blocks:
+        where = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
+        prefix = f"{config.prefix_count} copies in {where}"
+    sinks = f"{deletion_text(config.to_json())} in block {config.delete_block}" if absent else ""
     rows = {
-        "quantization-sensitive block k": str(result.sensitive_block),
         "quantization-sensitive layer": result.sensitive_layer,
         **norms_rows(result.token_norms),
-        "prefix block candidates": ", ".join(map(str, result.prefix_block_candidates)),
-        "chosen prefix block": str(config.prefix_block) if config.has_prefix else "none",
-        "prefix-add blocks": f"{blocks[0]}..{blocks[-1]}" if blocks else "none",
-        "prefix count": str(config.prefix_count),
-        "delete block": str(config.delete_block) if config.range_delete_count else "none",
-        "delete count": str(config.delete_count),
-        "absent while ranges are set": str(config.range_delete_count),
+        "prefix": prefix,
+        "sink tokens of an image": sinks or "left as they are",
         "tokens merged": merge_text(result.merge),
         f"search {metric_axis(result.search_metric)}": (
             f"{value_text(result.search_metric, result.search_accuracy)} "
             f"on {result.n_search} images"
         ),
-        "results CSV": str(result.results_csv),
-        "bundle": str(result.bundle) if result.bundle else "none: `regcache export` writes one",
+        "prefix block candidates": ", ".join(map(str, result.prefix_block_candidates)),
+        "absent while ranges are set": f"{absent} tokens an image",
         "time": f"{result.seconds:.0f} s",
     }
+    asked = {"mean of each image's largest", "after means"}
+    asked |= {"prefix block candidates", "absent while ranges are set"}
+    if not result.merge:
+        rows.pop("tokens merged")
+    title = f"{result.model}, {result.baseline}, {result.bits}"
+    table = new_table(("", ""), words=(0, 1))
     for name, text in rows.items():
-        table.add_row(name, for_rich(text))
-    return table
+        if verbose or name not in asked:
+            add_row(table, name, text)
+    return title, table
 
 
-def _ways_table(result: ExportResult):  # type: ignore[no-untyped-def]
-    from rich.table import Table
-
+def _ways_table(result: ExportResult) -> tuple[str, Any]:
     metric = result.search_metric
-    table = Table(title=f"{metric_axis(metric)} of every way on {result.n_search} search images")
-    table.add_column("")
-    for name in (metric_axis(metric), "cosine to FP32", "CPU cost"):
-        table.add_column(name, justify="right")
+    title = f"{metric_axis(metric)} of every way on {result.n_search} search images"
+    heads = ("", metric_axis(metric), "cosine\nto FP32", "CPU\ncost", "")
+    table = new_table(heads if metric in COUNTED else (*heads[:2], *heads[3:]), (0,))
     for way in result.ways:
-        mark = " <- chosen" if way["chosen"] else " =" if way["tied"] else ""
-        table.add_row(
-            for_rich(f"{way['title']}{mark}"),
-            value_text(metric, way["value"]),
-            f"{way['fidelity']:.5f}",
-            f"{way['cost']:.3f}",
-        )
-    return table
+        cells = [way["title"], value_text(metric, way["value"])]
+        cells += [f"{way['fidelity']:.5f}"] * (metric in COUNTED)
+        mark = "chosen" if way["chosen"] else "equal" if way["tied"] else ""
+        add_row(table, *cells, f"{way['cost']:.3f}", mark)
+    return title, table
 
 
-def _front_table(result: ExportResult):  # type: ignore[no-untyped-def]
-    from rich.table import Table
-
+def _front_table(result: ExportResult) -> tuple[str, Any]:
     metric = result.search_metric
-    table = Table(title=f"Speed and {metric_axis(metric)} with merging, {result.n_search} images")
-    table.add_column("")
-    heads = ("ms", "over unmerged [95 %]", metric_axis(metric), "against FP32, points [95 %]")
-    for name in heads:
-        table.add_column(name, justify="right")
+    title = f"Speed and {metric_axis(metric)} with merging, {result.n_search} images"
+    heads = ("", "ms", "times as fast as\nunmerged [95 %]", metric_axis(metric))
+    table = new_table((*heads, "against FP32,\npoints [95 %]"))
     for row in front_rows(metric, result.merge_front):
-        table.add_row(*(for_rich(cell) for cell in row))
-    return table
+        add_row(table, *row)
+    return title, table
 
 
-def _accuracy_table(result: ExportResult):  # type: ignore[no-untyped-def]
-    from rich.table import Table
-
-    table = Table(title=f"{metric_axis(result.metric)} on {result.n_eval} held-out images")
-    table.add_column("")
-    table.add_column(metric_axis(result.metric), justify="right")
+def _accuracy_table(result: ExportResult) -> tuple[str, Any]:
     counted = result.metric in COUNTED
-    if counted and result.fidelity:
-        table.add_column("cosine to FP32", justify="right")
+    beside = counted and bool(result.fidelity)
+    heads = ["", metric_axis(result.metric), *["cosine\nto FP32"] * beside]
     if result.paired:
-        heads = ["against FP32, points [95 %]", "lost / won", "McNemar p"]
-        for head in heads if counted else ["difference [95 %]", "p"]:
-            table.add_column(head, justify="right")
+        heads += [f"against FP32,\n{unit_name(result.metric)} [95 %]"]
+        heads += ["lost /\nwon"] * counted + ["McNemar\np" if counted else "p"]
+    title = f"{metric_axis(result.metric)} on {result.n_eval} held-out images"
+    table = new_table(heads)
     for corner in CORNERS:
         shown = result.ways or result.merge or corner != "recipe"
         if corner not in result.accuracy or not shown:
             continue
         cells = [CORNER_TITLES[corner], value_text(result.metric, result.accuracy[corner])]
-        if counted and result.fidelity:
-            cells.append(f"{result.fidelity[corner]:.5f}")
+        cells += [f"{result.fidelity[corner]:.5f}"] if beside else []
         pair = result.paired.get(corner)
         if pair:
             found = pair.to_json()
             cells.append(difference_text(result.metric, found))
             cells += [f"{pair.lost} / {pair.won}"] if counted else []
             cells.append(p_text(found))
-        table.add_row(*cells)
-    return table
+        add_row(table, *cells)
+    return title, table
 
 
-def _footnotes(result: ExportResult) -> list[str]:
+def _footnotes(result: ExportResult, verbose: bool) -> list[str]:
     agreement = result.agreement
     same = f"top-1 identical on {agreement['top1']:.2%}, " if "top1" in agreement else ""
     lines = [
         f"Deployed against simulated: {same}mean cosine {agreement['mean_cosine']:.6f} "
         f"(lowest {agreement['min_cosine']:.6f})."
     ]
-    if result.paper_form:
+    if result.paper_form and verbose:
         paper = result.paper_form
         lines.append(
             f"{result.baseline} with its published quantizers (simulation only): alone "
             f"{value_text(result.metric, paper['baseline'])}, with RegCache "
             f"{value_text(result.metric, paper['regcache'])}."
         )
-        lines += [f"  deployed otherwise: {line}" for line in result.differences]
+        lines += [f"deployed otherwise: {line}" for line in result.differences]
     if result.in_float:
         lines.append(f"Linears in float: {', '.join(result.in_float)}.")
     if result.config.is_empty:
@@ -248,4 +247,6 @@ def _footnotes(result: ExportResult) -> list[str]:
 def _no_gain(result: ExportResult, p: str = "") -> str:
     """Why nothing was chosen."""
     configs = [trial.config for trial in result.trials]
-    return no_gain_text([(c.prefix_count, c.range_delete_count) for c in configs], p)
+    return no_gain_text(
+        [(c.prefix_count, c.range_delete_count) for c in configs], p, len(result.not_tried)
+    )

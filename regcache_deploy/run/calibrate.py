@@ -18,13 +18,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import seal_bundle, write_bundle
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions, find_target
 
 from ..bundling.certify import certify_bundle
 from ..bundling.monitor import monitor_entry
-from ..data.preprocess import Preprocess
 from ..data.sources import open_data
 from ..data.stream import ImageStream
 from ..errors import BundleError, ConfigError
@@ -113,8 +113,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
         def images() -> Iterator[Tensor]:
             for batch in stream.batches(options.batch_size):
                 if (missing := options.certificate_images - sum(map(len, kept))) > 0:
-                    kept.append(batch.pixels[:missing].clone())
-                pixels = batch.images
+                    kept.append(torch.from_numpy(batch.pixels[:missing].copy()))
+                pixels = torch.from_numpy(batch.images)
                 del batch  # before the next one is decoded
                 yield pixels
                 advance(len(pixels))
@@ -128,7 +128,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     pixels = torch.cat(kept)[: options.certificate_images]
     before, after = before.to("cpu"), after.to("cpu")
     changed = _plan(plan, after, options, stream, found)
-    bundle = _write(changed, options, after, pixels)
+    with reporter.stage("writing the graph and its certificate"):
+        bundle = _write(changed, options, after, pixels)
     warnings = [*stream.warnings(), *after.warnings]
     for line in warnings:
         logger.warning("%s", line)

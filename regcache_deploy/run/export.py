@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..bench.first_look import first_look
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
@@ -47,7 +48,9 @@ def run_export(
         )
     warn_about_saturation(options.weight_bits)
     study = run_study(options, reporter, parts)
-    sets, calibration = study.sets, study.calibrate()
+    sets = study.sets
+    with reporter.stage("calibration of the chosen way"):
+        calibration = study.calibrate()
     writer = BundleWriter(
         options.bundle_path,
         options.graph,
@@ -61,23 +64,24 @@ def run_export(
         )
         study.held_out.warnings["recipe"] = calibration.warnings
     calibration = calibration.to("cpu")  # plan and certificate are numpy
-    plan = plan_of(
-        study.model,
-        sets,
-        calibration,
-        study.found.result,
-        study.config,
-        study.baseline,
-        options,
-        options.target,
-        {
-            "seed": options.seed,
-            "options": options.to_json(),
-            "recipe": study.recipe,
-            "sensitive_layer": study.found.sensitivity.layer,
-        },
-    )
-    draft = writer.draft(plan)
+    with reporter.stage("folding weights, writing the graph"):
+        plan = plan_of(
+            study.model,
+            sets,
+            calibration,
+            study.found.result,
+            study.config,
+            study.baseline,
+            options,
+            options.target,
+            {
+                "seed": options.seed,
+                "options": options.to_json(),
+                "recipe": study.recipe,
+                "sensitive_layer": study.found.sensitivity.layer,
+            },
+        )
+        draft = writer.draft(plan)
     deployed = writer.run(draft, sets, reporter)
     verified, extra = deployed, dict[str, Any]()
     simulated = study.features["recipe"]
@@ -86,14 +90,22 @@ def run_export(
         extra = float16_cost(deployed, simulated, sets)
     study.features["deployed"] = deployed
     manifest = {"accuracy": study.accuracy()} | extra
-    agreement = writer.verify_and_seal(
-        draft, plan, calibration, sets, simulated, verified, manifest
-    )
+    with reporter.stage("certificate: graph against simulation, code by code"):
+        agreement = writer.verify_and_seal(
+            draft, plan, calibration, sets, simulated, verified, manifest
+        )
     results_csv = options.output_dir / "results.csv"
     write_trials(results_csv, study.found.result.trials, study.found.objective.name)
     if study.front is not None:
         write_front(options.output_dir, study.front)
+    speed = None
+    if not is_tensorrt(options.target):  # the float file of the same encoder, on the CPU
+        pixels = sets.search.pixels[:1].numpy()
+        speed = first_look(
+            plan, options.bundle_path, options.graph, pixels, options.threads, reporter
+        )
     result = study.result(
+        speed=speed,
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),
         results_csv=results_csv,

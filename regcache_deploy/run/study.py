@@ -38,7 +38,7 @@ from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
 from ..search.token_norms import TokenNorms, measure_norms
-from ..search.ways import Raced, fidelity_way, race_ways, reason, ways_of
+from ..search.ways import Raced, WayRace, fidelity_way, race_ways, reason, ways_of
 from ..work.count import Work
 from ..work.devices import describe, fitting_batch, log_device, use_device
 from ..work.progress import Reporter
@@ -58,7 +58,7 @@ class Study:
         features: corner -> embeddings `[n, E]` of the held-out images; `recipe` is the chosen way,
             and where that merges tokens, `unmerged` is the same without; `paper/` in front where
             every quantizer is as published. An export adds `deployed`.
-        ways: that were raced; empty where the recipe was fixed.
+        race: of the ways; None where the recipe was fixed.
         ways_work: block-forwards that this took, on top of the search's.
         norms: of the tokens at the sensitive layer, with the chosen way's RegCache and without.
         over_budget: a warning where `--keep-float auto` did not meet its budget.
@@ -75,7 +75,7 @@ class Study:
     found: FoundChoice
     held_out: Embedder
     features: dict[str, Tensor]
-    ways: list[Raced]
+    race: WayRace | None
     ways_work: int
     norms: TokenNorms
     over_budget: tuple[str, ...]
@@ -86,8 +86,13 @@ class Study:
     @property
     def recipe(self) -> str:
         """Name of the way that was chosen, or of the recipe that fixed it."""
-        chosen = [each.way.name for each in self.ways if each.chosen]
+        chosen = [each.way.name for each in self.raced if each.chosen]
         return chosen[0] if chosen else self.options.chosen_recipe
+
+    @property
+    def raced(self) -> list[Raced]:
+        """The ways that were tried; none where the recipe was fixed."""
+        return self.race.raced if self.race else []
 
     def calibrate(self) -> Calibration:
         """The choice's quantizers, on the whole encoder."""
@@ -159,11 +164,12 @@ class Study:
             | describe(self.model.encoder.device),
             not_tried=found.result.not_tried,
             recipe=self.recipe,
-            ways=tuple(each.to_json() for each in self.ways),
+            ways=tuple(each.to_json() for each in self.raced),
+            untried_ways=tuple(way.name for way in self.race.untried) if self.race else (),
             token_norms=self.norms.to_json(),
-            reason=reason(self.ways, found.objective.name) if self.ways else "",
+            reason=reason(self.race, found.objective.name) if self.race else "",
             fidelity={n: s.fidelity for n, s in scores.items() if not n.startswith("paper/")},
-            fidelity_way=fidelity_way(self.ways) if self.ways else None,
+            fidelity_way=fidelity_way(self.raced) if self.race else None,
             trials=found.result.trials,
             merge=self._merge_json(),
             merge_front=tuple(p.to_json() for p in self.front.points) if self.front else (),
@@ -227,13 +233,15 @@ def decide_study(
     began = time.monotonic()
     settle_threads(options.threads)
     device = use_device(options.device)
-    model = model or load_model(
-        options.model,
-        options.pretrained,
-        options.image_size,
-        options.templates,
-        options.classifier,
-    )
+    if model is None:
+        with reporter.stage(f"loading {options.model}"):
+            model = load_model(
+                options.model,
+                options.pretrained,
+                options.image_size,
+                options.templates,
+                options.classifier,
+            )
     check_choice(options, model)
     model, options = model.to(device), _fitted(options, model.encoder.spec, device)
     sets = load_image_sets(
@@ -261,7 +269,7 @@ def decide_study(
     if isinstance(objective, InstanceTop1):  # whole sets are asked: the form that judges can be
         both = with_copies(sets.search, options.seed)
         raced_on, objective = embedder("search images and copies", both), objective.symmetric()
-    baseline, config, ways = _choose_way(options, published, found, sets, raced_on, objective)
+    baseline, config, race = _choose_way(options, published, found, sets, raced_on, objective)
     merge, front = None, None
     if options.merge == AUTO:
         chosen = (baseline, config)
@@ -271,7 +279,8 @@ def decide_study(
         merge = fitting_merge(options.merge_options, encoder.spec, config)
     ways_work = sets.cache.work.block_forwards - before
     layer, size = found.sensitivity.layer, options.batch_size
-    norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
+    with reporter.stage("token norms before and after"):
+        norms = measure_norms(encoder, sets, layer, config, found.register, kept, size)
     return Study(
         options,
         model,
@@ -282,7 +291,7 @@ def decide_study(
         found,
         held_out,
         {},
-        ways,
+        race,
         ways_work,
         norms,
         over_budget,
@@ -299,21 +308,21 @@ def _choose_way(
     sets: ImageSets,
     searched: Embedder,
     objective: Objective,
-) -> tuple[Baseline, RegCacheConfig, list[Raced]]:
+) -> tuple[Baseline, RegCacheConfig, WayRace | None]:
     """Quantizer and numbers of the recipe, and the ways that were raced for it."""
     recipe, best = options.chosen_recipe, found.result.best
     if recipe in (PAPER, REGCACHE):
-        return published, best, []
+        return published, best, None
     ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
     if recipe == AUTO:
         work = sets.cache.work
-        raced = race_ways(ways, searched, found.register, objective, work, options.seed)
-        chosen = next(each.way for each in raced if each.chosen)
-        return chosen.baseline, chosen.config, raced
+        race = race_ways(ways, searched, found.register, objective, work, options.seed)
+        chosen = next(each.way for each in race.raced if each.chosen)
+        return chosen.baseline, chosen.config, race
     named = next((way for way in ways if way.name == recipe), None)
     if named is None:
         raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
-    return named.baseline, named.config, []
+    return named.baseline, named.config, None
 
 
 def _fitted(options: ExportOptions, spec: EncoderSpec, device: torch.device) -> ExportOptions:

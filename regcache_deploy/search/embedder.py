@@ -15,7 +15,7 @@ from regcache_export.merge import Merge
 
 from ..data.images import Images
 from ..encoders.canonical import Encoder
-from ..encoders.regcache import RegCacheConfig
+from ..encoders.regcache import RegCache, RegCacheConfig
 from ..evaluation.corners import calibrate_corner, simulate
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration, Quantization
@@ -60,6 +60,17 @@ class Embedder:
     def float_features(self) -> Tensor:
         """Embeddings `[n, E]` of the float model."""
         return self._features("fp32", lambda: Calibration(self.encoder, Quantization()))
+
+    def float_features_with(self, config: RegCacheConfig, register: Mapping[int, Tensor]) -> Tensor:
+        """Embeddings `[n, E]` of the float model with RegCache."""
+        key = {"config": config.to_json(), "register": register_hash(register)}
+        regcache = RegCache(config, dict(register))
+        return self._features(
+            "fp32 with RegCache",
+            lambda: Calibration(self.encoder, Quantization(), regcache),
+            quantizer="none",
+            **key,
+        )
 
     def features(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -16,10 +17,10 @@ from ..encoders.canonical import Encoder
 from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
 from ..evaluation.image_sets import ImageSets
-from ..evaluation.instances import INSTANCES
+from ..evaluation.metrics import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
-from ..work.count import peak_memory
+from ..work.count import Work, peak_memory
 from ..work.progress import Reporter
 from .cost import SearchCost, calibration_walks, exhaustive_block_forwards
 from .problem import SearchProblem
@@ -120,6 +121,19 @@ def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     return kinds[settings.objective](sets.reference)
 
 
+def spending(work: Work, advance: Callable[[int], None], left: int) -> Callable[[int], None]:
+    """An `advance` that is told of evaluations and tells what they spent, `left` at most."""
+    began, told = work.block_forwards, 0
+
+    def tell(evaluations: int) -> None:
+        nonlocal told
+        spent = min(work.block_forwards - began, left)
+        advance(spent - told)
+        told = spent
+
+    return tell
+
+
 @torch.no_grad()
 def find_choice(
     settings: FindSettings,
@@ -174,9 +188,10 @@ def find_choice(
                 advance=advance,
             )
     space = search_space(settings, encoder, sensitivity.block)
-    with reporter.stage("register candidates", len(space.blocks)) as advance:
-        ranking, captures = find_captures(encoder, sets, space, settings, settings.batch_size)
-        advance(len(space.blocks))
+    with reporter.stage("register candidates", size) as advance:
+        ranking, captures = find_captures(
+            encoder, sets, space, settings, settings.batch_size, advance
+        )
     members = slice(None) if settings.candidates == "average" else slice(0, 1)
     registers = {t: make_register(encoder, c, settings, members) for t, c in captures.items()}
     problem = SearchProblem(
@@ -191,8 +206,14 @@ def find_choice(
         memory=settings.memory_bytes,
         batch_size=settings.batch_size,
     )
-    grid = len(space.grid()) if settings.strategy != "default" else None
-    with reporter.stage("search of prefix and delete counts", grid) as advance:
+    # A race ends early or spends its budget; a grid has as many choices as it has.
+    spends = settings.strategy == "default" and not space.fixed
+    left = max(budget(space) - cache.work.block_forwards, 1)
+    total = left if spends else len(space.grid())
+    with reporter.stage(
+        "search of prefix and delete counts" + ", by budget" * spends, total
+    ) as step:
+        advance = spending(cache.work, step, left) if spends else step
         if settings.candidates == "best":
             take_best_singles(problem, space, captures, settings, settings.seed)
         result = search(

@@ -2,7 +2,8 @@
 
 No way is best for every encoder. Smoothing spreads a spike that RegCache removes, a few channels in
 float carry it, and a healthy encoder needs none of them. So each is calibrated in full and judged
-on the same images; among those that cannot be told apart the cheapest graph wins.
+on the same images; among those that cannot be told apart the cheapest graph wins. Ways that cost
+more are asked only where none of the others is level with floating point.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class Way:
     @property
     def title(self) -> str:
         return TITLES[self.name]
+
+    @property
+    def plain(self) -> bool:
+        """Every linear is one integer product: none is treated, none more than asked in float."""
+        return self.baseline.treatment.is_empty and self.name != "fc2_float"
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,14 @@ def _with(baseline: Baseline, treatment: Treatment) -> Baseline:
     return changed
 
 
+@dataclass(frozen=True)
+class WayRace:
+    """The ways that were tried, exactly one chosen, and those that could not win any more."""
+
+    raced: list[Raced]
+    untried: list[Way]
+
+
 def race_ways(
     ways: Sequence[Way],
     searched: Embedder,
@@ -148,8 +162,12 @@ def race_ways(
     objective: Objective,
     work: Work,
     seed: int,
-) -> list[Raced]:
-    """Calibrate and score every way on all search images.
+) -> WayRace:
+    """Calibrate and score the ways on all search images, plain graphs first.
+
+    Where one of those is level with what floating point reaches, with RegCache or without, the
+    dearer ways are not tried: a way that cannot be told from float cannot be told from them, and
+    of equals the cheapest wins.
 
     Args:
         ways: the plain quantizer first.
@@ -160,18 +178,50 @@ def race_ways(
         seed: of the bootstrap.
 
     Returns:
-        In the order of `ways`; exactly one is chosen.
+        The tried ones in the order of `ways`.
     """
     spec, raced = searched.encoder.spec, list[Raced]()
-    for way in ways:
+    plain_cost = graph_cost(spec, ways[0].config, Operators())
+
+    def run(way: Way) -> None:
         features = searched.features(way.title, way.baseline, way.config, register)
         images = len(searched.images) + calibration_walks(way.baseline) * len(searched.tokens)
         work.add(spec.depth * images)
-        cost = graph_cost(spec, way.config, searched.operators[way.title])
+        cost = graph_cost(spec, way.config, searched.operators[way.title]) / plain_cost
         raced.append(Raced(way, objective.score(features), cost))
-    plain = graph_cost(spec, ways[0].config, Operators())
-    raced = [replace(each, cost=each.cost / plain) for each in raced]
-    return choose(raced, objective, seed)
+
+    for way in ways:
+        if way.plain:
+            run(way)
+    dearer = [way for way in ways if not way.plain]
+    if not _level(raced, searched, register, objective, work, seed):
+        for way in dearer:
+            run(way)
+        dearer = []
+    order = [way.name for way in ways]
+    raced.sort(key=lambda each: order.index(each.way.name))
+    return WayRace(choose(raced, objective, seed), dearer)
+
+
+def _level(
+    raced: Sequence[Raced],
+    searched: Embedder,
+    register: Mapping[int, Tensor],
+    objective: Objective,
+    work: Work,
+    seed: int,
+) -> bool:
+    """Whether one of them cannot be told from the better of FP32 and FP32 with RegCache."""
+    best = max(raced, key=lambda each: each.score.key).score
+    reference = objective.score(objective.reference)
+    if not _tied(best, reference, objective, seed):
+        return False
+    config = next((each.way.config for each in raced if not each.way.config.is_empty), None)
+    if config is None:
+        return True
+    healed = objective.score(searched.float_features_with(config, register))
+    work.add(searched.encoder.spec.depth * len(searched.images))
+    return _tied(best, healed, objective, seed)
 
 
 def choose(raced: Sequence[Raced], objective: Objective, seed: int) -> list[Raced]:
@@ -211,16 +261,22 @@ def fidelity_way(raced: Sequence[Raced]) -> str | None:
     return None if wanted.way.name == chosen.way.name else wanted.way.title
 
 
-def reason(raced: Sequence[Raced], metric: str) -> str:
+def reason(race: WayRace, metric: str) -> str:
     """One sentence: what was chosen, and why."""
+    raced = race.raced
     by = f"by {metric_title(metric)} on the search images"
     chosen = next(each for each in raced if each.chosen)
     best = max(raced, key=lambda each: each.score.key)
     others = [each.way.title for each in raced if each.tied and each is not chosen]
+    untried = ""
+    if race.untried:
+        untried = (
+            f"; {len(race.untried)} dearer ways were not tried, for it is level with floating point"
+        )
     if chosen is best and not others:
-        return f"{chosen.way.title}: the best of {len(raced)} ways {by}"
+        return f"{chosen.way.title}: the best of {len(raced)} ways {by}{untried}"
     alike = f"{len(others)} other{'s' * (len(others) > 1)}"
     return (
         f"{chosen.way.title}: the cheapest graph of those that cannot be told apart {by} "
-        f"({alike}: {', '.join(others)})"
+        f"({alike}: {', '.join(others)}){untried}"
     )

@@ -16,6 +16,10 @@ TITLES = {
 }
 
 
+SPEEDUP = "median over rounds, in which the files run in turns, of the ratio of their times"
+"""What every ratio of speed in a table, a headline and a decision is."""
+
+
 def metric_title(name: str) -> str:
     return TITLES[name]
 
@@ -23,6 +27,11 @@ def metric_title(name: str) -> str:
 def metric_axis(name: str) -> str:
     """The title where nothing else says what the cosine is to."""
     return "cosine to FP32" if name == "cosine" else TITLES[name]
+
+
+def unit_name(metric: str) -> str:
+    """Of a difference between two values."""
+    return "points" if metric in COUNTED else "cosine" if metric == "cosine" else "difference"
 
 
 def value_text(metric: str, value: float) -> str:
@@ -36,6 +45,17 @@ def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
     return (
         f"{pair['difference']:+.{digits}f} [{pair['low']:+.{digits}f}, {pair['high']:+.{digits}f}]"
     )
+
+
+def ratio_text(ratio: Mapping[str, Any], value: bool = True) -> str:
+    """A ratio of speed with its 95 % interval, or the interval alone."""
+    interval = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    return f"{ratio['value']:.2f} {interval}" if value else interval
+
+
+def ms_text(milliseconds: float) -> str:
+    """Hundredths below 100 ms, tenths from there on: the rest is noise."""
+    return f"{milliseconds:.{1 if milliseconds >= 100 else 2}f}"
 
 
 def p_text(pair: dict[str, Any] | None) -> str:
@@ -88,16 +108,19 @@ def speedup_head(rows: Iterable[Mapping[str, Any]]) -> str:
     return f"faster than {over.pop()} [95 %]" if len(over) == 1 else "faster [95 %]"
 
 
-def no_gain_text(tried: Iterable[tuple[int, int]], end: str = "") -> str:
+def no_gain_text(tried: Iterable[tuple[int, int]], end: str = "", left: int = 0) -> str:
     """Why nothing was chosen.
 
     Args:
         tried: prefix and delete counts of every evaluation.
         end: follows a comma.
+        left: choices that the budget did not let the search try.
     """
     prefixes, deletions = zip(*tried, strict=True)
     kinds = {"prefix": max(prefixes), "deletion": max(deletions)}
     asked = " and ".join(f"no {kind}" for kind, most in kinds.items() if most)
+    if not asked and left:
+        return "No prefix and no deletion: the budget did not let the search try any."
     if not asked:
         return "No prefix and no deletion: neither was asked for."
     return f"No gain: {asked} beat the baseline alone on the search images{',' * bool(end)}{end}."

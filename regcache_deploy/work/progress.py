@@ -95,17 +95,25 @@ class Reporter:
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            SpinnerColumn,
             TextColumn,
+            TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
         outermost = self._bars is None
         if outermost:
             self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),  # leaves room for the rest on 80 columns
+                # the first two move also where a step takes long
+                SpinnerColumn("line", finished_text=" "),
+                TimeElapsedColumn(),
+                # on 80 columns the name gives way, not the figures
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True),
+                TimeRemainingColumn(compact=True),
+                expand=True,
                 console=self._console,
             )
             self._bars.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,18 @@ def test_every_row_has_figures_or_a_reason(tmp_path):
     assert "b1_speedup" not in by["onnxruntime_fp32"]
     assert by["static_linears"]["calibration_images"] == 4
     assert "synthetic" in by["torch_eager"]["caution"]
+
+
+def test_every_row_is_paired_with_nncf_too(tmp_path):
+    known = {peer.name: peer for peer in all_peers()}
+    stand_in = replace(known["static_linears"], name="nncf")
+    chosen = [known["torch_eager"], known["onnxruntime_fp32"], stand_in]
+    args = peers.arguments(["--output", str(tmp_path), "--batches", "--images", "12"])
+    by = {row["peer"]: row for row in peers.compare(demo_work(tmp_path), chosen, args)}
+    assert by["nncf"]["acc1_difference"] < 0
+    assert by["onnxruntime_fp32"]["nncf_acc1_difference"] == -by["nncf"]["acc1_difference"]
+    assert by["onnxruntime_fp32"]["nncf_won"] == by["nncf"]["lost"]
+    assert "nncf_acc1_difference" not in by["nncf"]
 
 
 def test_our_own_failure_is_no_reason(tmp_path):

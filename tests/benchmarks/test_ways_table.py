@@ -38,7 +38,11 @@ def test_a_row_for_every_way_that_was_raced(tmp_path: Path) -> None:
     model = LoadedModel("tiny", None, encoder_and_images()[0], preprocess_cfg((64, 64)))
     study = decide_study(options, Reporter(quiet=True), tmp_path / "parts", model)
     rows = list(ways.rows_of(study))
-    assert [row["way"] for row in rows] == ["fp32", *(each.way.name for each in study.ways)]
+    assert [row["way"] for row in rows] == [
+        "fp32",
+        *(each.way.name for each in study.raced),
+        *(way.name for way in (study.race.untried if study.race else [])),
+    ]
     assert {row["n"] for row in rows} == {6}
     assert sum(row.get("chosen", 0) for row in rows) == 1
     regcache = next(row for row in rows if row["way"] == "regcache")

@@ -18,7 +18,8 @@ from regcache_deploy.errors import VerificationError
 from regcache_deploy.quantization.quantizers import Bits
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
-from regcache_export.certificate import CERTIFICATE, Subject, collect, first_divergence
+from regcache_export.certificate import Subject, collect, first_divergence
+from regcache_export.certificate_files import CERTIFICATE
 from regcache_export.compare import Simulated, Simulator
 from regcache_export.graph import build_model
 from regcache_export.reference import Reference, initializers

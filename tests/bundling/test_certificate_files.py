@@ -16,7 +16,7 @@ from regcache_engines.bundle import PREPROCESS as PREPROCESS_FILE
 from regcache_engines.bundle import TEXT_FEATURES, Bundle
 from regcache_export import certificate
 from regcache_export.bundle import add_files, write_bundle
-from regcache_export.certificate import CERTIFICATE, IMAGES
+from regcache_export.certificate_files import CERTIFICATE, IMAGES
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
 from tests.bundling.certificate_helpers import calibration, certified, plan_of

@@ -22,7 +22,8 @@ from regcache_deploy.quantization.strict_plan import to_published
 from regcache_deploy.quantization.traced import traced
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
-from regcache_export.certificate import CERTIFICATE, NO_CODES, Subject, collect, first_divergence
+from regcache_export.certificate import NO_CODES, Subject, collect, first_divergence
+from regcache_export.certificate_files import CERTIFICATE
 from regcache_export.compare import Simulator
 from regcache_export.graph import build_model
 from regcache_export.graph.builder import GraphBuilder

@@ -26,9 +26,10 @@ from regcache_deploy.quantization.simulate import Calibration
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import add_files, write_bundle
-from regcache_export.certificate import CERTIFICATE, Subject, collect, first_divergence
+from regcache_export.certificate import Subject, collect, first_divergence
+from regcache_export.certificate_files import CERTIFICATE
+from regcache_export.float32_copy import in_float32
 from regcache_export.graph import build_model
-from regcache_export.graph.float16 import in_float32
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle

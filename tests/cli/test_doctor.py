@@ -8,6 +8,7 @@ import pytest
 
 from regcache_deploy.cli import doctor
 from regcache_deploy.cli.main import main
+from regcache_engines.errors import EngineError
 
 
 def test_json(capsys):
@@ -21,6 +22,26 @@ def test_warns_of_two_onnxruntimes(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_version", versions.get)
     main(["doctor"])
     assert "onnxruntime and onnxruntime-gpu are both installed" in capsys.readouterr().out
+
+
+def test_an_onnxruntime_that_does_not_load_is_no_runtime(capsys, monkeypatch):
+    def broken():
+        raise EngineError("this needs onnxruntime, which does not load (libc is too old)")
+
+    monkeypatch.setattr(doctor, "import_onnxruntime", broken)
+    main(["doctor", "--json"])
+    findings = json.loads(capsys.readouterr().out)
+    assert not findings["works"]["a bundle on the CPU: run, verify, time, evaluate"]
+    assert any("libc is too old" in text for text in findings["warnings"])
+
+
+def test_a_gpu_without_a_driver_runs_nothing(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ['x; extra == "gpu"'])
+    monkeypatch.setattr(doctor, "_version", {"x": "1.0"}.get)
+    for driver in (None, "580.1"):
+        monkeypatch.setattr(doctor, "_nvidia_driver", lambda driver=driver: driver)
+        works = doctor.diagnose()["works"]["a bundle on an NVIDIA GPU, ONNX Runtime"]
+        assert works is (driver is not None)
 
 
 def test_requirements(monkeypatch):
@@ -41,7 +62,7 @@ def test_requirements(monkeypatch):
         "export": ["onnx>=1.21"],
         "cpu": [],
     }
-    assert findings["works"]["a bundle on the CPU"]
+    assert findings["works"]["a bundle on the CPU: run, verify, time, evaluate"]
     assert not findings["works"]["search and export (regcache export)"]
     assert findings["warnings"] == ["torch 2.9.1+cpu is installed; needed: torch>=2.10"]
 

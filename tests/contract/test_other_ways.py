@@ -26,10 +26,10 @@ from regcache_deploy.quantization.plan import calibration_of
 from regcache_deploy.quantization.quantizers import Uniform
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle import write_bundle
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
-from regcache_export.trace import in_layout
 from regcache_export.verify import verify_bundle
 from tests.tiny_plans import PREPROCESS, tiny_encoder, tiny_plan
 

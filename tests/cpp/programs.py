@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from regcache_deploy.data.images import Images
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.errors import DataError
 from regcache_engines import Bundle, load_engine
+from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import write_bundle
 from tests.tiny_plans import PREPROCESS, tiny_plan
 
@@ -97,7 +97,7 @@ def python_results(bundle: Path, images: list[Path]) -> tuple[np.ndarray, np.nda
     opened = Bundle.open(bundle)
     preprocess = Preprocess(opened.preprocess)
     pixels = torch.from_numpy(np.stack([preprocess.read(path) for path in images]))
-    data = Images(pixels, preprocess.config.mean, preprocess.config.std, "test")
+    data = Images(pixels, preprocess.mean, preprocess.std, "test")
     with load_engine(opened, threads=1) as engine:
         layout = getattr(engine, "pixels", None)
         if layout is None:

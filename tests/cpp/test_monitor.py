@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from regcache_deploy.data.images import Images
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_engines import Bundle
+from regcache_engines.preprocess import Preprocess
 from regcache_engines.probe_rates import probe_rates
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
@@ -45,7 +45,7 @@ def test_probes_count_what_python_counts_and_change_no_feature(
     opened = Bundle.open(watched)
     preprocess = Preprocess(opened.preprocess)
     pixels = torch.from_numpy(np.stack([preprocess.read(path) for path in images]))
-    data = Images(pixels, preprocess.config.mean, preprocess.config.std, "test")
+    data = Images(pixels, preprocess.mean, preprocess.std, "test")
     rates = probe_rates(opened, (batch.numpy() for batch in data.batches(1)), threads=1)
     done = run(release / "regcache_dump", watched, tmp_path / "out", *images)
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("probe ")]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from regcache_deploy.data.class_names import class_indices, head_for, imagenet_names
+from regcache_deploy.compat import import_open_clip
+from regcache_deploy.data.class_names import (
+    class_indices,
+    head_for,
+    imagenet_names,
+    imagenet_wnids,
+)
 from regcache_deploy.errors import DataError
 
 
@@ -21,6 +27,15 @@ def test_names_written_freely():
     with pytest.raises(DataError, match="Jack O'Lantern"):
         class_indices(folders, head)
     assert class_indices([*folders[:3], "jack-o-lantern"], head) == [3, 0, 1, 2]
+
+
+def test_imagenets_classes_are_open_clips_and_timms():
+    from importlib import resources
+
+    open_clip = import_open_clip()
+    assert imagenet_names() == tuple(open_clip.IMAGENET_CLASSNAMES)
+    wnids = (resources.files("timm.data") / "_info" / "imagenet_synsets.txt").read_text().split()
+    assert imagenet_wnids() == tuple(wnids)
 
 
 def test_imagenet_names():

@@ -12,8 +12,8 @@ from PIL import Image
 
 from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.images import Images
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.errors import ConfigError, DataError
+from regcache_engines.preprocess import Preprocess
 
 CLIP: dict[str, Any] = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
@@ -69,9 +69,8 @@ def ours(config, image_or_path) -> torch.Tensor:
     preprocess = Preprocess(config)
     read = preprocess.read if isinstance(image_or_path, Path) else preprocess
     pixels = torch.tensor(read(image_or_path))[None]
-    cfg = preprocess.config
     assert tuple(pixels.shape[1:3]) == preprocess.size
-    return next(Images(pixels, tuple(cfg.mean), tuple(cfg.std), "test").batches(1))[0]
+    return next(Images(pixels, preprocess.mean, preprocess.std, "test").batches(1))[0]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

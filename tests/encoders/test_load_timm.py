@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.encoders import hub
 from regcache_deploy.encoders.catalogue import describe
 from regcache_deploy.encoders.checkpoint import read_state_dict
 from regcache_deploy.encoders.load import load_model
 from regcache_deploy.errors import ConfigError, ModelError, UnsupportedEncoderError
+from regcache_engines.preprocess import Preprocess
 
 import_open_clip()
 import timm  # noqa: E402

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -78,6 +80,17 @@ def test_the_cache_saves_the_text_tower_and_is_keyed_by_everything(clip, tmp_pat
 def test_the_cache_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert zero_shot_head.cache_folder() == tmp_path / "regcache-deploy" / "heads"
+
+
+def test_without_a_home_nothing_is_cached(monkeypatch):
+    """As `docker run --user 54321` leaves it."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert zero_shot_head.cache_folder() is None
 
 
 def test_templates_from_a_file(tmp_path):

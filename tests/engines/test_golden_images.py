@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from regcache_deploy.compat import import_open_clip
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.data.stream import ImageStream, Item
 from regcache_deploy.evaluation.bundle_evaluation import Session
 from regcache_deploy.work.progress import Reporter
+from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import write_bundle
 from tests.tiny_plans import tiny_plan
 
@@ -64,10 +64,14 @@ def stream_of(config: dict[str, Any], paths: list[Path]) -> ImageStream:
     return ImageStream(lambda: items, Preprocess(config), "golden", workers=2)
 
 
+def images_of(stream: ImageStream, size: int) -> torch.Tensor:
+    return torch.cat([torch.from_numpy(b.images) for b in stream.batches(size)])
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_streamed_pixels_equal_the_librarys(name):
     config = CONFIGS[name]
-    got = torch.cat([b.images for b in stream_of(config, GOLDEN).batches(5)])
+    got = images_of(stream_of(config, GOLDEN), 5)
     transform = library_transform(config)
     assert len(got) == len(GOLDEN) >= 12
     for path, ours in zip(GOLDEN, got, strict=True):
@@ -87,8 +91,8 @@ def test_the_bundle_carries_the_same_preprocessing(tmp_path):
     with Session(tmp_path / "t.regcache", ("fp32",), Reporter(quiet=True)) as session:
         items = [Item(p.name, p) for p in GOLDEN]
         stream = ImageStream(lambda: items, session.preprocess, "golden")
-        got = torch.cat([b.images for b in stream.batches(64)])
-    expected = torch.cat([b.images for b in stream_of(config, GOLDEN).batches(64)])
+        got = images_of(stream, 64)
+    expected = images_of(stream_of(config, GOLDEN), 64)
     assert torch.equal(got, expected)
     assert got.shape[2:] == (32, 24)
 

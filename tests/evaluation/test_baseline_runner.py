@@ -14,15 +14,16 @@ from PIL import Image
 
 from regcache_deploy.bundling.certify import certify_bundle
 from regcache_deploy.cli.main import main
+from regcache_deploy.data.stream import Batch
 from regcache_deploy.errors import BundleError, ConfigError
 from regcache_deploy.evaluation.runners import make_runners
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import calibration_of
 from regcache_deploy.quantization.plan_baseline import baseline_of
 from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import Preprocess, in_layout
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from regcache_export.trace import in_layout
 from tests.tiny_plans import PREPROCESS, tiny_encoder, tiny_plan
 
 pytest.importorskip("onnxruntime")
@@ -62,8 +63,8 @@ def test_it_is_the_quantizer_calibrated_without_regcache(folder: Path) -> None:
         bundle = Bundle.open(folder / "t.regcache")
         names = ("baseline", "simulated")
         runners = make_runners(names, bundle, None, 1, 8, stack)
-        batch = type("B", (), {"images": images})()
-        found, simulated = (runner.run(batch) for runner in runners)
+        batch = Batch(pixels().numpy(), (), None, Preprocess(PREPROCESS))
+        found, simulated = (torch.from_numpy(runner.run(batch)) for runner in runners)
     assert torch.nn.functional.cosine_similarity(found, want).min() > 0.9999
     # and without RegCache it is no longer the encoder that is deployed
     assert torch.nn.functional.cosine_similarity(simulated, want).mean() < 0.99

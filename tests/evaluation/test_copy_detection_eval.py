@@ -6,17 +6,16 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from regcache_deploy.cli.main import main
+from regcache_deploy.data.alterations import altered_pixels
 from regcache_deploy.data.altered_stream import AlteredStream
-from regcache_deploy.data.copies import altered
-from regcache_deploy.data.preprocess import Preprocess
 from regcache_deploy.data.sources import open_data
 from regcache_deploy.errors import DataError
 from regcache_deploy.evaluation.instance_records import instance_records
 from regcache_deploy.evaluation.records import Embedded
+from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import write_bundle
 from tests.tiny_plans import tiny_plan
 
@@ -57,19 +56,20 @@ def test_copies_of_a_stream_do_not_depend_on_the_batch(run_folder):
     cfg |= {"interpolation": "bicubic", "resize_mode": "squash"}
     preprocess = Preprocess(cfg)
     stream = open_data(str(run_folder / "data"), preprocess, labels=False)
-    pixels = torch.cat([batch.pixels for batch in stream.batches(10)])
+    pixels = np.concatenate([batch.pixels for batch in stream.batches(10)])
     for size in (3, 10):
         copies = list(AlteredStream.of(stream, 5).batches(size))
-        assert torch.equal(torch.cat([b.pixels for b in copies]), altered(pixels, 5))
-        wanted = (torch.cat([b.pixels for b in copies]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-        assert torch.allclose(torch.cat([b.images for b in copies]), wanted, atol=1e-6)
+        found = np.concatenate([b.pixels for b in copies])
+        assert np.array_equal(found, altered_pixels(pixels, 5))
+        wanted = (found.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        assert np.allclose(np.concatenate([b.images for b in copies]), wanted, atol=1e-6)
         assert all(batch.labels is None for batch in copies)
 
 
 def test_records_by_hand():
-    images = Embedded({"a": torch.eye(3), "b": torch.eye(3)}, ("x", "y", "z"), None)
-    confused = torch.eye(3)[[1, 0, 2]]
-    copies = Embedded({"a": torch.eye(3), "b": confused}, ("x", "y", "z"), None)
+    images = Embedded({"a": np.eye(3), "b": np.eye(3)}, ("x", "y", "z"), None)
+    confused = np.eye(3)[[1, 0, 2]]
+    copies = Embedded({"a": np.eye(3), "b": confused}, ("x", "y", "z"), None)
     first, second = instance_records("set", images, copies, 0)
     assert first.metrics == {"acc1": 1.0}
     assert second.metrics["acc1"] == pytest.approx(1 / 3)
@@ -78,6 +78,6 @@ def test_records_by_hand():
     other = Embedded(copies.features, ("x", "z", "y"), None)
     with pytest.raises(DataError, match="changed while it was read"):
         instance_records("set", images, other, 0)
-    single = Embedded({"a": torch.eye(1)}, ("x",), None)
+    single = Embedded({"a": np.eye(1)}, ("x",), None)
     with pytest.raises(DataError, match="at least two"):
         instance_records("set", single, single, 0)

@@ -16,11 +16,12 @@ from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, DataError
 from regcache_deploy.quantization.plan import calibration_of
 from regcache_deploy.report.answer import accuracy_card, file_card, pareto_points, speed, speed_card
-from regcache_deploy.report.block_errors import measure_block_errors
+from regcache_deploy.report.block_errors import kept_block_errors, measure_block_errors
 from regcache_deploy.report.bundle_plots import pareto, pareto_front
 from regcache_deploy.report.bundle_sections import python_snippet
 from regcache_deploy.report.document import load_document, read_rows
 from regcache_deploy.report.drawing import DARK, INK, draw_svg
+from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
@@ -265,6 +266,24 @@ def test_block_errors_follow_the_simulation(run_folder):
     assert found["simulated"] == pytest.approx(found["deployed"], rel=0.02)
     assert 0 < found["simulated"][-1] < 0.5
     assert set(found["alone"]) == set(SPEC.linears())
+
+
+def test_block_errors_are_measured_once(run_folder, tmp_path, monkeypatch):
+    bundle = Bundle.open(run_folder / "t.regcache")
+    steps = []
+
+    def measured(opened, place, advance):
+        steps.append(place)
+        return measure_block_errors(opened, run_folder, advance)
+
+    monkeypatch.setattr("regcache_deploy.report.block_errors.measure_block_errors", measured)
+    quiet = Reporter(quiet=True)
+    first = kept_block_errors(bundle, tmp_path, quiet)
+    assert kept_block_errors(bundle, tmp_path, quiet) == first
+    assert len(steps) == 1
+    (tmp_path / "layers.json").write_text('{"of": {"model.onnx": "another"}, "errors": {}}')
+    assert kept_block_errors(bundle, tmp_path, quiet) == first
+    assert len(steps) == 2
 
 
 def test_block_errors_of_another_plan_are_refused(run_folder, tmp_path, capsys):

@@ -48,7 +48,7 @@ def choices(study: Study) -> list[object]:
         study.config,
         study.baseline.identity(),
         study.recipe,
-        [each.to_json() for each in study.ways],
+        [each.to_json() for each in study.raced],
         [(trial.config, trial.score.per_image.tolist()) for trial in found.result.trials],
         found.sensitivity.layer,
         register_hash(found.register),
@@ -57,7 +57,7 @@ def choices(study: Study) -> list[object]:
 
 def assert_raced_with_both_sides(study: Study) -> None:
     """The race's value is copy detection with images and copies from the quantized encoder."""
-    first, sets = study.ways[0], study.sets
+    first, sets = study.raced[0], study.sets
     calibration = first.way.baseline.calibrate(study.model.encoder, sets.calibration_tokens)
     both = with_copies(sets.search, study.options.seed)
     features = simulate(calibration, both.batches(8), lambda n: None)
@@ -94,7 +94,8 @@ def test_held_out_images_decide_nothing(tmp_path: Path, objective: str) -> None:
     if objective == "auto":
         assert_raced_with_both_sides(one)
     assert not one.features
-    assert len(one.ways) > 1
+    assert one.race is not None
+    assert len(one.race.raced) + len(one.race.untried) > 1
     assert choices(one) == choices(other)
     assert not torch.equal(one.sets.evaluation.pixels[:4], other.sets.evaluation.pixels[:4])
     # looking at them afterwards changes nothing, and they do give other figures

@@ -16,7 +16,7 @@ from PIL import Image
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.errors import RegCacheError
-from regcache_deploy.evaluation import runners
+from regcache_deploy.evaluation import torch_runners
 from regcache_deploy.evaluation.bundle_evaluation import Session
 from regcache_deploy.quantization import integer_gemm
 from regcache_deploy.report import block_errors
@@ -71,7 +71,7 @@ def float_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def second(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (study, calibrate, runners, block_errors):
+    for module in (study, calibrate, torch_runners, block_errors):
         monkeypatch.setattr(module, "use_device", lambda text: SECOND)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -12,9 +14,21 @@ from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import FeatureFidelity, Objective, Score, ZeroShotTop1
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.baselines.repqvit import RepQViT
+from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.graph_cost import Operators, graph_cost
 from regcache_deploy.search.settings import WAY_NAMES
-from regcache_deploy.search.ways import TITLES, Raced, Way, choose, fidelity_way, reason, ways_of
+from regcache_deploy.search.ways import (
+    TITLES,
+    Raced,
+    Way,
+    WayRace,
+    choose,
+    fidelity_way,
+    race_ways,
+    reason,
+    ways_of,
+)
+from regcache_deploy.work.count import Work
 from tests.tiny_plans import SPEC
 
 FOUND = RegCacheConfig(1, 3, 1, 2, range_delete_count=4)
@@ -81,7 +95,9 @@ def test_the_cheapest_of_equals_wins() -> None:
     )
     assert winner(found) == "channels"
     assert [each.tied for each in found] == [False, True, True]
-    assert reason(found, "top1").startswith("outlier channels in float: the cheapest graph")
+    assert reason(WayRace(found, []), "top1").startswith(
+        "outlier channels in float: the cheapest graph"
+    )
 
 
 def test_a_cheap_way_that_loses_images_does_not_win() -> None:
@@ -144,3 +160,77 @@ def test_where_fidelity_disagrees_it_is_said() -> None:
     assert fidelity_way(found) == "quantizer alone"
     ways[0] = raced("quantizer", hits(300), 1.0, fidelity=0.9)
     assert fidelity_way(choose(ways, TOP1, seed=0)) is None
+
+
+class FakeEmbedder:
+    """Hands out outcomes `[n]` in place of features; float's under "fp32" and "healed"."""
+
+    def __init__(self, outcomes: dict[str, Tensor]) -> None:
+        self.outcomes, self.asked = outcomes, list[str]()
+        self.encoder = SimpleNamespace(spec=SPEC)
+        self.images, self.tokens = range(1000), range(10)
+        self.operators = dict.fromkeys(TITLES.values(), Operators())
+
+    def features(self, title: str, *_: object) -> Tensor:
+        name = next(key for key, value in TITLES.items() if value == title)
+        self.asked.append(name)
+        return self.outcomes.get(name, hits(900))
+
+    def float_features_with(self, *_: object) -> Tensor:
+        self.asked.append("healed")
+        return self.outcomes["healed"]
+
+
+class Outcomes:
+    """An objective whose features are the outcomes."""
+
+    name, smooth = "top1", False
+
+    def __init__(self, reference: Tensor) -> None:
+        self.reference = reference
+
+    def score(self, features: Tensor, rows: Tensor | None = None) -> Score:
+        return Score.of(features.double(), features.double(), features.double())
+
+
+def tried(outcomes: dict[str, Tensor], config: RegCacheConfig = FOUND) -> tuple[WayRace, list[str]]:
+    embedder, work = FakeEmbedder(outcomes), Work()
+    ways = ways_of(RepQViT(), config, "blocks.1.mlp.fc2", SPEC)
+    objective = Outcomes(outcomes["fp32"])
+    race = race_ways(ways, cast(Embedder, embedder), {}, objective, work, seed=0)
+    calibrated = [name for name in embedder.asked if name != "healed"]
+    passes = 1010 * len(calibrated) + 1000 * ("healed" in embedder.asked)
+    assert work.block_forwards == SPEC.depth * passes
+    return race, embedder.asked
+
+
+def test_where_a_plain_graph_is_level_with_float_no_dearer_one_is_tried() -> None:
+    race, asked = tried({"fp32": hits(60), "healed": hits(60), "regcache": hits(62)})
+    assert asked == ["quantizer", "ranges", "regcache", "regcache_ranges", "healed"]
+    assert winner(race.raced) == "regcache"
+    untried = [way.name for way in race.untried]
+    assert untried == ["smoothed", "channels", "treated", "fc2_float", "regcache_treated"]
+    assert "5 dearer ways were not tried" in reason(race, "top1")
+
+
+def test_a_healthy_encoder_needs_two_calibrations() -> None:
+    race, asked = tried({"fp32": hits(60), "quantizer": hits(61), "ranges": hits(60)}, NOTHING)
+    assert asked == ["quantizer", "ranges"]
+    assert winner(race.raced) == "ranges"
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        {"fp32": hits(60), "healed": hits(60), "regcache": hits(80)},
+        # level with the sick encoder, not with the healed one
+        {"fp32": hits(60), "healed": hits(20), "regcache": hits(60)},
+    ],
+)
+def test_otherwise_every_way_is_tried(outcomes: dict[str, Tensor]) -> None:
+    race, asked = tried(outcomes | {"regcache_treated": hits(21)})
+    assert [each.way.name for each in race.raced] == list(TITLES)
+    assert set(asked) - {"healed"} == set(TITLES)
+    assert not race.untried
+    assert winner(race.raced) == "regcache_treated"
+    assert "not tried" not in reason(race, "top1")

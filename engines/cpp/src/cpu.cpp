@@ -1,6 +1,16 @@
 #include "cpu.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -36,5 +46,68 @@ bool may_saturate() {
 bool may_saturate() { return false; }
 
 #endif
+
+namespace {
+
+// A positive number at the front of a file's text; 0 for "max", -1 and files that are not there.
+std::vector<double> numbers(const std::string &path) {
+    std::ifstream file(path);
+    std::vector<double> found;
+    for (std::string word; file >> word;)
+        try {
+            found.push_back(word == "max" ? 0 : std::stod(word));
+        } catch (const std::exception &) {
+            return {};
+        }
+    return found;
+}
+
+bool lists(const std::string &names, const std::string &name) {
+    return ("," + names + ",").find("," + name + ",") != std::string::npos;
+}
+
+}  // namespace
+
+int core_limit(const std::string &root) {
+    double least = 0;
+    std::ifstream groups(root + "/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        const auto first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) continue;
+        const std::string names = line.substr(first + 1, second - first - 1);
+        std::vector<std::string> mounts;
+        if (names.empty())
+            mounts = {"", "/unified"};
+        else if (lists(names, "cpu"))
+            mounts = {"/" + names, "/cpu"};
+        for (const auto &mount : mounts) {
+            // a container often sees its own group as the root, under the path of the host
+            std::string place = line.substr(second + 1);
+            if (place.empty() || place[0] != '/') place = "/";
+            for (bool more = true; more;) {
+                const std::string folder = root + "/sys/fs/cgroup" + mount + place + "/";
+                auto limit = numbers(folder + "cpu.max");  // version 2: quota and period
+                if (limit.empty())
+                    for (const char *name : {"cpu.cfs_quota_us", "cpu.cfs_period_us"})
+                        for (const double value : numbers(folder + name)) limit.push_back(value);
+                if (limit.size() == 2 && limit[0] > 0 && limit[1] > 0) {
+                    const double cores = limit[0] / limit[1];
+                    if (least == 0 || cores < least) least = cores;
+                }
+                more = !place.empty();
+                place.resize(more ? place.rfind('/') : 0);
+            }
+        }
+    }
+    return int(std::ceil(std::min(least, 65536.0)));
+}
+
+unsigned usable_cores() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return unsigned(CPU_COUNT(&set));
+#endif
+    return std::thread::hardware_concurrency();
+}
 
 }  // namespace regcache

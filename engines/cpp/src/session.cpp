@@ -34,7 +34,11 @@ Session::Session(const Bundle &bundle, const regcache_model_params &params)
     options.AddConfigEntry("session.force_spinning_stop", "1");
     // u8u8 products: exact where u8s8 ones saturate, and 1.45 times the CPU time where they do not
     if (may_saturate()) options.AddConfigEntry("session.x64quantprecision", "1");
-    if (params.threads > 0) options.SetIntraOpNumThreads(params.threads);
+    if (params.threads > 0) {
+        options.SetIntraOpNumThreads(params.threads);
+    } else if (const int limit = core_limit(); limit && unsigned(limit) < usable_cores()) {
+        options.SetIntraOpNumThreads(limit);
+    }
     // a graph in memory would else take weights from the working folder, which no hash covers
     options.AddConfigEntry("session.model_external_initializers_file_folder_path", kNowhere);
     add_provider(options, params, bundle.manifest);

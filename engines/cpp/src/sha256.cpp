@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
-namespace regcache {
-namespace {
+#include "sha256_blocks.h"
 
-// Cube roots of the first 64 primes (FIPS 180-4, section 4.2.2).
-constexpr std::uint32_t kRound[64] = {
+namespace regcache {
+
+const std::uint32_t kSha256Round[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -17,11 +17,11 @@ constexpr std::uint32_t kRound[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
+namespace {
+
 std::uint32_t rotate(std::uint32_t x, int bits) { return (x >> bits) | (x << (32 - bits)); }
 
-}  // namespace
-
-void Sha256::block(const std::uint8_t *bytes) {
+void block(std::uint32_t state[8], const std::uint8_t *bytes) {
     std::uint32_t w[64];
     for (int i = 0; i < 16; ++i)
         w[i] = std::uint32_t(bytes[4 * i]) << 24 | std::uint32_t(bytes[4 * i + 1]) << 16 |
@@ -31,26 +31,42 @@ void Sha256::block(const std::uint8_t *bytes) {
         w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ (a >> 3)) + w[i - 7] +
                (rotate(b, 17) ^ rotate(b, 19) ^ (b >> 10));
     }
-    auto s = state_;
+    std::uint32_t s[8];
+    std::copy(state, state + 8, s);
     for (int i = 0; i < 64; ++i) {
         const std::uint32_t e = s[4], a = s[0];
         const std::uint32_t t1 = s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) +
-                                 ((e & s[5]) ^ (~e & s[6])) + kRound[i] + w[i];
+                                 ((e & s[5]) ^ (~e & s[6])) + kSha256Round[i] + w[i];
         const std::uint32_t t2 = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) +
                                  ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-        s = {t1 + t2, s[0], s[1], s[2], s[3] + t1, s[4], s[5], s[6]};
+        const std::uint32_t next[8] = {t1 + t2, s[0], s[1], s[2], s[3] + t1, s[4], s[5], s[6]};
+        std::copy(next, next + 8, s);
     }
-    for (int i = 0; i < 8; ++i) state_[i] += s[i];
+    for (int i = 0; i < 8; ++i) state[i] += s[i];
 }
+
+void portable(std::uint32_t state[8], const std::uint8_t *bytes, std::size_t count) {
+    for (; count; --count, bytes += 64) block(state, bytes);
+}
+
+void mix(std::uint32_t state[8], const std::uint8_t *bytes, std::size_t count) {
+    static const Sha256Blocks blocks = [] {
+        const Sha256Blocks found = sha256_instructions();
+        return found ? found : portable;
+    }();
+    blocks(state, bytes, count);
+}
+
+}  // namespace
 
 void Sha256::update(const void *data, std::size_t size) {
     auto bytes = static_cast<const std::uint8_t *>(data);
     total_ += size;
     while (size) {
         if (filled_ == 0 && size >= 64) {
-            block(bytes);
-            bytes += 64;
-            size -= 64;
+            mix(state_.data(), bytes, size / 64);
+            bytes += size / 64 * 64;
+            size %= 64;
             continue;
         }
         const std::size_t part = std::min(size, 64 - filled_);
@@ -59,7 +75,7 @@ void Sha256::update(const void *data, std::size_t size) {
         bytes += part;
         size -= part;
         if (filled_ == 64) {
-            block(rest_.data());
+            mix(state_.data(), rest_.data(), 1);
             filled_ = 0;
         }
     }

@@ -115,14 +115,20 @@ def check_tensorrt(model: onnx.ModelProto) -> Report:
     return Report(findings, tuple(blocks), promise)
 
 
-def check_file(path: Path) -> Report:
+def check_file(path: Path, data: bytes | None = None) -> Report:
     """`check_tensorrt` of an ONNX file.
+
+    Args:
+        path: the file.
+        data: its bytes, where they have been read.
 
     Raises:
         BundleError: the file is no ONNX model.
     """
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        if data is None:
+            data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises classes of its own
         raise BundleError(f"{path} is no readable ONNX file: {error}") from error
     if not model.graph.node:

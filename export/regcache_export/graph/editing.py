@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+import numpy.typing as npt
 
-from .builder import Array
+from ..onnx_proto import from_array, to_array
 
-Rewrite = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto, TensorProto
+
+Array = npt.NDArray[Any]
+
+Rewrite: TypeAlias = "Callable[[NodeProto], Iterable[NodeProto]]"
 
 
 class GraphEditor:
@@ -21,17 +24,17 @@ class GraphEditor:
         constants: initializers by name.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: GraphProto) -> None:
         self._graph = graph
-        self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
+        self.constants: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
 
     @property
-    def nodes(self) -> list[onnx.NodeProto]:
+    def nodes(self) -> list[NodeProto]:
         return list(self._graph.node)
 
     def value(self, name: str) -> Array:
         """The array of an initializer."""
-        array: Array = numpy_helper.to_array(self.constants[name])
+        array: Array = to_array(self.constants[name])
         return array
 
     def constant(self, name: str, value: Array) -> str:
@@ -40,7 +43,7 @@ class GraphEditor:
         Raises:
             ValueError: `name` already holds another value.
         """
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+        tensor = from_array(value, name)
         known = self.constants.setdefault(name, tensor)
         if known is tensor:
             self._graph.initializer.append(tensor)
@@ -63,7 +66,9 @@ class GraphEditor:
         self.constants = {tensor.name: tensor for tensor in self._graph.initializer}
 
 
-def new_node(name: str, inputs: list[str], output: str = "", **attributes: Any) -> onnx.NodeProto:
+def new_node(name: str, inputs: list[str], output: str = "", **attributes: Any) -> NodeProto:
     """A node named `owner/Operator`; its output has the same name unless another is given."""
+    from onnx import helper
+
     operator = name.rsplit("/", 1)[-1]
     return helper.make_node(operator, inputs, [output or name], name=name, **attributes)

@@ -21,6 +21,7 @@ from .deletion import delete_alike, delete_sinks
 from .float_layers import activation, float_constant, norm
 from .linear import linear
 from .merging import log_sizes, merge_tokens
+from .names import INPUT_NAME, OUTPUT_NAME
 from .pooling import pool
 from .rotary import all_angles, angles_of_survivors
 from .shapes import add_shapes
@@ -34,9 +35,6 @@ OPSET = 21
 IR_VERSION = 10
 """The IR version that came with opset 21; onnx would write its own newest, which older runtimes
 refuse."""
-
-INPUT_NAME = "image"
-OUTPUT_NAME = "image_features"
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 

@@ -46,28 +46,6 @@ def to_float16(model: onnx.ModelProto) -> None:
     _cast_outputs(editor, graph)
 
 
-def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph and the same constants, computed in float32.
-
-    Returns:
-        A copy; or `model` itself, where nothing is float16.
-    """
-    if all(tensor.data_type != TensorProto.FLOAT16 for tensor in model.graph.initializer):
-        return model
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    del wide.graph.value_info[:]
-    for tensor in wide.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            value = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    for node in wide.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.FLOAT
-    return wide
-
-
 def _shrink(tensor: onnx.TensorProto, is_scale: bool) -> None:
     value = numpy_helper.to_array(tensor)
     largest = float(np.abs(value).max(initial=0))

@@ -6,8 +6,7 @@ import numpy as np
 
 from ..passes.base import FoldState
 from .builder import Array, GraphBuilder
-
-QUICK_GELU_FACTOR = 1.702
+from .names import QUICK_GELU_FACTOR
 
 
 def float_constant(builder: GraphBuilder, name: str, value: Array) -> str:

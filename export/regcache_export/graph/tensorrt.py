@@ -23,8 +23,8 @@ from ..plan import Plan, TensorQuant
 from ..targets import Body
 from .editing import GraphEditor, new_node
 from .float16 import to_float16
+from .names import QKV
 
-QKV = ("q", "k", "v")
 OPERANDS = ("left", "right")
 
 OPSET = 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,13 +40,22 @@ def find_captures(
     space: SearchSpace,
     settings: SearchSettings,
     batch_size: int,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[Ranking, dict[int, Captures]]:
-    """Candidates by both rankings, and what the chosen ones are in their images."""
+    """Candidates by both rankings, and what the chosen ones are in their images.
+
+    `advance` is told of every search image that was ranked.
+    """
     work, k = sets.cache.work, space.delete_block
     size = TOP_CANDIDATES if settings.candidates == "average" else TOP_SINGLES
 
+    def told() -> Iterator[Tensor]:
+        for images in sets.search.batches(batch_size):
+            yield images
+            advance(len(images))
+
     def rank() -> dict[str, Tensor]:
-        found = rank_candidates(encoder, sets.search.batches(batch_size), space.blocks, k, size)
+        found = rank_candidates(encoder, told(), space.blocks, k, size)
         work.add(len(sets.search) * (max(*space.blocks, k) + 1))
         lists = {f"input/{t}": c for t, c in found.by_input.items()} | {"fc2": found.by_fc2}
         return {

@@ -1,0 +1,73 @@
+"""A service for embeddings and classes, with FastAPI.
+
+    REGCACHE_BUNDLE=clip.regcache uvicorn --app-dir examples server:app --workers 2
+
+    curl --data-binary @cat.jpg http://127.0.0.1:8000/classify
+    curl --data-binary @cat.jpg http://127.0.0.1:8000/embed
+
+Each worker process opens the bundle itself, when it starts: an engine does not survive a fork.
+FastAPI runs these functions in its pool of threads, and the engine may be called by all of them;
+THREADS bounds how many run at once. Needs: pip install 'regcache-deploy[cpu]' fastapi uvicorn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import Body, FastAPI, Request
+from fastapi.responses import JSONResponse
+
+import regcache_engines
+from regcache_engines import Clip, DataError, RegCacheError
+
+THREADS = int(os.environ.get("REGCACHE_THREADS", "4"))
+Photograph = Annotated[bytes, Body(media_type="application/octet-stream")]
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Ready means warm: the first request pays for nothing that a later one does not pay."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    with regcache_engines.open(os.environ["REGCACHE_BUNDLE"], threads=1) as clip:
+        clip.warm_up(1)
+        app.state.clip = clip
+        yield
+
+
+app = FastAPI(title="regcache", lifespan=lifespan)
+
+
+@app.exception_handler(RegCacheError)
+def refuse(request: Request, error: RegCacheError) -> JSONResponse:
+    """An image that cannot be read is the caller's fault; everything else is ours."""
+    status = 422 if isinstance(error, DataError) else 500
+    return JSONResponse({"error": str(error)}, status)
+
+
+@app.post("/embed")
+def embed(image: Photograph, request: Request) -> dict[str, list[float]]:
+    """The embedding of a photograph, of length 1."""
+    clip: Clip = request.app.state.clip
+    return {"embedding": clip.embed_images(image)[0].tolist()}
+
+
+@app.post("/classify")
+def classify(image: Photograph, request: Request, top: int = 5) -> list[dict[str, object]]:
+    """The likeliest classes of a photograph, best first."""
+    clip: Clip = request.app.state.clip
+    return [asdict(found) for found in clip.classify(image, top=top)[0]]
+
+
+@app.get("/healthz")
+def healthz(request: Request) -> dict[str, object]:
+    """What is served, and how full the ends of the integer ranges were so far."""
+    clip: Clip = request.app.state.clip
+    return {
+        "bundle": clip.bundle.manifest["files"]["model.onnx"]["sha256"],
+        "saturation": [asdict(probe) for probe in clip.saturation()],
+    }

@@ -1,0 +1,79 @@
+"""The answer of a run in two sentences: is the accuracy kept, and is the INT8 file faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..work.format import COUNTED, difference_text, metric_title, ratio_text, value_text
+
+MAX_DROP = 0.5
+"""Points that count as kept where no `regcache build` set another budget; its own default."""
+
+COSINE_KEPT = 0.99
+"""Cosine to FP32 from which features count as close; fidelity proves no accuracy."""
+
+
+def kept_words(pair: Mapping[str, Any], budget: float = MAX_DROP) -> str:
+    """`yes`, `probably`, `probably not` or `no`: does a paired comparison keep the budget.
+
+    Args:
+        pair: difference to FP32 and its 95 % interval, in points.
+        budget: points that may be lost.
+    """
+    if pair["low"] >= -budget:
+        return "yes"
+    if pair["difference"] >= -budget:
+        return "probably"
+    return "probably not" if pair["high"] >= -budget else "no"
+
+
+def accuracy_sentence(document: Mapping[str, Any]) -> str:
+    """What the deployed graph keeps of FP32's accuracy, with the interval."""
+    metric, images = document["metric"], document["n_eval"]
+    value, reference = (document["accuracy"].get(name) for name in ("deployed", "fp32"))
+    if value is None or reference is None:
+        return "The accuracy of the INT8 file was not measured."
+    if metric not in COUNTED:
+        close = "close to" if value >= COSINE_KEPT else "far from"
+        return (
+            f"The INT8 file's features are {close} FP32's: {metric_title(metric)} "
+            f"{value_text(metric, value)} on {images} held-out images, which is fidelity and "
+            "proves no accuracy."
+        )
+    pair = document["paired"]["deployed"]
+    words = {
+        "yes": "keeps FP32's accuracy",
+        "probably": "probably keeps FP32's accuracy",
+        "probably not": "probably loses accuracy",
+        "no": "loses accuracy",
+    }[kept_words(pair)]
+    return (
+        f"The INT8 file {words}: {metric_title(metric)} {value_text(metric, value)} against "
+        f"{value_text(metric, reference)}, {difference_text(metric, pair)} points on "
+        f"{images} held-out images."
+    )
+
+
+def speed_sentence(document: Mapping[str, Any]) -> str:
+    """How much faster it is on this machine, by a short look; or that nobody looked."""
+    speed = document.get("speed")
+    if not speed:
+        return "Its speed was not measured."
+    if speed["low"] > 1:
+        words = f"It is {speed['value']:.2f} times as fast as FP32"
+    elif speed["high"] < 1:
+        words = f"It is slower than FP32, {speed['value']:.2f} times as fast"
+    else:
+        words = f"It is not clearly faster than FP32, {speed['value']:.2f} times as fast"
+    return (
+        f"{words} {ratio_text(speed, value=False)} in ONNX Runtime on this machine, batch "
+        f"{speed['batch']}, by {speed['rounds']} rounds (brackets: 95 % intervals)."
+    )
+
+
+def next_commands(document: Mapping[str, Any], folder: Path) -> list[str]:
+    """The two commands that fit: which file to deploy, and one page of everything."""
+    bundle = document["bundle"]
+    return [f"regcache build {bundle} --max-drop {MAX_DROP:g}", f"regcache report {folder}"]

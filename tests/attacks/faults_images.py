@@ -1,0 +1,269 @@
+"""Images, folders, shards and lists of names that are not what they should be."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from regcache_deploy.errors import ConfigError, DataError
+from tests.attacks.fault import FIXED, SMALL, Act, Fault, Place
+
+
+def images(change: Callable[[Path, Place], object], *more: str) -> Act:
+    """An export on a folder of images behind a change of it."""
+
+    def act(place: Place) -> list[str]:
+        folder = place.images()
+        change(folder, place)
+        return [*place.export(images=folder), *more]
+
+    return act
+
+
+def every(change: Callable[[Path], object], share: int = 1) -> Callable[[Path, Place], object]:
+    """Change one image in `share`."""
+
+    def apply(folder: Path, place: Place) -> None:
+        for index, path in enumerate(sorted(folder.rglob("*.png"))):
+            if index % share == 0:
+                change(path)
+
+    return apply
+
+
+def evaluated(make: Callable[[Path], object], *more: str) -> Act:
+    """An evaluation of a bundle on a folder that `make` fills."""
+
+    def act(place: Place) -> list[str]:
+        folder = place.given / "data"
+        folder.mkdir()
+        make(folder)
+        return ["eval", str(place.bundle()), "--data", str(folder), *more]
+
+    return act
+
+
+def emptied(folder: Path, place: Place) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def one_file(folder: Path, place: Place) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+def one_class(folder: Path, place: Place) -> None:
+    for path in list(folder.iterdir())[1:]:
+        shutil.rmtree(path)
+
+
+def one_image(folder: Path, place: Place) -> None:
+    path = next(folder.rglob("*.png"))
+    kept = path.read_bytes()
+    emptied(folder, place)
+    (folder / "only.png").write_bytes(kept)
+
+
+def splits(folder: Path, place: Place) -> None:
+    for name in ("train", "val"):
+        shutil.copytree(folder, place.temporary / "x")
+        shutil.move(place.temporary / "x", folder / name)
+    for path in list(folder.iterdir()):
+        if path.name not in ("train", "val"):
+            shutil.rmtree(path)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def waiting(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def bomb(path: Path) -> None:
+    """A PNG of 40,000 x 40,000 pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    size = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 5001 * 100)
+    data = chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def chunk_bomb(path: Path) -> None:
+    """A text chunk that unpacks to a gigabyte."""
+    image = io.BytesIO()
+    Image.new("RGB", (40, 36)).save(image, "PNG")
+    data = image.getvalue()
+    text = b"Comment\0\0" + zlib.compress(b"\0" * (1 << 26))
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text
+    chunk += struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def circle(folder: Path, place: Place) -> None:
+    (folder / "cat" / "again").symlink_to(folder)
+
+
+def linked_out(folder: Path, place: Place) -> None:
+    """A class is a link to a folder without images."""
+    (folder / "secret").symlink_to(place.outside)
+
+
+def awkward_names(folder: Path, place: Place) -> None:
+    for index, path in enumerate(sorted((folder / "cat").iterdir())):
+        name = os.fsdecode(
+            [b"a\nb.png", b"\xff\xfe.png", "画像.png".encode(), b"-v.png"][index % 4]
+        )
+        path.rename(path.with_name(f"{index}{name}"))
+
+
+def shard(change: Callable[[Path], object], names: bytes = b"bus\ncat\ndog\nsun\n") -> Act:
+    def make(folder: Path) -> None:
+        (folder / "classnames.txt").write_bytes(names)
+        with tarfile.open(folder / "000.tar", "w") as archive:
+            for index in range(24):
+                image = io.BytesIO()
+                Image.new("RGB", (40, 36), (index * 9, 80, 200)).save(image, "PNG")
+                label = str(index % 4).encode()
+                for end, data in (("png", image.getvalue()), ("cls", label)):
+                    entry = tarfile.TarInfo(f"{index:04}.{end}")
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
+        change(folder / "000.tar")
+
+    return evaluated(make)
+
+
+def cut_archive(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 - 700])
+
+
+def climbing(path: Path) -> None:
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("../../../outside/canary")
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"text"))
+
+
+def label_out_of_range(path: Path) -> None:
+    with tarfile.open(path, "a") as archive:
+        image = io.BytesIO()
+        Image.new("RGB", (40, 36)).save(image, "PNG")
+        for end, data in (("png", image.getvalue()), ("cls", b"99")):
+            entry = tarfile.TarInfo(f"9999.{end}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def nothing(path: Path) -> None:
+    """The whole thing."""
+
+
+def templates(text: bytes) -> Act:
+    def act(place: Place) -> list[str]:
+        path = place.given / "templates.txt"
+        path.write_bytes(text)
+        words = [
+            "export",
+            "--model",
+            "ViT-B-32",
+            "--pretrained",
+            "random",
+            "--templates",
+            str(path),
+        ]
+        return [*words, "--data", str(place.images()), "--output", str(place.out), *SMALL, *FIXED]
+
+    return act
+
+
+def calibrated(change: Callable[[Path, Place], object]) -> Act:
+    def act(place: Place) -> list[str]:
+        folder, run = place.images(), place.run()
+        change(folder, place)
+        words = ["calibrate", str(run), "--data", str(folder), "--images", "16"]
+        return [*words, "--output", str(place.out)]
+
+    return act
+
+
+fault = partial(Fault, "images", error=DataError)
+goes_on = partial(Fault, "images", error=None, seconds=60, quick=False)
+
+FAULTS = [
+    fault("absent", "no folder", images(lambda f, p: shutil.rmtree(f))),
+    fault("file", "a file in place of the folder", images(one_file)),
+    fault("empty", "an empty folder", images(emptied)),
+    fault("single", "one image", images(one_image)),
+    fault("one-class", "one class", images(one_class)),
+    fault("splits", "splits in place of classes", images(splits), says="train"),
+    fault("zero-bytes", "every image of 0 bytes", images(every(lambda p: p.write_bytes(b"")))),
+    fault("cut", "every image cut off", images(every(truncated))),
+    fault(
+        "web-pages",
+        "a web page in place of every third image",
+        images(every(lambda p: p.write_bytes(b"<html>"), 3)),
+    ),
+    fault("bombs", "PNGs of 40,000 x 40,000 pixels", images(every(bomb))),
+    fault("endless", "links to /dev/zero", images(every(endless))),
+    fault("pipes", "pipes named .png", images(every(waiting))),
+    fault("dangling", "links to nowhere", images(every(dangling))),
+    fault("folders", "folders named .png", images(every(lambda p: (p.unlink(), p.mkdir())))),
+    fault(
+        "same-twice",
+        "the evaluation on the images of the search",
+        lambda p: [*p.export(images=(folder := p.images())), "--eval-data", str(folder)],
+    ),
+    fault("shard-cut", "a shard cut off", shard(cut_archive)),
+    fault("shard-label", "a label beyond the classes", shard(label_out_of_range)),
+    fault("names-gap", "an empty line among the names", shard(nothing, b"bus\n\ndog\nsun\n")),
+    fault("names-latin", "names in Latin-1", shard(nothing, b"bus\ncaf\xe9\ndog\nsun\n")),
+    fault("names-few", "fewer names than labels", shard(nothing, b"bus\ncat\n")),
+    fault("shards-missing", "shards that are not there", lambda p: [
+        "eval", str(p.bundle()), "--data", str(p.given / "x-{000..012}.tar")]),
+    fault("set-unknown", "a set that torchvision has not", lambda p: [
+        "eval", str(p.bundle()), "--data", f"torchvision:CIFAR9:{p.given}"], error=ConfigError),
+    fault("image-absent", "an image that is not there", lambda p: [
+        "eval", str(p.bundle()), "--images", str(p.given / "cat.jpg")]),
+    fault("templates-field", "{year} in a template", templates(b"a {} in {year}.\n"),
+          error=ConfigError),
+    fault("templates-brace", "a lone { in a template", templates(b"a {} at {\n"),
+          error=ConfigError),
+    fault("templates-latin", "templates in Latin-1", templates(b"a caf\xe9 {}.\n"),
+          error=ConfigError),
+    fault("templates-empty", "no templates", templates(b"\n"), error=ConfigError),
+    fault("calibrate-cut", "every image cut off, to calibrate", calibrated(every(truncated))),
+    fault("calibrate-empty", "an empty folder, to calibrate", calibrated(emptied)),
+    goes_on("names", "names with line feeds, no UTF-8, and a dash", images(awkward_names)),
+    goes_on("circle", "a folder that holds itself", images(circle)),
+    goes_on("climbing", "a shard with a file named ../../x", shard(climbing)),
+    goes_on("text-bombs", "a PNG with 64 MiB of text", images(every(chunk_bomb, 64))),
+]  # fmt: skip

@@ -1,0 +1,50 @@
+"""Whole things, made once, whose copies are damaged: an encoder file, images, a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("bus", "cat", "dog", "sun")
+EACH = 16
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Paths of whole things; nobody writes to them.
+
+    Attributes:
+        encoder: three blocks, 32 x 24 pixels, random weights; an encoder file.
+        images: four classes of 16 images.
+        run: plan.json, plan.safetensors, and tiny.regcache with head and certificate.
+    """
+
+    encoder: Path
+    images: Path
+    run: Path
+
+
+def make_kit(folder: Path) -> Kit:
+    """Write them into a folder of their own; two seconds."""
+    from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
+    from regcache_export.targets import GraphOptions
+    from tests.bundling.certificate_helpers import calibration, certified, plan_of
+    from tests.tiny_plans import PREPROCESS, tame_encoder
+
+    kit = Kit(folder / "encoder.safetensors", folder / "images", folder / "run")
+    content = EncoderFile(tame_encoder(), dict(PREPROCESS), "Random weights.")
+    write_encoder(kit.encoder, content)
+    pixels = np.random.default_rng(0)
+    for name in CLASSES:
+        (kit.images / name).mkdir(parents=True)
+        for index in range(EACH):
+            image = pixels.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            Image.fromarray(image).save(kit.images / name / f"{index:02}.png")
+    kit.run.mkdir()
+    calibrated = calibration()
+    certified(kit.run, calibrated, GraphOptions())
+    plan_of(calibrated).save(kit.run)
+    return kit

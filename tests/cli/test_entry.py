@@ -1,0 +1,59 @@
+"""The console scripts: what they leave behind, and that they end with their exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from regcache_deploy.search.find import spending
+from regcache_deploy.work.count import Work
+
+
+def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    words = ["-c", code] if code else ["-m", "regcache_deploy"]
+    return subprocess.run(
+        [sys.executable, *words, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("--version",), 0), (("nonsense",), 2), (("verify", "/nowhere"), 5)]
+)
+def test_python_m_is_regcache(arguments: tuple[str, ...], code: int) -> None:
+    done = run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert (done.stdout.startswith("regcache-deploy ")) is (code == 0)
+    assert (done.stderr.startswith("regcache: error: ")) is (code != 0)
+
+
+def test_what_is_registered_for_the_end_is_run_and_all_is_flushed() -> None:
+    """The interpreter's own end is left out, but not what others rely on."""
+    code = (
+        "import atexit, sys\n"
+        "from regcache_deploy.cli.entry import leave\n"
+        "atexit.register(lambda: print('registered'))\n"
+        "def command():\n"
+        "    print('x' * 100000)\n"
+        "    return 7\n"
+        "leave(command)\n"
+    )
+    done = run(code=code)
+    assert done.returncode == 7
+    assert done.stdout.splitlines() == ["x" * 100000, "registered"]
+
+
+def test_a_race_tells_what_it_spends_and_never_more_than_its_budget() -> None:
+    work, told = Work(100), list[int]()
+    tell = spending(work, told.append, 50)
+    for spent in (20, 0, 40):
+        work.add(spent)
+        tell(1)
+    assert told == [20, 0, 30]

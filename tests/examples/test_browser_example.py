@@ -1,0 +1,132 @@
+"""`examples/browser` in headless Chromium: its embeddings are those of the runtime for Python.
+
+It takes npm's registry and a browser, so `make test-examples` alone runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import regcache_engines
+from regcache_export.bundle import write_bundle
+from tests.tiny_plans import PREPROCESS, tiny_plan
+from tests.tiny_text import with_text
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("REGCACHE_TEST_EXAMPLES"),
+        reason="installs from npm's registry: make test-examples",
+    ),
+    pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
+
+PAGE = """<!doctype html>
+<script type="importmap">%s</script>
+<script type="module">
+  const post = (value) => fetch("/result", { method: "POST", body: JSON.stringify(value) });
+  window.onerror = (message) => post({ error: String(message) });
+  window.onunhandledrejection = (event) => post({ error: String(event.reason) });
+  const { openBundle } = await import("./clip.js");
+  const clip = await openBundle("bundle");
+  const images = [], texts = [];
+  for (const name of %s)
+    images.push([...await clip.embedImage(await (await fetch(name)).blob())]);
+  for (const sentence of %s) texts.push([...await clip.embedText(sentence)]);
+  await post({ images, texts });
+</script>
+"""
+
+SENTENCES = ["a photo of a dog", "the beach", "A Cat on the beach on the beach on the beach"]
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of a folder, and one place to post a result to."""
+
+    posted: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def do_POST(self) -> None:
+        self.posted.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def in_chromium(site: Path, page: str) -> dict[str, Any]:
+    """What the page posts."""
+    (site / "test.html").write_text(page, encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/test.html"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={site}/profile"]
+        browser = subprocess.Popen(
+            [str(CHROMIUM), *options, "--remote-debugging-port=0", address],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            return Handler.posted.get(timeout=120)
+        finally:
+            browser.terminate()
+            browser.wait(30)
+            server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example with its packages."""
+    place = tmp_path_factory.mktemp("site") / "browser"
+    shutil.copytree(EXAMPLE, place, ignore=shutil.ignore_patterns("node_modules", "bundle"))
+    done = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"],
+        cwd=place, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"npm could not install: {done.stderr[-200:]}")
+    return place
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+def test_both_towers_give_the_runtimes_embeddings(mode: str, site: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from dataclasses import replace
+
+    plan = tiny_plan(image_size=(32, 32))
+    plan = replace(plan, preprocess=PREPROCESS | {"size": [32, 32], "resize_mode": mode})
+    shutil.rmtree(site / "bundle", ignore_errors=True)
+    bundle = with_text(write_bundle(plan, site / "bundle"), plan.encoder.output_dim)
+    names = [f"{index}.png" for index in range(6)]
+    for index, name in enumerate(names):
+        shape = (20 + 17 * index, 90 - 11 * index, 3)
+        pixels = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(site / name)
+    html = (EXAMPLE / "index.html").read_text(encoding="utf-8")
+    imports = html.split('<script type="importmap">', 1)[1].split("</script>", 1)[0]
+    found = in_chromium(site, PAGE % (imports, json.dumps(names), json.dumps(SENTENCES)))
+    assert "error" not in found, found
+    with regcache_engines.open(bundle) as clip:
+        images = clip.embed_images([site / name for name in names])
+        texts = clip.embed_text(SENTENCES)
+    cosines = (np.array(found["images"]) * images).sum(axis=1)
+    print(f"{mode}: lowest cosine of an image {cosines.min():.7f}")
+    assert (cosines >= 0.9999).all()
+    assert np.allclose(found["texts"], texts, atol=1e-5)
