@@ -30,6 +30,7 @@ COMMANDS = (
     "check",
     "build",
     "eval",
+    "embed",
     "bench",
     "models",
     "report",
@@ -42,7 +43,7 @@ EXIT_CODES = (
     "5 ONNX or bundle, 6 verification, 7 engine"
 )
 
-RESUMES = ("export", "search")
+RESUMES = ("export", "search", "embed")
 """Commands that keep what is finished."""
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
