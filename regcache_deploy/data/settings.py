@@ -8,6 +8,8 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..work.paths import require_folder
 from ..work.settings import MachineSettings, in_range, setting
+from .shards import expand, is_shards
+from .torchvision_sets import is_torchvision
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class DataSettings:
 
     data: Path | None = setting(
         None,
-        "images to calibrate and search on, one folder per class (default: the demo's)",
-        "DIR",
+        "images to calibrate and search on: one folder per class, images alone, webdataset shards "
+        "(DIR, x-{000..012}.tar), or torchvision:NAME:ROOT (default: the demo's)",
+        "DATA",
     )
-    eval_data: Path | None = setting(None, "images to evaluate on, laid out alike", "DIR")
+    eval_data: Path | None = setting(None, "images to evaluate on, of the same classes", "DATA")
     limit: int | None = setting(None, "evaluate on at most N images", "N")
     calibration_images: int = setting(64, "images to calibrate on", "N")
     search_images: int = setting(512, "images to search on", "N")
@@ -39,10 +42,20 @@ class DataSettings:
         in_range("--search-images", self.search_images, 1)
 
     def check_folders(self) -> None:
-        """Raise DataError where an image folder is not there."""
-        for folder in (self.data, self.eval_data):
-            if folder is not None:
-                require_folder(folder)
+        """Raise DataError where an image folder or a shard is not there."""
+        for place in (self.data, self.eval_data):
+            if place is None:
+                continue
+            if not is_stream(place):
+                require_folder(place)
+            elif not is_torchvision(str(place)):
+                expand(str(place))
+
+
+def is_stream(place: Path) -> bool:
+    """Whether `--data` names shards or a data set of torchvision, which are read in order."""
+    text = str(place)
+    return is_torchvision(text) or is_shards(text) or ("{" in text and not place.exists())
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..work.cache import PartCache, rows_key
 from ..work.count import Work
 from ..work.devices import halving
 from .cost import calibration_walks
+from .spill import Spill
 from .states import Budget, Embed, HiddenStates
 from .stopping import Stop
 
@@ -40,6 +41,7 @@ class SearchProblem:
         registers: target block -> register.
         cache: keeps finished evaluations, and counts the work.
         memory: bytes of hidden states to keep.
+        spill: for those beyond it.
         batch_size: images per forward pass.
     """
 
@@ -53,6 +55,7 @@ class SearchProblem:
     cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
     memory: int = 4 * 2**30
     batch_size: int = 64
+    spill: Spill = field(default_factory=Spill)
 
     def __post_init__(self) -> None:
         self.work = self.cache.work
@@ -72,7 +75,7 @@ class SearchProblem:
             run = self.encoder.run_blocks
             return torch.cat(halving(lambda part: run(part, start, stop), tokens))
 
-        common = (state_bytes, self.budget, self.work, self.batch_size)
+        common = (state_bytes, self.budget, self.work, self.batch_size, self.spill)
         sequential = self.baseline.sequential
         self._calibration_states = HiddenStates(
             lambda rows: self.calibration_tokens[rows],

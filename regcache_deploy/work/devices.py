@@ -116,6 +116,11 @@ def log_device(device: torch.device, batch: int | None = None) -> None:
     log.info("computing on %s%s", line(device), many)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes of a GPU's own memory; None where it shares the CPU's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else None
+
+
 def fitting_batch(device: torch.device, wanted: int, tokens: int, width: int) -> int:
     """Images per forward pass: `wanted`, or fewer where a GPU's free memory asks for it.
 
@@ -123,9 +128,9 @@ def fitting_batch(device: torch.device, wanted: int, tokens: int, width: int) ->
         tokens: of one image.
         width: of the widest layer.
     """
-    if device.type != CUDA:
+    free = free_memory(device)
+    if free is None:
         return wanted
-    free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(wanted, int(FREE_SHARE * free / (LIVE * tokens * width * 4))))
 
 
