@@ -18,7 +18,8 @@ from .folder import load_folder
 from .images import Images
 from .in_memory import load_stream
 from .scan import scan_folder
-from .settings import ImageSettings, is_stream
+from .settings import ImageSettings, is_stream, is_torchvision
+from .shards import read_classes
 from .sources import open_data
 
 DEMO_EVALUATION = 1000
@@ -127,7 +128,10 @@ def _load(
             reporter=reporter,
             room=room,
         )
-    stream = open_data(str(place), Preprocess(preprocess_cfg), head or (), limit, settings.seed)
+    labels = is_torchvision(place) or read_classes(str(place)) is not None
+    stream = open_data(
+        str(place), Preprocess(preprocess_cfg), head or (), limit, settings.seed, labels=labels
+    )
     return load_stream(stream, limit, room, reporter)
 
 

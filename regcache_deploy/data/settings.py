@@ -9,7 +9,8 @@ from ..errors import ConfigError
 from ..work.paths import require_folder
 from ..work.settings import MachineSettings, in_range, setting
 from .shards import expand, is_shards
-from .torchvision_sets import is_torchvision
+
+TORCHVISION = "torchvision:"
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,19 @@ class DataSettings:
                 continue
             if not is_stream(place):
                 require_folder(place)
-            elif not is_torchvision(str(place)):
+            elif not is_torchvision(place):
                 expand(str(place))
+
+
+def is_torchvision(place: Path) -> bool:
+    """Whether `--data` names a data set of torchvision."""
+    return str(place).startswith(TORCHVISION)
 
 
 def is_stream(place: Path) -> bool:
     """Whether `--data` names shards or a data set of torchvision, which are read in order."""
     text = str(place)
-    return is_torchvision(text) or is_shards(text) or ("{" in text and not place.exists())
+    return is_torchvision(place) or is_shards(text) or ("{" in text and not place.exists())
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,7 @@ class SearchSettings:
         0.05, "share of the full grid's block-forwards that the default strategy may spend", "X"
     )
     memory: float = setting(
-        4.0,
-        "hidden states to keep in memory, GiB; the rest goes to disk, into the run folder",
-        "GIB",
+        4.0, "hidden states to keep in memory, GiB; the rest goes to disk, in the run folder", "GIB"
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Hidden states at block inputs, within a memory budget.
 
 A state that fits is kept as float32, in memory or else on disk; one that fits neither is computed
-anew each time it is asked for, from the nearest earlier block that is kept. What a state costs is booked apart from its
-computation, so that a resumed search, which skips finished parts, books what an uninterrupted one
-does.
+anew each time it is asked for, from the nearest earlier block that is kept. What a state costs is
+booked apart from its computation, so that a resumed search, which skips finished parts, books what
+an uninterrupted one does.
 """
 
 from __future__ import annotations
