@@ -26,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help cpp fuzz export test test-clean test-examples test-encoders test-tensorrt lint types pytest bench format clean
+.PHONY: help cpp docs fuzz export test test-clean test-package test-examples test-encoders test-tensorrt lint types pytest bench format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -36,8 +36,10 @@ help:
 	@echo "make pytest   tests alone; PYTEST_ARGS='-k name'"
 	@echo "make test-encoders   every architecture of open_clip and timm's ViTs, in FP32; an hour"
 	@echo "make test-clean      commands and library in an environment without torch and onnx"
+	@echo "make test-package    wheel and sdist, built, installed and run in a fresh environment"
 	@echo "make test-examples   programs of examples/, a web service and a browser page among them"
 	@echo "make test-tensorrt   TensorRT-RTX builds of every shape and form in full depth; four minutes"
+	@echo "make docs     the documentation as a site, every link checked: build/site/index.html"
 	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
 	@echo "make fuzz     its fuzzer for ten minutes; FUZZ_SECONDS=60"
 	@echo "make bench    our files beside other tools, into benchmarks/results; 15 minutes, 2 cores"
@@ -68,6 +70,10 @@ test-encoders: $(VENV)/.stamp-dev
 test-clean: $(VENV)/.stamp-dev
 	REGCACHE_CLEAN_INSTALL=1 $(BIN)/python -m pytest -q tests/engines/test_clean_install.py
 
+test-package: $(VENV)/.stamp-dev
+	$(INSTALL) build
+	REGCACHE_TEST_PACKAGE=1 $(BIN)/python -m pytest -q tests/test_package.py
+
 # The examples that need a web framework, npm's registry or a browser; what is missing is named.
 test-examples: $(VENV)/.stamp-dev
 	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,examples]'
@@ -80,6 +86,10 @@ test-tensorrt: $(VENV)/.stamp-dev
 # What is missing is named; ONNX Runtime's headers and the like are fetched where apt can.
 cpp: $(VENV)/.stamp-run
 	$(BIN)/python engines/cpp/build.py
+
+# The site needs none of torch: the API pages are read from the sources.
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 FUZZ_SECONDS ?= 600
 fuzz: $(VENV)/.stamp-run
@@ -132,4 +142,8 @@ $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-run
 
 $(VENV)/.stamp-peers: pyproject.toml | $(VENV)/.stamp-run
 	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,peers]'
+	@touch $@
+
+$(VENV)/.stamp-docs: pyproject.toml | $(VENV)/.stamp-venv
+	$(PIP) install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' ruff
 	@touch $@

@@ -6,7 +6,8 @@ Without `--bundle` it writes two of ViT-B/16 with random weights (speed only): F
 RegCache for the target `onnxruntime`. All variants run in this process and take turns, in an order
 that changes from round to round; a ratio is the median over rounds of the ratio within a round.
 `python again` is a second session of Python's: how far its ratio is from 1 is what this machine
-can tell apart.
+can tell apart. `engine` is our engine in Python, with the second copy of the model that runs pieces
+on threads of their own; `cpp pieces` is libregcache with the same.
 
 `--parts memory` measures the peak memory of the program regcache_classify and of a Python process,
 each alone.
@@ -38,7 +39,7 @@ from PIL import Image
 from regcache_deploy.bench.environment import describe_machine
 from regcache_deploy.bench.memory import peak_memory
 from regcache_deploy.bench.timing import Run, interleave
-from regcache_engines import Bundle
+from regcache_engines import Bundle, load_engine
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 
@@ -51,24 +52,35 @@ PAUSE = 0.02
 
 
 class Params(ctypes.Structure):
-    """`regcache_model_params`, as far as it is used; struct_size says how far."""
+    """`regcache_model_params`."""
 
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
         ("onnxruntime_library", ctypes.c_char_p),
         ("threads", ctypes.c_int32),
         ("provider", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("engine_cache", ctypes.c_char_p),
+        ("fp16", ctypes.c_int32),
+        ("max_pixels", ctypes.c_int64),
+        ("saturation_warning", ctypes.c_double),
+        ("warning", ctypes.c_void_p),
+        ("warning_user_data", ctypes.c_void_p),
+        ("pieces", ctypes.c_int32),
     )
 
 
 class Native:
     """The C++ runtime through ctypes."""
 
-    def __init__(self, bundle: Path, threads: int) -> None:
+    def __init__(self, bundle: Path, threads: int, pieces: bool = False) -> None:
         self.library = ctypes.CDLL(str(LIBRARY))
         self.library.regcache_last_error.restype = ctypes.c_char_p
         runtime = LIBRARY.parent / "onnxruntime/libonnxruntime.so.1"
-        params = Params(ctypes.sizeof(Params), str(runtime.resolve()).encode(), threads, 0)
+        self.library.regcache_model_default_params.restype = Params
+        params = self.library.regcache_model_default_params()
+        params.onnxruntime_library = str(runtime.resolve()).encode()
+        params.threads, params.pieces = threads, int(pieces)
         self.model, self.context = ctypes.c_void_p(), ctypes.c_void_p()
         model = ctypes.byref(self.model)
         self.check(
@@ -122,11 +134,14 @@ def measure(path: Path, batch: int, threads: int, arguments: argparse.Namespace)
         ((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), dtype=np.float32
     )
     features = np.empty((batch, graph["output"]["shape"][1]), np.float32)
-    native = Native(path, threads)
+    native, piecewise = Native(path, threads), Native(path, threads, pieces=True)
+    engine = load_engine(bundle, threads=threads, pieces=True)
     runs: dict[str, Run] = {
         "python": python_run(bundle, threads, floats),
         "python again": python_run(bundle, threads, floats),
         "cpp": lambda: native.embed(pixels, features),
+        "engine": lambda: engine.infer(floats),
+        "cpp pieces": lambda: piecewise.embed(pixels, features),
     }
     samples = interleave(
         runs, arguments.rounds, seconds=arguments.seconds, turn_ms=1e9,
@@ -136,17 +151,19 @@ def measure(path: Path, batch: int, threads: int, arguments: argparse.Namespace)
     runs["cpp"]()
     norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(features, axis=1)
     cosine = float(((wanted * features).sum(1) / norms).min())
-    native.close()
+    for opened in (native, piecewise, engine):
+        opened.close()
     case = [path.stem, batch, threads]
     rows = [
         ["ms", *case, name, f"{samples.percentile(name, 50):.2f}", f"{min(calls):.2f}", len(calls)]
         for name in runs
         for calls in [samples.calls(name)]
     ]
-    for name in ("cpp", "python again"):
-        found = samples.ratio(name, "python")
+    pairs = [("cpp", "python"), ("python again", "python"), ("engine", "python")]
+    for name, other in [*pairs, ("cpp pieces", "engine")]:
+        found = samples.ratio(name, other)
         values = [f"{value:.4f}" for value in (found.value, found.low, found.high)]
-        rows.append(["ratio to python", *case, name, *values])
+        rows.append([f"ratio to {other}", *case, name, *values])
     rows.append(["lowest cosine", *case, "cpp", f"{cosine:.7f}", "", batch])
     return rows
 

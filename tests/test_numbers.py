@@ -96,3 +96,14 @@ def test_the_readme_says_what_is_fastest() -> None:
     quantized = [r for r in rows.values() if r["bits"] == "W8A8" and r["b8_infer_step_time"]]
     fastest = min(quantized, key=lambda row: float(row["b8_infer_step_time"]))
     assert fastest["peer"] == "openvino_auto_default"
+
+
+def test_auto_beside_nncf_is_paired() -> None:
+    text = (ROOT / "docs" / "when-regcache-does-not-help.md").read_text(encoding="utf-8")
+    (path,) = RESULTS.glob("peer_accuracy-demo-*.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        row = next(r for r in csv.DictReader(file) if r["peer"] == "tuned_auto")
+    gain, low, high = (float(row[f"nncf_acc1_{n}"]) for n in ("difference", "low", "high"))
+    words = f"{gain:+.1f} [{low:+.1f}, {high:+.1f}] points, {row['nncf_lost']} images lost and"
+    assert f"{words} {row['nncf_won']} won" in text
+    assert low <= 0 <= high  # "level, not ahead"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .errors import BundleError, EngineError
 from .files import sha256_bytes, sha256_file
-from .head import read_head
+from .head import maker_of, read_head
 from .manifest_graph import graph_problem
 from .preprocess_config import preprocess_problem
 from .text_config import FOLDER, TEXT_FILES
@@ -112,7 +112,34 @@ class Bundle:
     @property
     def has_text_features(self) -> bool:
         """Whether the bundle carries a zero-shot head."""
-        return TEXT_FEATURES in self.manifest["files"]
+        return TEXT_FEATURES in self._kept
+
+    def with_head(self, path: Path | str) -> Bundle:
+        """The same bundle with another zero-shot head, a file of `regcache head`.
+
+        Raises:
+            BundleError: it is no head, of another length than the features, or made by another
+                model's text tower.
+        """
+        path = Path(path)
+        try:
+            data = _read_limited(path, MAX_HEAD)
+        except OSError as error:
+            raise BundleError(f"{path} is not readable ({error})") from error
+        features, _, _ = read_head(data, path)
+        shape = self.manifest["graph"]["output"].get("shape")
+        if isinstance(shape, list) and shape[-1] != features.shape[1]:
+            raise BundleError(
+                f"{path} has classes of {features.shape[1]} numbers and the embeddings of "
+                f"{self.path} have {shape[-1]}; they come from different models"
+            )
+        text = self.manifest.get("text")
+        mine, maker = text.get("weights_sha256") if isinstance(text, dict) else None, maker_of(data)
+        if self.has_text and mine and maker and mine != maker:
+            raise BundleError(
+                f"{path} was made by another model's text tower; make it again from {self.path}"
+            )
+        return replace(self, _kept={**self._kept, TEXT_FEATURES: data})
 
     @property
     def has_text(self) -> bool:

@@ -279,6 +279,7 @@ def open(
     device_id: int | None = None,
     batch_size: int = 32,
     workers: int = 0,
+    pieces: bool | None = None,
     saturation_warning: float = 4.0,
     warn: Callable[[str], None] | None = None,
 ) -> Clip:
@@ -297,6 +298,9 @@ def open(
         device_id: which GPU, with `cuda` and `tensorrt`.
         batch_size: images of one run.
         workers: threads that decode; 0 takes one a core.
+        pieces: a second copy of the model, with which each of several threads runs images of its
+            own: None loads it with the first batch, True at once, False never, which saves the
+            model's memory and takes longer for batches. On the CPU, in ONNX Runtime.
         saturation_warning: how many times its calibrated rate is too much for the end of a range,
             see `Clip.saturation`; 0 never warns.
         warn: called with that warning; None logs it as `regcache_engines.monitor`.
@@ -316,10 +320,10 @@ def open(
             raise ConfigError(f"runtime {runtime} runs on the CPU alone; leave provider out")
         if runtime == "onnxruntime":
             engine = load_provider_engine(
-                found, provider, threads, device_id=device_id, monitor=monitor
+                found, provider, threads, device_id=device_id, monitor=monitor, pieces=pieces
             )
         else:
-            engine = load_engine(found, threads=threads, runtime=runtime)
+            engine = load_engine(found, threads=threads, runtime=runtime, pieces=pieces)
         try:
             return Clip(
                 found,

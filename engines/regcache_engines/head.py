@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,51 @@ def read_head(data: bytes, path: Path) -> Head:
     if problem:
         raise BundleError(f"{path} has {problem}; {AGAIN}")
     return features, tuple(labels), float(scale)
+
+
+def maker_of(data: bytes) -> str | None:
+    """Hash of the weights of the text tower that made a head, where its file says so.
+
+    Args:
+        data: a file that `read_head` has read.
+    """
+    described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return described.get("weights_sha256")
+
+
+def head_bytes(
+    features: npt.NDArray[Any], labels: Sequence[str], logit_scale: float, **more: str
+) -> bytes:
+    """A head's file; equal heads give equal bytes.
+
+    Args:
+        features: `[classes, E]`, L2-normalized.
+        labels: one per class, or none.
+        logit_scale: factor on the similarities.
+        more: further metadata, by name.
+    """
+    from safetensors.numpy import save
+
+    described = {
+        "labels": json.dumps(list(labels)),
+        "logit_scale": repr(float(logit_scale)),
+        **more,
+    }
+    tensor = np.ascontiguousarray(features, dtype=np.float32)
+    return _sorted_header(save({TENSOR: tensor}, metadata=described))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its header in sorted order.
+
+    The library keeps metadata in a hash map and writes it in another order in every process;
+    identical input shall give identical files. Format: 8 bytes of header length, little endian,
+    the header as JSON padded with spaces to a multiple of 8 bytes, then the tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _problem(features: npt.NDArray[Any], labels: Any, scale: Any) -> str | None:

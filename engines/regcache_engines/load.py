@@ -24,6 +24,7 @@ def load_engine(
     provider: str = CPU_PROVIDER,
     runtime: str = "onnxruntime",
     monitor: Monitor | None = None,
+    pieces: bool | None = None,
 ) -> Engine:
     """Load a bundle, or a bare ONNX file, into a runtime.
 
@@ -34,6 +35,8 @@ def load_engine(
         provider: ONNX Runtime execution provider that must really run.
         runtime: `onnxruntime`, or `openvino` for the CPU (extra `openvino`).
         monitor: of the bundle, to be told the codes of its probes; ONNX Runtime only.
+        pieces: a second copy of the model for larger batches: None loads it when one comes, True
+            at once, False never; ONNX Runtime only.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -46,6 +49,7 @@ def load_engine(
         ignored = [] if optimize else ["optimize=False"]
         ignored += [] if provider == CPU_PROVIDER else [f"provider={provider!r}"]
         ignored += [] if monitor is None else ["monitor"]
+        ignored += [] if pieces is None else ["pieces"]
         if ignored:
             raise EngineError(f"OpenVINO has no {' and no '.join(ignored)}; leave it out")
 
@@ -59,6 +63,7 @@ def load_engine(
             provider=provider,
             sha256=sha256,
             monitor=monitor,
+            pieces=pieces,
         )
 
     def open_bundle(bundle: Bundle) -> BaseEngine:

@@ -12,6 +12,7 @@ from .cpu_flags import may_saturate
 from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
+from .heap import trim_heap
 from .model_file import ModelFile
 from .monitor import Monitor
 from .onnxruntime_session import CPU_PROVIDER, open_session
@@ -41,6 +42,9 @@ class OnnxRuntimeEngine(BaseEngine):
         sha256: of the file, where a manifest says it; anything else is refused.
         provider_options: as ONNX Runtime names them; `providers.tensorrt_options` makes some.
         monitor: gets the integer codes of its probes with every call; None takes none out.
+        pieces: a second copy of the model, with which each thread runs images of its own
+            (`pieces.py`). None loads it with the first batch of at least one image a thread, True
+            at once, False never: batches then take longer, and memory holds the model once.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -57,6 +61,7 @@ class OnnxRuntimeEngine(BaseEngine):
         sha256: str | None = None,
         provider_options: Mapping[str, str] | None = None,
         monitor: Monitor | None = None,
+        pieces: bool | None = None,
     ) -> None:
         check_threads(threads)
         super().__init__()
@@ -72,7 +77,9 @@ class OnnxRuntimeEngine(BaseEngine):
         self._contract = self._read_contract()
         self._pieces: PiecewiseRun | None = None
         if optimize and provider == CPU_PROVIDER and self._fixed_batch is None:
-            self._pieces = self._open_pieces(threads)
+            self._pieces = self._open_pieces(threads, pieces is not False)
+            if self._pieces is not None and pieces:
+                self._pieces.open()
 
     def _features(self, images: Array) -> FloatArray:
         if self._pieces is not None:
@@ -86,7 +93,7 @@ class OnnxRuntimeEngine(BaseEngine):
 
         return in_fixed_batches(images, self._fixed_batch, run)
 
-    def _open_pieces(self, threads: int | None) -> PiecewiseRun | None:
+    def _open_pieces(self, threads: int | None, twice: bool) -> PiecewiseRun | None:
         tokens = self._metadata(TOKENS)
         if not _is_count(tokens):
             return None
@@ -96,7 +103,10 @@ class OnnxRuntimeEngine(BaseEngine):
             return lambda images: self._run_in(session, images)
 
         return PiecewiseRun(
-            piece_size(int(tokens)), threads or physical_cores(), self._run, open_single
+            piece_size(int(tokens)),
+            threads or physical_cores(),
+            self._run,
+            open_single if twice else None,
         )
 
     def _metadata(self, key: str) -> str:
@@ -160,7 +170,7 @@ class OnnxRuntimeEngine(BaseEngine):
             self._pieces.close()
 
     def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
-        return open_session(
+        session = open_session(
             self._file.source(),
             threads=threads,
             optimize=optimize,
@@ -168,6 +178,8 @@ class OnnxRuntimeEngine(BaseEngine):
             provider_options=self._provider_options,
             name=self._path,
         )
+        trim_heap()
+        return session
 
     def _read_contract(self) -> Contract:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -48,11 +48,14 @@ class PiecewiseRun:
         size: most images in one piece.
         workers: threads.
         whole: runs images with all threads; used alone where `workers` is 1.
-        open_single: loads what runs a piece in the calling thread alone. It is called once, when
-            the first batch needs it, and takes the model's memory a second time.
+        open_single: loads what runs a piece in the calling thread alone. It is called once, by
+            `open` or when the first batch needs it, and takes the model's memory a second time.
+            None: there is one copy, and pieces for all threads run one after another.
     """
 
-    def __init__(self, size: int, workers: int, whole: Run, open_single: Callable[[], Run]) -> None:
+    def __init__(
+        self, size: int, workers: int, whole: Run, open_single: Callable[[], Run] | None
+    ) -> None:
         self._size, self._workers = size, workers
         self._whole, self._open_single = whole, open_single
         self._lock = Lock()
@@ -63,17 +66,24 @@ class PiecewiseRun:
         """Features `[B, E]` of images `[B, ...]`, in their order."""
         if len(images) < max(self._workers, 2):
             return self._whole(images)
+        if self._workers == 1 or self._open_single is None:
+            counts = piece_counts(len(images), self._size, 1)
+            parts = np.split(images, np.cumsum(counts)[:-1])
+            return np.concatenate([self._whole(part) for part in parts])
         counts = piece_counts(len(images), self._size, self._workers)
         parts = np.split(images, np.cumsum(counts)[:-1])
-        if self._workers == 1:
-            return np.concatenate([self._whole(part) for part in parts])
-        single, pool = self._single_threaded()
+        single, pool = self._single_threaded(self._open_single)
         return np.concatenate(list(pool.map(single, parts)))
 
-    def _single_threaded(self) -> tuple[Run, ThreadPoolExecutor]:
+    def open(self) -> None:
+        """Load now what the first large batch would load."""
+        if self._workers > 1 and self._open_single is not None:
+            self._single_threaded(self._open_single)
+
+    def _single_threaded(self, open_single: Callable[[], Run]) -> tuple[Run, ThreadPoolExecutor]:
         with self._lock:
             if self._single is None:
-                self._single = self._open_single()
+                self._single = open_single()
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._workers, "regcache-piece")
             return self._single, self._pool

@@ -89,6 +89,7 @@ def load_provider_engine(
     fp16: bool | None = None,
     engine_cache: Path | None = None,
     monitor: Monitor | None = None,
+    pieces: bool | None = None,
 ) -> Engine:
     """Load a bundle or an ONNX file on an execution provider.
 
@@ -101,6 +102,7 @@ def load_provider_engine(
         engine_cache: folder where TensorRT keeps its engine; None builds it at every start. It
             loads what it finds there: take a folder of your own.
         monitor: of the bundle, to be told the codes of its probes.
+        pieces: as `load_engine` takes it; the CPU's alone.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -109,14 +111,23 @@ def load_provider_engine(
     """
     if provider not in PROVIDERS:
         raise EngineError(f"unknown provider '{provider}'; take one of: {', '.join(PROVIDERS)}")
-    taken = {"cuda": {"device_id"}, "tensorrt": {"device_id", "fp16", "engine_cache"}}
-    given = {"device_id": device_id, "fp16": fp16, "engine_cache": engine_cache}
+    taken = {
+        "cpu": {"pieces"},
+        "cuda": {"device_id"},
+        "tensorrt": {"device_id", "fp16", "engine_cache"},
+    }
+    given = {
+        "device_id": device_id,
+        "fp16": fp16,
+        "engine_cache": engine_cache,
+        "pieces": pieces,
+    }
     for option, value in given.items():
         if value is not None and option not in taken.get(provider, ()):
             raise EngineError(f"{PROVIDERS[provider]} has no {option}; leave it out")
     if provider == "cpu":
-        return load_engine(source, threads=threads, monitor=monitor)
-    gpu, reason = find_gpu()
+        return load_engine(source, threads=threads, monitor=monitor, pieces=pieces)
+    gpu, reason = find_gpu(device_id or 0)
     if gpu is None:
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
     model, sha256 = model_of(source)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from regcache_engines.bundle import MANIFEST, MODEL, PREPROCESS, SCHEMA, TEXT_FEATURES, Bundle
+from regcache_engines.head import head_bytes
+from regcache_engines.text_config import TEXT_FILES
 
 from .describe import summary, tokens_out, tool_version
 from .errors import BundleError
@@ -72,7 +74,10 @@ def write_bundle(
 
 
 def seal_bundle(draft: Path, folder: Path, extra_manifest: Mapping[str, Any] | None = None) -> Path:
-    """Give a verified draft its final name and what the verification found.
+    """Give a verified draft its final name, what the verification found, and the date.
+
+    The manifest's `created` is the one thing in a bundle that the plan does not decide; where the
+    environment has SOURCE_DATE_EPOCH, equal plans give equal bundles to the last byte.
 
     Args:
         draft: a bundle under a provisional name; it is gone afterwards.
@@ -86,13 +91,20 @@ def seal_bundle(draft: Path, folder: Path, extra_manifest: Mapping[str, Any] | N
         BundleError: the draft is not a whole bundle, or as in `write_bundle`.
     """
     _check_replaceable(folder)
-    manifest = _extended(Bundle.open(draft).manifest, extra_manifest)
+    created = {"created": _now()}
+    manifest = _extended(Bundle.open(draft).manifest, {**created, **(extra_manifest or {})})
     with _staged(folder) as staging:
-        for name in manifest["files"]:
-            _link_or_copy(draft / name, staging / name)
+        _link_all(draft, staging, manifest["files"])
         _fill(staging, {}, manifest)
     shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _now() -> str:
+    """UTC to the second; SOURCE_DATE_EPOCH's time where it is set, for reproducible builds."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = int(given) if given.isdecimal() else time.time()
+    return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
 
 
 def add_files(path: Path, files: Mapping[str, bytes]) -> None:
@@ -108,13 +120,27 @@ def add_files(path: Path, files: Mapping[str, bytes]) -> None:
         clear_leftovers(path)  # one of them may be the bundle
     manifest = Bundle.open(path).manifest
     for name in files:
-        if not name or Path(name).name != name or name.startswith(".") or name == MANIFEST:
+        plain = name and Path(name).name == name and not name.startswith(".") and name != MANIFEST
+        if not plain and name not in TEXT_FILES:
             raise BundleError(f"a bundle cannot hold a file named {name!r}")
     kept = {name: entry for name, entry in manifest["files"].items() if name not in files}
     with _staged(path) as staging:
-        for name in kept:
-            _link_or_copy(path / name, staging / name)
+        _link_all(path, staging, kept)
         _fill(staging, files, manifest | {"files": kept})
+
+
+def copy_text(source: Bundle, target: Path) -> dict[str, Any]:
+    """Give a bundle the text tower of another one of the same model.
+
+    Returns:
+        The manifest's entry for `seal_bundle`; empty where there is none to copy.
+
+    Raises:
+        BundleError: one of them is damaged.
+    """
+    if source.has_text:
+        add_files(target, {name: source.read(name) for name in TEXT_FILES})
+    return {"text": source.manifest["text"]} if "text" in source.manifest else {}
 
 
 def _manifest(plan: Plan, options: GraphOptions) -> dict[str, Any]:
@@ -140,6 +166,7 @@ def _manifest(plan: Plan, options: GraphOptions) -> dict[str, Any]:
             "tokens_out": tokens_out(plan),
         },
         "provenance": plan.provenance,
+        "plan_tensors_sha256": plan.tensors_sha256(),
     }
 
 
@@ -151,8 +178,6 @@ def _extended(manifest: Mapping[str, Any], extra: Mapping[str, Any] | None) -> d
 
 
 def _text_features(plan: Plan, features: Array) -> bytes:
-    from safetensors.numpy import save
-
     if features.ndim != 2 or features.shape[1] != plan.encoder.output_dim:
         raise BundleError(
             f"the text features have shape {list(features.shape)}, and the encoder gives "
@@ -160,25 +185,7 @@ def _text_features(plan: Plan, features: Array) -> bytes:
         )
     if plan.labels and len(plan.labels) != len(features):
         raise BundleError(f"{len(features)} text features for {len(plan.labels)} labels")
-    described = {
-        "labels": json.dumps(list(plan.labels)),
-        "logit_scale": repr(float(plan.logit_scale)),
-    }
-    tensor = np.ascontiguousarray(features, dtype=np.float32)
-    return _sorted_header(save({"text_features": tensor}, metadata=described))
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with its header in sorted order.
-
-    The library keeps metadata in a hash map and writes it in another order in every process;
-    an identical plan shall give identical files. Format: 8 bytes of header length, little endian,
-    the header as JSON padded with spaces to a multiple of 8 bytes, then the tensors.
-    """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    return head_bytes(features, plan.labels, plan.logit_scale)
 
 
 def _json_bytes(document: Any, what: str) -> bytes:
@@ -196,6 +203,7 @@ def _fill(staging: Path, files: Mapping[str, bytes], manifest: dict[str, Any]) -
         entries[name] = {"sha256": sha256_bytes(data), "size": len(data)}
     document = _json_bytes(manifest | {"files": entries}, "the manifest")
     for name, data in files.items():
+        (staging / name).parent.mkdir(exist_ok=True)
         atomic_write_bytes(staging / name, data)
     atomic_write_bytes(staging / MANIFEST, document)
 
@@ -215,6 +223,12 @@ def _staged(path: Path) -> Iterator[Path]:
             yield staging
     except OSError as error:
         raise BundleError(f"cannot write {path}: {error}") from error
+
+
+def _link_all(source: Path, target: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
+        _link_or_copy(source / name, target / name)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from regcache_engines.documents import read_json
+
 from .errors import BundleError
-from .files import atomic_write_bytes, sha256_file
+from .files import atomic_write_bytes, sha256_bytes, sha256_file
 from .json_types import check_fields, expect
 from .merge import Merge
 from .published_quant import PublishedQuant
@@ -80,6 +82,31 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write `plan.safetensors` and `plan.json` into `folder`."""
+        data, described = self._serialized()
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(folder / "plan.safetensors", data)
+        document = {
+            "schema": MERGED_SCHEMA if self.merge else SCHEMA,
+            "tensors_sha256": sha256_bytes(data),
+            "encoder": self.encoder.to_json(),
+            **described,
+            "regcache": self.regcache.to_json() if self.regcache else None,
+            "preprocess": self.preprocess,
+            "labels": list(self.labels),
+            "logit_scale": self.logit_scale,
+            "provenance": self.provenance,
+        }
+        if self.merge:
+            document["merge"] = self.merge.to_json()
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        atomic_write_bytes(folder / "plan.json", text.encode())
+
+    def tensors_sha256(self) -> str:
+        """SHA-256 of the `plan.safetensors` that `save` writes."""
+        return sha256_bytes(self._serialized()[0])
+
+    def _serialized(self) -> tuple[bytes, dict[str, Any]]:
+        """Bytes of the tensors, and what plan.json says of the quantizers among them."""
         from safetensors.numpy import save
 
         tensors = {f"weights/{k}": v for k, v in self.weights.items()}
@@ -102,27 +129,9 @@ class Plan:
             name: [q.save(tensors, f"published/{name}/{i}") for i, q in enumerate(pair)]
             for name, pair in self.published.items()
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "plan.safetensors"
         contiguous = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
-        atomic_write_bytes(path, save(contiguous))
-        document = {
-            "schema": MERGED_SCHEMA if self.merge else SCHEMA,
-            "tensors_sha256": sha256_file(path),
-            "encoder": self.encoder.to_json(),
-            "linears": linears,
-            "matmuls": matmuls,
-            "published": published,
-            "regcache": self.regcache.to_json() if self.regcache else None,
-            "preprocess": self.preprocess,
-            "labels": list(self.labels),
-            "logit_scale": self.logit_scale,
-            "provenance": self.provenance,
-        }
-        if self.merge:
-            document["merge"] = self.merge.to_json()
-        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-        atomic_write_bytes(folder / "plan.json", text.encode())
+        described = {"linears": linears, "matmuls": matmuls, "published": published}
+        return save(contiguous), described
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
@@ -135,7 +144,7 @@ class Plan:
         from safetensors.numpy import load_file
 
         try:
-            document = json.loads((folder / "plan.json").read_text())
+            document = read_json(folder / "plan.json")
         except (OSError, ValueError) as error:
             raise BundleError(f"no readable plan.json in {folder}: {error}") from error
         found = document.get("schema") if isinstance(document, dict) else None

@@ -33,4 +33,10 @@ def load_plan(bundle: Bundle, folder: Path | None = None) -> Plan:
             f"the plan in {place} belongs to another bundle than {bundle.path} (their provenance "
             "differs); pass --plan DIR"
         )
+    known = bundle.manifest.get("plan_tensors_sha256")  # bundles of older versions have none
+    if known is not None and known != plan.tensors_sha256():
+        raise BundleError(
+            f"the plan in {place} has other tensors than {bundle.path} was written from; pass "
+            "--plan DIR, or export again"
+        )
     return plan

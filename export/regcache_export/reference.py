@@ -86,6 +86,8 @@ class Reference:
         name = f"blocks.{index}"
         x = run.delete(index, tokens.astype(np.float64), "block_input")
         mixed = self._attention(run, index, self.norm(f"{name}.norm1", x))
+        if self.spec.attn_norm:
+            mixed = self._plain_norm(mixed)
         if index == self._cls_only_block:
             x = x[:, :1]
         x = x + self._layer_scale(f"{name}.ls1", run.linear(f"{name}.attn.out_proj", mixed))
@@ -94,6 +96,8 @@ class Reference:
             x = run.merge(index, x)
         hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x))
         hidden = activation(self.spec.activation, hidden, self.gate)
+        if self.spec.mlp_norm:
+            hidden = self._plain_norm(hidden)
         output = x + self._layer_scale(f"{name}.ls2", run.linear(f"{name}.mlp.fc2", hidden))
         return Simulated(
             run.steps, run.codes, run.positions, output, run.norms, run.pairs, run.similarity
@@ -105,11 +109,14 @@ class Reference:
         return self.constants[name].astype(np.float64)
 
     def norm(self, name: str, x: Float64) -> Float64:
-        mean = x.mean(axis=-1, keepdims=True)
-        centred = x - mean
-        variance = (centred**2).mean(axis=-1, keepdims=True)
-        scaled = centred / np.sqrt(variance + self.spec.norm_eps)
+        scaled = self._plain_norm(x)
         result: Float64 = scaled * self.constant(f"{name}.weight") + self.constant(f"{name}.bias")
+        return result
+
+    def _plain_norm(self, x: Float64) -> Float64:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = (centred**2).mean(axis=-1, keepdims=True)
+        result: Float64 = centred / np.sqrt(variance + self.spec.norm_eps)
         return result
 
     def embed(self, image: Array) -> Float64:

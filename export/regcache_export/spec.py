@@ -49,6 +49,18 @@ LINEARS = ("attn.qkv", "attn.out_proj", "mlp.fc1", "mlp.fc2")
 """The four linear layers of a block, in the order in which they run."""
 
 
+MAX_SIZE = {
+    "width": 1 << 16,
+    "depth": 1 << 10,
+    "heads": 1 << 10,
+    "mlp_width": 1 << 18,
+    "output_dim": 1 << 20,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 10,
+}
+"""Beyond every encoder that there is: a file that says more is damaged, or means harm."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """Structure of a pre-norm ViT.
@@ -69,6 +81,9 @@ class EncoderSpec:
         pool_mlp_width: `map` ends in `x + mlp(norm(x))` with this hidden width; 0 ends it in
             `norm(x)`.
         rotary: queries and keys are turned by the angles of their patch (RoPE).
+        attn_norm, mlp_norm: every token is normalized once more in front of out_proj, or of fc2
+            (the sub-LayerNorm of EVA-02, arXiv 2303.11331). Mean 0, variance 1, no weights: those
+            of the original are in the linear behind.
     """
 
     image_size: tuple[int, int]
@@ -91,6 +106,8 @@ class EncoderSpec:
     pool_width: int = 0
     pool_mlp_width: int = 0
     rotary: bool = False
+    attn_norm: bool = False
+    mlp_norm: bool = False
 
     @property
     def pooled_dim(self) -> int:
@@ -194,8 +211,11 @@ class EncoderSpec:
             name: fields[name] for name in ("image_size", "patch_size")
         }
         for name, values in numbers.items():
-            if min(values) < 1:
-                raise BundleError(f"the encoder description has {name} = {data[name]}")
+            if min(values) < 1 or max(values) > MAX_SIZE[name]:
+                raise BundleError(
+                    f"the encoder description has {name} = {data[name]}; expected 1 to "
+                    f"{MAX_SIZE[name]}"
+                )
         if min(spec.grid) < 1 or spec.num_prefix_tokens < 0:
             raise BundleError("the encoder description has no patches, or fewer than no tokens")
         return spec

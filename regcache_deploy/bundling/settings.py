@@ -21,6 +21,7 @@ class GraphSettings:
     )
     batch: int | None = setting(None, "fixed batch size of the graph (default: any)", "N")
     probes: int = setting(0, "outputs for the outlier monitor, 0 to 3", "N")
+    text: bool = setting(True, "write the text tower and its tokenizer, too")
     certificate_images: int = setting(
         32, "calibration images that travel in the bundle, for `regcache verify`", "N"
     )

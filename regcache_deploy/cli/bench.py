@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..work.paths import require_writable_file
+from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments
 
 if TYPE_CHECKING:
     from ..bench.measure import Settings
+
+log = logging.getLogger(__name__)
 
 HELP = "latency and throughput of bundles, INT8 beside float (--compare fp32,int8)"
 
@@ -77,7 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--csv",
         type=Path,
         metavar="FILE|DIR",
-        help="write the rows; in a folder, the file is named after the environment",
+        help="write the rows there; in a folder, the file is named after the environment (default: "
+        "beside each bundle, where `regcache report` finds them)",
+    )
+    parser.add_argument(
+        "--keep",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write the rows at all where --csv does not say where",
     )
     add_common_arguments(parser)
 
@@ -95,7 +106,6 @@ def run(args: argparse.Namespace) -> int:
         environment_of_rows,
         print_table,
         results_file,
-        write_rows,
     )
     from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
 
@@ -106,9 +116,12 @@ def run(args: argparse.Namespace) -> int:
     if len(set(names)) < len(names):
         raise ConfigError("two bundles have the same name; rename one, the rows would look alike")
     machine = describe_machine()
-    table = None if args.csv is None else results_file(args.csv, "bench", machine)
-    if table is not None:
+    tables = [] if args.csv is None else [results_file(args.csv, "bench", machine)]
+    for table in tables:
         require_writable_file(table, "--csv")
+    if args.keep and not tables:  # beside each bundle, where `regcache report` looks
+        folders = dict.fromkeys(beside(bundle.path) for bundle in bundles)
+        tables = [results_file(folder, "bench", machine) for folder in folders]
     with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
         subjects, pixels, source = [], {}, ""
         for bundle in bundles:
@@ -151,9 +164,28 @@ def run(args: argparse.Namespace) -> int:
             print_table(document)
         sys.stdout.flush()
     finally:  # a closed pipe takes no file with it, and a full disk no text
-        if table is not None:
-            write_rows(table, rows, environment_of_rows(document))
+        write_tables(tables, rows, environment_of_rows(document), must=args.csv is not None)
     return 0
+
+
+def write_tables(
+    tables: Sequence[Path], rows: list[dict[str, Any]], extra: dict[str, Any], must: bool
+) -> None:
+    """Write the rows and say where; a folder that cannot be written is an error only if it `must`.
+
+    A bundle may lie where nobody may write, and is timed all the same.
+    """
+    from ..bench.results import write_rows
+
+    for table in tables:
+        try:
+            write_rows(table, rows, extra)
+        except OSError as error:
+            if must:
+                raise
+            log.warning("the rows are not kept in %s: %s", table, error.strerror)
+        else:
+            log.info("rows: %s", table)
 
 
 def _settings(args: argparse.Namespace) -> tuple[list[str], Settings]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import require
 from ..errors import ConfigError
-from ..work.paths import require_writable
+from ..work.paths import beside, require_writable
 from ..work.progress import Reporter
 from ..work.settings import check_seed
 from .check import read_model
@@ -67,7 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runtime (default %(default)s); tensorrt_rtx also builds without a GPU",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("engines"), metavar="DIR", help="folder of the engine"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the decision, of engines and of other files that are kept (default: "
+        "beside the bundle, where `regcache report` finds them)",
     )
     batch = parser.add_argument_group("batch profile")
     batch.add_argument("--min-batch", type=int, default=1, metavar="N", help="default %(default)s")
@@ -147,6 +151,8 @@ def _add_contract(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, build, compare. Returns the exit code."""
     require("onnx", "export")
+    if args.output is None:
+        args.output = beside(args.bundle)
     if args.engine in CPU_ENGINES or _given(args, CONTRACT):
         return _run_contract(args)
     if ignored := _given(args, CONTRACT_ONLY):

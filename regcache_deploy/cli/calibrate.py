@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.documents import read_json
+
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings, check_observer_of
 from ..work.paths import require_writable
@@ -139,7 +141,7 @@ def print_ranges(found: Mapping[str, Any]) -> None:
 def _suffix(args: argparse.Namespace) -> str:
     """The observer; `sample` for a baseline that has none. A plan that is no plan fails later."""
     try:
-        baseline = json.loads((args.plan / "plan.json").read_text())["provenance"]["baseline"]
+        baseline = read_json(args.plan / "plan.json")["provenance"]["baseline"]
     except (OSError, ValueError, KeyError, TypeError):
         baseline = "naive"
     return str(args.observer) if baseline == "naive" else "sample"

@@ -14,6 +14,9 @@ from .common import add_common_arguments
 if TYPE_CHECKING:
     from regcache_export.checks import Report
 
+MAX_MODEL = 1 << 31
+"""Bytes; the limit of protobuf."""
+
 HELP = "hold a bundle's graph against TensorRT's rules, without a GPU"
 
 
@@ -51,6 +54,8 @@ def read_model(source: Path) -> bytes:
         return Bundle.open(source).read(MODEL)
     if not source.is_file():
         raise BundleError(f"there is no {source}; give a bundle or an .onnx file")
+    if source.stat().st_size >= MAX_MODEL:
+        raise BundleError(f"{source} has 2 GiB or more, which no ONNX file can have")
     return source.read_bytes()
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.documents import read_document
+
 from ..compat import require
 from ..errors import ConfigError
 from ..run.finished import searched_options
@@ -119,7 +121,7 @@ def _one(path: Path, name: str, value: Any) -> str:
 def _load_mapping(path: Path) -> dict[Any, Any]:
     yaml = require("yaml", "search")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_document(path)
         document = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
@@ -130,6 +132,8 @@ def _load_mapping(path: Path) -> dict[Any, Any]:
         place = f"line {mark.line + 1}: " if mark is not None else ""
         problem = getattr(error, "problem", None) or "it does not parse"
         raise ConfigError(f"{path} is not valid YAML: {place}{problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} has too many brackets in each other") from error
     except ValueError as error:  # a scalar that looks like a date and is none
         raise ConfigError(f"{path} is not valid YAML: {error}; quote the value") from error
     if document is None:

@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train-data", metavar="DATA", help="labelled images for knn, linear_probe")
     data.add_argument("--captions", type=Path, metavar="FILE", help="COCO captions, for retrieval")
     data.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="classes of a file of `regcache head`, in place of the bundle's own",
+    )
+    data.add_argument(
         "--templates",
         default="openai",
         metavar="openai|simple|FILE",
@@ -83,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
     )
+    machine.add_argument(
+        "--keep",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the records beside the bundle, where `regcache report` finds them",
+    )
     machine.add_argument("--csv", type=Path, metavar="FILE", help="write the records as CSV, too")
     add_run_arguments(parser)
     add_common_arguments(parser)
@@ -98,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
     from ..evaluation.runners import IN_TORCH, parse_runners
-    from ..report.evaluation import print_images, print_records, write_csv
+    from ..report.evaluation import keep_records, print_images, print_records, write_csv
 
     names = parse_runners(args.on)
     if set(IN_TORCH) & set(names):
@@ -108,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         names,
         reporter,
         plan_folder=args.plan,
+        head_file=args.head,
         templates=args.templates,
         batch_size=args.batch_size,
         threads=args.threads,
@@ -132,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
         finally:  # a closed pipe takes no file with it, and a full disk no text
             if args.csv is not None:
                 write_csv(args.csv, session, records)
+            if args.keep:
+                keep_records(session, records, args.data)
     return 0
 
 

@@ -18,6 +18,7 @@ from types import FrameType, ModuleType
 
 from .. import __version__
 from ..errors import ConfigError, RegCacheError
+from ..work.invocation import remember
 from ..work.threads import sleep_while_idle
 from .common import Parser, did_you_mean, setup_logging
 from .config_file import parse_with_config
@@ -32,6 +33,9 @@ COMMANDS = (
     "eval",
     "embed",
     "bench",
+    "head",
+    "pack",
+    "inspect",
     "models",
     "report",
     "doctor",
@@ -153,6 +157,7 @@ def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
     parser = Parser(prog=prog, description=module.__doc__, epilog=EXIT_CODES)
     module.add_arguments(parser)
     args = parse_with_config(parser, arguments)
+    remember([*prog.split(), *arguments])
     setup_logging(args.verbosity)
     hint = "; run the same command again to continue" if name in RESUMES else ""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, ConfigError
-from ..work.paths import require_writable_file
+from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, add_device_argument
 
@@ -21,13 +21,17 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache report`."""
     parser.add_argument(
-        "run_folder",
+        "runs",
         type=Path,
+        nargs="+",
         metavar="RUN",
-        help="folder of `regcache search` or `regcache export`",
+        help="folder of `regcache search` or `regcache export`; several are compared on one page",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="page (default RUN/report.html)"
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="page (default RUN/report.html; of several, compare.html beside the first)",
     )
     parser.add_argument(
         "--bundle", type=Path, metavar="BUNDLE", help="default: the bundle in RUN, if there is one"
@@ -65,34 +69,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is. Returns the exit code."""
+    if args.output is not None:
+        require_writable_file(args.output, "--output")
+    if args.engine is not None and args.triton is None:
+        raise ConfigError("--engine goes with --triton DIR")
+    written = _compare(args) if len(args.runs) > 1 else _report(args)
+    print(json.dumps(written) if args.json else "\n".join(written.values()))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> dict[str, str]:
+    from ..report.compare import write_comparison
+    from ..report.document import load_document
+
+    for option in ("bundle", "bench", "triton"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} goes with one run, not with {len(args.runs)}")
+    output = args.output or beside(args.runs[0]) / "compare.html"
+    write_comparison([(folder, load_document(folder)) for folder in args.runs], output)
+    return {"report": str(output)}
+
+
+def _report(args: argparse.Namespace) -> dict[str, str]:
     from ..report.bundle_sections import read_bundle
     from ..report.document import load_document
     from ..report.html import write_page
 
+    (folder,) = args.runs
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
-    output = args.output or args.run_folder / "report.html"
-    if args.output is not None:
-        require_writable_file(args.output, "--output")
-    document = load_document(args.run_folder, args.bench)
-    bundle = args.bundle or find_bundle(args.run_folder)
+    output = args.output or folder / "report.html"
+    document = load_document(folder, args.bench)
+    bundle = args.bundle or find_bundle(folder)
     if bundle is not None:
-        document |= read_bundle(bundle)
+        with reporter.stage("reading the bundle"):
+            document |= read_bundle(bundle)
         if args.layers:
-            document |= _block_errors(bundle, args.run_folder, reporter, args.device)
+            document |= _block_errors(bundle, folder, reporter, args.device)
     written = {"report": str(output)}
-    if args.engine is not None and args.triton is None:
-        raise ConfigError("--engine goes with --triton DIR")
     if args.triton is not None:
         if bundle is None:
-            raise ConfigError(f"{args.run_folder} holds no bundle for --triton; pass --bundle")
+            raise ConfigError(f"{folder} holds no bundle for --triton; pass --bundle")
         from regcache_engines.bundle import Bundle
         from regcache_export.triton import write_model_repository
 
-        made = write_model_repository(Bundle.open(bundle), args.triton, engine=args.engine)
+        with reporter.stage("writing the model repository"):
+            opened = Bundle.open(bundle)
+            made = write_model_repository(opened, args.triton, engine=args.engine)
         written["triton"] = str(made)
-    write_page(args.run_folder, document, output)
-    print(json.dumps(written) if args.json else "\n".join(written.values()))
-    return 0
+    with reporter.stage("drawing the page"):
+        write_page(folder, document, output)
+    return written
 
 
 def find_bundle(folder: Path) -> Path | None:

@@ -36,7 +36,7 @@ class JudgeData:
     Attributes:
         select, judge: uint8 `[n, H, W, 3]`.
         select_labels, judge_labels: int64 `[n]`, or None.
-        source: where they come from.
+        source: how many judge, and where they come from.
         copied: judged by whether an image finds its own altered copy: there is no zero-shot head.
     """
 
@@ -85,6 +85,7 @@ class JudgeData:
         order = np.random.default_rng(seed).permutation(len(pixels))
         judge, select = order[::2], order[1::2]
         first, second = (None, None) if labels is None else (labels[select], labels[judge])
+        source = f"{len(judge)} of {len(pixels)} images ({source}), drawn at random"
         return cls(pixels[select], pixels[judge], first, second, source, copied)
 
 
@@ -115,7 +116,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
             raise ConfigError(
                 f"{bundle.path} carries no images to judge by; pass --data DIR"
             ) from error
-        source = f"the {len(pixels)} calibration images in the bundle, which have no labels"
+        source = "calibration images in the bundle, which have no labels"
         return JudgeData.split(pixels, None, source, seed, copied)
     from ..data.sources import open_data
 

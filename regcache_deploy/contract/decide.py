@@ -40,7 +40,7 @@ class Contract:
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"--max-drop {self.max_drop} is out of range: take points, 0 to 100")
-        if not self.min_speedup > 0:
+        if not 0 < self.min_speedup <= 1000:
             raise ConfigError(f"--min-speedup {self.min_speedup} is out of range: take e.g. 1.02")
 
 

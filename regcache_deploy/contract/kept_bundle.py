@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.certificate_files import read_certificate
 from regcache_export.plan import Plan
 
@@ -41,15 +41,16 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     with candidates.reporter.stage(f"writing {place}"):
         options = candidates.options_for(chosen)
         draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
-        monitor = {}
+        found = dict[str, Any]()
         try:
+            found |= copy_text(bundle, draft)
             if kept.form != FLOAT:
-                monitor = certify_again(draft, chosen, candidates)
+                found |= certify_again(draft, chosen, candidates)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         chosen.save(folder)
-        return seal_bundle(draft, place, monitor)
+        return seal_bundle(draft, place, found)
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from regcache_engines.documents import read_json
 from regcache_engines.preprocess import Preprocess
 
 from ..errors import DataError
 from .stream import ImageStream, Item
+
+MAX_CAPTIONS = 1 << 30
+"""Bytes; COCO's own are 90 MiB."""
 
 TEXTS_PER_IMAGE = 5
 """COCO has five captions an image and a few with more; clip_benchmark takes the first five."""
@@ -52,7 +55,7 @@ def read_captions(root: Path, captions: Path | None = None, limit: int | None = 
     """
     file = captions if captions is not None else _find(root)
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file, MAX_CAPTIONS)
         names = {entry["id"]: str(entry["file_name"]) for entry in document["images"]}
         pairs = [(entry["image_id"], str(entry["caption"])) for entry in document["annotations"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,8 +16,11 @@ from pathlib import Path
 from ..errors import DataError
 from ..work.paths import require_folder
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-"""torchvision's list, compared without regard to case."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"),
+    *(".jfif", ".jpe", ".gif", ".avif"),
+)
+"""torchvision's list and what else cameras and browsers write; compared without regard to case."""
 
 MIN_IMAGES = 2
 
@@ -37,13 +40,21 @@ class FolderListing:
         root: the folder.
         folders: names of the class folders that hold images, sorted; empty for a flat folder.
         files: per class folder its files, sorted; one list for a flat folder.
-        ignored: files that are no images by their suffix, and loose images beside class folders.
+        ignored: files that are no images by their suffix, loose images beside class folders, and
+            linked folders inside of classes.
     """
 
     root: Path
     folders: tuple[str, ...]
     files: tuple[tuple[Path, ...], ...] = field(repr=False)
     ignored: int = 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was left out, in one line."""
+        if not self.ignored:
+            return ()
+        return (f"{self.root}: {self.ignored} files are no images of a class; left out",)
 
     def __len__(self) -> int:
         return sum(len(files) for files in self.files)
@@ -100,8 +111,8 @@ def scan_folder(path: Path) -> FolderListing:
     _check(listing)
     if empty:
         log.warning("%s: %d folders without images: %s", path, len(empty), _first(empty))
-    if ignored:
-        log.info("%s: %d files are no images of a class; left out", path, ignored)
+    for line in listing.warnings:
+        log.warning("%s", line)
     return listing
 
 
@@ -138,6 +149,7 @@ def images_below(folder: Path) -> tuple[tuple[Path, ...], int]:
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        skipped += sum(Path(parent, name).is_symlink() for name in folders)  # not followed
         for name in sorted(names):
             if name.startswith("."):  # also the `._name.jpg` that macOS leaves behind
                 continue

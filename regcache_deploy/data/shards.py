@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.documents import read_document
+
 from ..errors import DataError
 from .scan import IMAGE_SUFFIXES
 
@@ -94,9 +96,24 @@ def read_classes(text: str) -> tuple[str, ...] | None:
     for place in (folder, folder.parent):
         file = place / "classnames.txt"
         if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
+            return _names_of(file)
     return None
+
+
+def _names_of(file: Path) -> tuple[str, ...]:
+    """Line N is the name of label N, so that no line but the last ones may be empty."""
+    try:
+        lines = [line.strip() for line in read_document(file).split("\n")]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise DataError(
+            f"{file}: line {lines.index('') + 1} is empty, and a line's number is its label; "
+            "write the name of that class"
+        )
+    return tuple(lines)
 
 
 def label_of(sample: Sample, shard_source: str, classes: int) -> int:

@@ -127,7 +127,9 @@ def _folder(
         Item(str(file.relative_to(path)), file, indices[label] if indices else None)
         for file, label in listing.choose(limit, seed)
     ]
-    return ImageStream(lambda: items, preprocess, str(path), names, len(items))
+    return ImageStream(
+        lambda: items, preprocess, str(path), names, len(items), left_out=listing.warnings
+    )
 
 
 def _torchvision(

@@ -73,6 +73,7 @@ class ImageStream:
         source: for reports.
         class_names: what the labels index; empty without labels.
         length: number of items, where it is known.
+        left_out: what was there and is not among the items, in words.
         tried, skipped: of the last pass: items opened, and `key: reason` of unreadable ones.
     """
 
@@ -82,6 +83,7 @@ class ImageStream:
     class_names: tuple[str, ...] = ()
     length: int | None = None
     workers: int = 0
+    left_out: tuple[str, ...] = ()
     tried: int = 0
     skipped: list[str] = field(default_factory=list)
 
@@ -110,11 +112,12 @@ class ImageStream:
             yield self._batch(waiting)
 
     def warnings(self) -> tuple[str, ...]:
-        """What was left out of the last pass, in one line."""
+        """What was left out, and what could not be read in the last pass; a line each."""
         if not self.skipped:
-            return ()
+            return self.left_out
         more = "; ..." if len(self.skipped) > 1 else ""
         return (
+            *self.left_out,
             f"{len(self.skipped)} of {self.tried} images of {self.source} could not be read and "
             f"were left out ({self.skipped[0]}{more})",
         )

@@ -206,6 +206,8 @@ class Encoder:
         tokens = self._merge(index, tokens, metric, survivors)
         hidden = self._linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", tokens), numerics)
         hidden = ACTIVATIONS[self.spec.activation](hidden)
+        if self.spec.mlp_norm:
+            hidden = self.plain_norm(hidden)
         update = self._linear(f"{name}.mlp.fc2", hidden, numerics)
         return tokens + (update * w[f"{name}.ls2"] if self.spec.layer_scale else update)
 
@@ -265,6 +267,10 @@ class Encoder:
             x, (x.shape[-1],), w[f"{name}.weight"], w[f"{name}.bias"], self.spec.norm_eps
         )
 
+    def plain_norm(self, x: Tensor) -> Tensor:
+        """LayerNorm over the last axis without weights."""
+        return F.layer_norm(x, (x.shape[-1],), eps=self.spec.norm_eps)
+
     def prefix_kv(self, index: int, register: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a register in one block.
 
@@ -321,6 +327,8 @@ class Encoder:
                 logits = logits + log_sizes(sizes, ahead, cached)
         mixed = numerics.matmul(f"{name}.pv", logits.softmax(dim=-1), v)
         mixed = mixed.transpose(1, 2).reshape(batch, count, width)
+        if self.spec.attn_norm:
+            mixed = self.plain_norm(mixed)
         return self._linear(f"{name}.out_proj", mixed, numerics), metric
 
     def _delete(

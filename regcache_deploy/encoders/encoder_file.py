@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.documents import parse_json
 from regcache_engines.files import atomic_write_bytes
+from regcache_engines.preprocess_config import output_size, preprocess_problem
 from regcache_export.spec import EncoderSpec
 
 from ..errors import BundleError, ModelError
@@ -72,10 +74,19 @@ def read_encoder(path: Path) -> EncoderFile:
     if text is None:
         raise ModelError(f"{path} is no encoder of schema {SCHEMA}")
     try:
-        head = json.loads(text)
+        head = parse_json(text)
         spec = EncoderSpec.from_json(head["spec"])
-        return EncoderFile(
-            Encoder(spec, weights), head["preprocess"], head["caution"], head["facts"]
-        )
-    except (ValueError, KeyError, TypeError, BundleError) as error:
+        preprocess, caution, facts = head["preprocess"], str(head["caution"]), head["facts"]
+        problem = preprocess_problem(preprocess)
+    except (ValueError, KeyError, TypeError, AttributeError, BundleError) as error:
         raise ModelError(f"{path} has a damaged description: {explain(error)}") from error
+    if problem is None and output_size(preprocess) != spec.image_size:
+        problem = f"gives {output_size(preprocess)} pixels, and the encoder takes {spec.image_size}"
+    if problem is not None:
+        raise ModelError(f"{path} has a damaged description: its preprocessing {problem}")
+    if extra := sorted(weights.keys() - spec.weight_shapes().keys()):
+        raise ModelError(f"{path} holds weights that its description does not have: {extra[0]}")
+    try:
+        return EncoderFile(Encoder(spec, weights), preprocess, caution, facts)
+    except ModelError as error:
+        raise ModelError(f"{path} does not fit its description: {error}") from error

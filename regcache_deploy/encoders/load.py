@@ -70,9 +70,9 @@ def load_model(
         if source is None or source.open_clip is not None:
             model = load_open_clip(name, pretrained, image_size, templates, source)
         else:
-            if templates != DEFAULT_TEMPLATES:
-                raise ConfigError(f"--templates: no text tower of {name} is read")
-            model = load_transformers(name, source.files, pretrained, image_size)
+            model = load_transformers(
+                name, source.files, pretrained, image_size, templates=templates
+            )
     model.encoder.check_finite()
     return model
 

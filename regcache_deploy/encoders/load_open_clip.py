@@ -22,6 +22,9 @@ from .open_clip_checkpoint import load_checkpoint
 from .open_clip_timm import from_open_clip_tower
 from .source import HUB, Source
 from .structure import build_tower, quiet_root_logger, read_tower
+from .text_encoder import from_open_clip_text
+from .text_side import TextSide
+from .text_tokenizer import from_open_clip_tokenizer
 from .zero_shot_head import (
     DEFAULT_TEMPLATES,
     OpenClipHead,
@@ -70,12 +73,15 @@ def load_open_clip(
         )
     config = open_clip.get_model_preprocess_cfg(model)
     scale = getattr(model, "logit_scale", None)
-    head = features = None
+    head = features = text = None
     # a random text tower classifies at chance, at the price of 80 prompts per class
     if weights.seed is None and not alone and hasattr(model, "encode_text"):
         tokenizer = partial(open_clip.get_tokenizer, own or name)
         head = OpenClipHead(model, tokenizer, prompts, cache_folder())
         features = _text_encoder(model, tokenizer)
+    factor = float(scale.detach().exp()) if scale is not None and not alone else 100.0
+    if not alone and hasattr(model, "encode_text"):
+        text = _text_side(open_clip, model, own or name, prompts, factor)
     return LoadedModel(
         name=name,
         pretrained=pretrained,
@@ -83,7 +89,8 @@ def load_open_clip(
         preprocess={k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
         text_head=head,
         text_features=features,
-        logit_scale=float(scale.detach().exp()) if scale is not None and not alone else 100.0,
+        text=text,
+        logit_scale=factor,
         caution=random_caution(weights.seed),
     )
 
@@ -209,6 +216,22 @@ def _create(
     except Exception as error:  # the network, the hub, a tokenizer's library, the file
         raise explain_failure(what, error, instead) from error
     return model.eval()
+
+
+def _text_side(
+    open_clip: Any, model: Any, name: str, prompts: tuple[str, ...], scale: float
+) -> TextSide:
+    tokenizer = cache(lambda: load_tokenizer(partial(open_clip.get_tokenizer, name)))
+    bias = getattr(model, "logit_bias", None)
+    return TextSide(
+        read_encoder=lambda: from_open_clip_text(model),
+        read_tokenizer=lambda: from_open_clip_tokenizer(tokenizer(), model.context_length),
+        features=_text_encoder(model, tokenizer),
+        tokens=lambda texts: tokenizer()(list(texts)),
+        templates=prompts,
+        logit_scale=scale,
+        logit_bias=None if bias is None else float(bias.detach()),
+    )
 
 
 def _text_encoder(model: Any, make_tokenizer: Callable[[], Any]) -> Any:

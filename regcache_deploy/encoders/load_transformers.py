@@ -6,6 +6,8 @@ Its files are read by our own maps of names; the library itself is not needed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from .model_files import ModelFiles, read_json
 from .parameters import Parameters
 from .reading import Weights, contiguous
 from .source import CONFIG
+from .text_side import CanonicalText, TextSide
 from .transformers_config import Fields
 from .transformers_dino import dinov3_angles
 from .transformers_families import Family, family_of
 from .transformers_preprocess import Preprocessing
+from .transformers_text import has_tokenizer, read_text, read_tokenizer
 from .transformers_weights import read_weights
+from .zero_shot_head import DEFAULT_TEMPLATES, OpenClipHead, cache_folder, read_templates
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Of an image processor alone; of all that a model needs, since transformers 5."""
@@ -43,8 +48,9 @@ def load_transformers(
     pretrained: str | None,
     image_size: tuple[int, int] | None = None,
     weights: tuple[dict[str, Tensor], str] | None = None,
+    templates: str = DEFAULT_TEMPLATES,
 ) -> LoadedModel:
-    """Load the image tower of a model.
+    """Load the image tower of a model, and the text tower of a whole one.
 
     Args:
         name: as the user gave it.
@@ -53,6 +59,7 @@ def load_transformers(
             `random[:SEED]`.
         image_size: another input size; the position embedding is resampled.
         weights: in place of those in `files`: tensors by name, and the file that they are of.
+        templates: as in `read_templates`; for a model with a text tower.
 
     Raises:
         ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
@@ -60,13 +67,15 @@ def load_transformers(
     path = files.find(CONFIG)
     if path is None:
         raise ModelError(f"{files.absence(CONFIG)}: it is no model in transformers' layout")
-    family, fields, projection = family_of(read_json(path), str(path))
+    configuration = read_json(path)
+    family, fields, projection = family_of(configuration, str(path))
     preprocessing = _preprocessing(files, family)
     size = image_size or _image_size(family, fields, preprocessing)
     spec = family.spec(fields, size, projection)
     if min(spec.grid) < 1:
         raise ConfigError(f"an image of {size} holds no patch of {spec.patch_size}")
-    seed, scale = random_seed(pretrained), 100.0
+    seed, scale, text = random_seed(pretrained), 100.0, None
+    whole = family.two_towers and weights is None
     if seed is not None:
         canonical = _random_weights(spec, fields, seed)
     else:
@@ -77,22 +86,65 @@ def load_transformers(
         if parameters.has("logit_scale"):
             found = parameters.take(parameters.prefix(("logit_scale",)) + "logit_scale")
             scale = float(found.exp())
+        if whole:
+            text = _text_side(name, files, configuration, parameters, scale, templates)
         _account(parameters)
     _say_what_is_missing(fields, preprocessing)
-    if family.two_towers:
-        log.warning(
-            "%s: no text tower is read from this layout, so there is no zero-shot head from class "
-            "names",
-            name,
-        )
+    if text is None and templates != DEFAULT_TEMPLATES:
+        raise ConfigError(f"--templates: no text tower of {name} is read")
     return LoadedModel(
         name=name,
         pretrained=pretrained,
         encoder=Encoder(spec, contiguous(canonical)),
         preprocess=preprocessing.config(size),
+        text_head=text.head if text is not None else None,
+        text_features=text.side.features if text is not None else None,
+        text=text.side if text is not None else None,
         logit_scale=scale,
         caution=random_caution(seed),
     )
+
+
+@dataclass(frozen=True)
+class _Text:
+    side: TextSide
+    head: OpenClipHead
+
+
+def _text_side(
+    name: str,
+    files: ModelFiles,
+    configuration: Mapping[str, Any],
+    parameters: Parameters,
+    scale: float,
+    templates: str,
+) -> _Text | None:
+    """The text side of a whole model, or None, with a warning, where there is none to use."""
+    found = read_text(configuration, parameters, CONFIG)
+    lacking = None if found is not None else "its weights hold no text tower"
+    if found is not None and not has_tokenizer(files):
+        lacking = files.absence("tokenizer.json")
+    if found is None or lacking is not None:
+        log.warning("%s: no text side, so no zero-shot head from class names: %s", name, lacking)
+        return None
+    encoder, fields = found
+    if fields.defaulted:
+        _say_defaults(fields.where, fields.defaulted)
+    text = CanonicalText(encoder, lambda: read_tokenizer(files, encoder, fields))
+    bias = None
+    if parameters.has("logit_bias"):
+        bias = float(parameters.take(parameters.prefix(("logit_bias",)) + "logit_bias"))
+    prompts = read_templates(templates)
+    side = TextSide(
+        read_encoder=lambda: encoder,
+        read_tokenizer=lambda: text.tokenizer,
+        features=text.features,
+        tokens=text.tokens,
+        templates=prompts,
+        logit_scale=scale,
+        logit_bias=bias,
+    )
+    return _Text(side, OpenClipHead(text, lambda: text.tokens, prompts, cache_folder()))
 
 
 def _preprocessing(files: ModelFiles, family: Family) -> Preprocessing:
@@ -144,8 +196,12 @@ def _say_what_is_missing(fields: Fields, preprocessing: Preprocessing) -> None:
         (preprocessing.where, preprocessing.defaulted),
     ):
         if found:
-            told = ", ".join(f"{name} {value}" for name, value in sorted(found.items()))
-            log.warning("%s: taken are the defaults of transformers' class: %s", where, told)
+            _say_defaults(where, found)
+
+
+def _say_defaults(where: str, found: Mapping[str, Any]) -> None:
+    told = ", ".join(f"{name} {value}" for name, value in sorted(found.items()))
+    log.warning("%s: taken are the defaults of transformers' class: %s", where, told)
 
 
 def _random_weights(spec: EncoderSpec, fields: Fields, seed: int) -> Weights:

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import ConfigError
 from .canonical import Encoder
+from .text_side import TextSide
 from .zero_shot_head import TextHead
 
 
@@ -26,6 +27,7 @@ class LoadedModel:
             for timm's encoders also crop_pct and crop_mode.
         text_head: zero-shot head for class names, or None where there is no text encoder.
         text_features: texts -> features `[n, E]`, not normalized, or None; for retrieval.
+        text: the text tower and its tokenizer for a bundle, or None.
         logit_scale: factor on cosine similarities.
         caution: what every figure of this model must be read with, or None for real weights.
     """
@@ -36,6 +38,7 @@ class LoadedModel:
     preprocess: dict[str, Any]
     text_head: TextHead | None = field(default=None, repr=False)
     text_features: Any | None = field(default=None, repr=False)
+    text: TextSide | None = field(default=None, repr=False)
     logit_scale: float = 100.0
     caution: str | None = None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+
+from regcache_engines import documents
 
 from ..errors import ModelError
 from .hub import cache_folder, explain_failure, unreachable
@@ -129,6 +130,6 @@ def read_list(path: Path) -> list[Any]:
 
 def _parse(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error

@@ -65,6 +65,8 @@ def from_open_clip(visual: Any) -> Encoder:
         projection=visual.proj is not None,
         pool_include_prefix=pool == "map",
         rotary=False,
+        attn_norm=False,
+        mlp_norm=False,
         **attention_pool,
     )
     return Encoder(spec, contiguous(_weights(visual, spec)))

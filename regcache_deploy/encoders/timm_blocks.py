@@ -46,12 +46,28 @@ def check_blocks(blocks: Sequence[Any]) -> None:
             )
         for module, feature in (
             (attention.q_norm, "QK norm"),
-            (attention.norm, "a norm inside attention"),
-            (mlp.norm, "a norm inside the MLP"),
             (getattr(attention, "gate", None), "gated attention"),
         ):
             if module is not None and not isinstance(module, nn.Identity):
                 raise UnsupportedEncoderError(f"{feature} is not supported")
+
+
+def sub_norms(blocks: Sequence[Any]) -> tuple[bool, bool]:
+    """Whether every block normalizes in front of out_proj, and in front of fc2 (EVA-02).
+
+    Raises:
+        UnsupportedEncoderError: some blocks do, others do not, or not by a LayerNorm.
+    """
+    found = []
+    for where, norms in (
+        ("attention", [block.attn.norm for block in blocks]),
+        ("the MLP", [block.mlp.norm for block in blocks]),
+    ):
+        there = [norm is not None and not isinstance(norm, nn.Identity) for norm in norms]
+        if any(there) and not all(isinstance(norm, nn.LayerNorm) for norm in norms):
+            raise UnsupportedEncoderError(f"such a norm inside {where} is not supported")
+        found.append(all(there))
+    return found[0], found[1]
 
 
 def has_layer_scale(block: Any) -> bool:
@@ -67,8 +83,9 @@ def block_weights(block: Any, name: str, layer_scale: bool, rotary: bool) -> Wei
         for part in ("weight", "bias"):
             packed = f"{name}.attn.qkv.{part}"
             out[packed] = _pairs_to_halves(out[packed], heads)
-    out |= affine(block.attn.proj, f"{name}.attn.out_proj")
-    out |= _fc1(block.mlp, f"{name}.mlp.fc1") | affine(block.mlp.fc2, f"{name}.mlp.fc2")
+    out |= _behind(block.attn.norm, affine(block.attn.proj, f"{name}.attn.out_proj"))
+    out |= _fc1(block.mlp, f"{name}.mlp.fc1")
+    out |= _behind(block.mlp.norm, affine(block.mlp.fc2, f"{name}.mlp.fc2"))
     if layer_scale:
         width = block.attn.proj.out_features
         for part, scale in zip(("ls1", "ls2"), _scales(block), strict=True):
@@ -102,6 +119,18 @@ def _fc1(mlp: Any, name: str) -> Weights:
     if type(mlp).__name__ == "GluMlp" and mlp.gate_last:
         return {key: torch.cat(value.chunk(2)[::-1]) for key, value in out.items()}
     return out
+
+
+def _behind(norm: Any, linear: Weights) -> Weights:
+    """A linear that has the weights of the LayerNorm in front of it: `W (g x + b) + c`."""
+    if not isinstance(norm, nn.LayerNorm) or not norm.elementwise_affine:
+        return linear
+    (name, weight), (bias_name, bias) = (
+        next((n, t.double()) for n, t in linear.items() if n.endswith(part))
+        for part in (".weight", ".bias")
+    )
+    gain, shift = tensor(norm.weight).double(), tensor(norm.bias).double()
+    return {name: (weight * gain).float(), bias_name: (bias + weight @ shift).float()}
 
 
 def _scales(block: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -13,7 +13,7 @@ from regcache_export.spec import EncoderSpec, FinalNorm, Pool
 from ..errors import UnsupportedEncoderError
 from .canonical import Encoder
 from .reading import Weights, activation_of, affine, contiguous, is_norm, single_eps, tensor
-from .timm_blocks import block_weights, check_blocks, has_layer_scale, mlp_activation
+from .timm_blocks import block_weights, check_blocks, has_layer_scale, mlp_activation, sub_norms
 
 FEATURES = {
     "Beit": "a relative position bias in attention",
@@ -57,6 +57,7 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
     head = _single_projection(trunk, projection)
     attention_pool = _attention_pool(trunk) if pool == "map" else {}
     final_norm = _final_norm(trunk, pool)
+    attn_norm, mlp_norm = sub_norms(blocks)
     first, patch = blocks[0], trunk.patch_embed
     spec = EncoderSpec(
         image_size=(patch.img_size[0], patch.img_size[1]),
@@ -77,6 +78,8 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
         # Eva has no such switch: its attention pooling sees all tokens
         pool_include_prefix=bool(getattr(trunk, "pool_include_prefix", pool == "map")),
         rotary=getattr(trunk, "rope", None) is not None,
+        attn_norm=attn_norm,
+        mlp_norm=mlp_norm,
         **attention_pool,
     )
     return Encoder(spec, contiguous(_weights(trunk, spec, head)))

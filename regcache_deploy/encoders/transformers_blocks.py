@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regcache_export.spec import EncoderSpec
+from regcache_export.text import TextSpec
 
 from ..errors import ModelError
 from .parameters import Parameters
@@ -47,7 +48,7 @@ class BlockNames:
 
 
 def read_blocks(
-    parameters: Parameters, layers: str, spec: EncoderSpec, names: BlockNames
+    parameters: Parameters, layers: str, spec: EncoderSpec | TextSpec, names: BlockNames
 ) -> Weights:
     """Weights of all blocks; `layers` is what stands in front of a block's number."""
     out: Weights = {}
@@ -57,7 +58,11 @@ def read_blocks(
 
 
 def _block(
-    parameters: Parameters, source: str, name: str, names: BlockNames, spec: EncoderSpec
+    parameters: Parameters,
+    source: str,
+    name: str,
+    names: BlockNames,
+    spec: EncoderSpec | TextSpec,
 ) -> Weights:
     def affine(to: str, modules: Names, bias: bool = True) -> Weights:
         return parameters.affine(to, *[source + module for module in modules], bias=bias)

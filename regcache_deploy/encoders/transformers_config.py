@@ -56,6 +56,13 @@ class Fields:
             raise self._wrong(name, value, "a positive whole number")
         return value
 
+    def identifier(self, name: str) -> int:
+        """A token id, from 0 on."""
+        value = self._get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._wrong(name, value, "a token id")
+        return value
+
     def number(self, name: str) -> float:
         """A positive number."""
         value = self._get(name)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regcache_engines.files import atomic_write_bytes
+from regcache_engines.text_head import read_prompts
 
 from ..errors import ConfigError, ModelError
 from ..work.progress import Reporter
@@ -57,14 +59,12 @@ def read_templates(choice: str) -> tuple[str, ...]:
         raise ConfigError(
             f"--templates {choice}: neither {' nor '.join(TEMPLATE_SETS)}, and no such file"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    templates = tuple(line.replace("{c}", "{}") for line in lines if line)
-    wrong = next((line for line in templates if line.count("{}") != 1), None)
-    if wrong is not None:
-        raise ConfigError(f"{path}: '{wrong}' needs {{}} once, where the class name goes")
-    if not templates:
-        raise ConfigError(f"{path} holds no templates; write one a line, e.g. a photo of a {{}}.")
-    return templates
+    return read_prompts(choice)
+
+
+def _fill(template: str, name: str) -> str:
+    """The prompt. Not `str.format`: other braces are the user's own text."""
+    return template.replace("{}", name)
 
 
 def load_tokenizer(make: Callable[[], Any]) -> Any:
@@ -147,7 +147,7 @@ class OpenClipHead:
 
         tokenizer = load_tokenizer(self.tokenizer)
         parts = []
-        templates = [template.format for template in self.templates]
+        templates = [partial(_fill, template) for template in self.templates]
         title = f"zero-shot head ({len(self.templates)} templates)"
         with reporter.stage(title, len(names)) as advance:
             for start in range(0, len(names), CLASSES_AT_ONCE):

@@ -56,6 +56,7 @@ class Session:
         path: the bundle.
         on: names of runners; the first one is the reference of comparisons.
         plan_folder: where plan.json is; None is beside the bundle.
+        head_file: in place of the bundle's head.
         templates: prompts for classes that the bundle's head does not have.
         batch_size, threads, device, workers, seed, limit: as on the command line.
     """
@@ -64,6 +65,7 @@ class Session:
     on: tuple[str, ...]
     reporter: Reporter
     plan_folder: Path | None = None
+    head_file: Path | None = None
     templates: str = "openai"
     batch_size: int = 32
     threads: int | None = None
@@ -81,6 +83,8 @@ class Session:
 
     def _open_runners(self) -> None:
         self.bundle = Bundle.open(self.path)
+        if self.head_file is not None:
+            self.bundle = self.bundle.with_head(self.head_file)
         self.preprocess = Preprocess(self.bundle.preprocess)
         try:
             self.runners: list[Runner] = make_runners(

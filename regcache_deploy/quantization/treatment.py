@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from regcache_export.spec import LINEARS
@@ -42,6 +42,10 @@ class Treatment:
             )
         if not all(0 < alpha <= 1 for alpha in self.alphas):
             raise ConfigError(f"smoothing strengths {self.alphas} must lie above 0, up to 1")
+
+    def without(self, role: str) -> Treatment:
+        """The same, with the inputs of a role as they are."""
+        return replace(self, smooth=tuple(name for name in self.smooth if name != role))
 
     @property
     def is_empty(self) -> bool:

@@ -25,8 +25,8 @@ from ..evaluation.layer_error import alone_errors
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
 from ..work.devices import use_device
+from ..work.json_file import write_json
 from ..work.progress import Advance, Reporter
-from .result import write_json
 
 IMAGES = 8
 

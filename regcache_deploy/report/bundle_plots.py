@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import hypot
 from typing import Any
 
-from ..work.format import COUNTED, metric_axis
+from ..work.format import metric_scale
 from .drawing import COLOURS, FLOOR, INK, MUTED, ROLES, new_figure
 
 NEAR_PIXELS = 24
@@ -28,7 +28,7 @@ def pareto(
 ) -> Any:
     """Latency against accuracy, numbered, with the front of what nothing beats."""
     figure, axes = new_figure(5.2, 3.9)
-    scale = 100 if metric in COUNTED else 1
+    scale, title = metric_scale(metric)
     front = pareto_front([(p["ms"], p["value"]) for p in points])
     axes.plot(
         [points[i]["ms"] for i in front],
@@ -75,8 +75,48 @@ def pareto(
             color=INK,
         )
     axes.set_xlabel(f"ms, batch {batch}")
-    axes.set_ylabel(f"{metric_axis(metric)}, %" if metric in COUNTED else metric_axis(metric))
+    axes.set_ylabel(title)
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def speed_accuracy(points: Sequence[dict[str, Any]], metric: str) -> Any:
+    """Accuracy of several files against how many times as fast each is, with both intervals.
+
+    Args:
+        points: `number`, `value` in [0, 1], `speed` with value, low and high, and `pair` with the
+            interval of the difference in points, or None.
+        metric: of the values.
+    """
+    figure, axes = new_figure(7.0, 4.2)
+    scale, title = metric_scale(metric)
+    for point in points:
+        speed, value, pair = point["speed"], scale * point["value"], point["pair"]
+        beyond = [[0.0], [0.0]]
+        if pair is not None:
+            centre = pair["difference"]
+            beyond = [[centre - pair["low"]], [pair["high"] - centre]]
+        axes.errorbar(
+            [speed.value],
+            [value],
+            xerr=[[speed.value - speed.low], [speed.high - speed.value]],
+            yerr=beyond,
+            fmt="D",
+            color=COLOURS[1],
+            ecolor=MUTED,
+            elinewidth=1,
+        )
+        axes.annotate(
+            str(point["number"]),
+            (speed.value, value),
+            xytext=(6, 5),
+            textcoords="offset points",
+            color=INK,
+        )
+    axes.axvline(1.0, color=MUTED, lw=1, ls="--", zorder=0)
+    axes.margins(0.12)
+    axes.set_xlabel("times as fast as its float file")
+    axes.set_ylabel(title)
     return figure
 
 
@@ -118,7 +158,7 @@ def layer_errors(found: dict[str, Any]) -> Any:
         title = role.split(".")[1]
         above.plot(list(known), list(known.values()), marker="o", ms=4, color=colour, label=title)
     above.set_yscale("log")
-    above.set_ylabel("feature error,\none linear in INT8")
+    above.set_ylabel("1 - cosine of features,\none linear in INT8")
     above.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     below.plot(range(depth), found["simulated"], marker="o", ms=6, color=COLOURS[0])
     titles = ["simulated"]

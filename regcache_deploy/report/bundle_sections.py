@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..work.format import count_text
+from regcache_engines.documents import parse_json
+
+from ..work.format import count_text, mib_text
 from .bundle_plots import layer_errors
 from .drawing import draw_svg
 from .parts import Code, Section, Table, svg_picture
@@ -60,7 +61,7 @@ def contract(folder: Path, document: dict[str, Any]) -> Section | None:
         ["tokens", f"{graph['tokens']} in, {graph['tokens_out']} behind the last block"],
     ]  # fmt: skip
     steps = [[key, _words(value)] for key, value in preprocess.items()]
-    files = [[name, f"{count_text(size)} bytes"] for name, size in sorted(sizes.items())]
+    files = [[name, mib_text(size)] for name, size in sorted(sizes.items())]
     tables = [
         Table(["", ""], rows),
         Table(["", ""], steps, "Preprocessing: open_clip's names, preprocess_cfg.json"),
@@ -80,7 +81,7 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
         engine = decision.get("engine_file") or "engines/KEY.engine"
     host_code = bool(decision.get("engine_host_code"))
     listings = [
-        Code("Python", python_snippet(bundle, manifest, head, engine, host_code)),
+        Code("Python", python_snippet(bundle, head, engine, host_code)),
         Code("C++ (docs/cpp.md)", cpp_snippet(bundle, head)),
         Code("Triton", triton_snippet(bundle, manifest)),
     ]
@@ -89,56 +90,39 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
 
 def python_snippet(
     bundle: str,
-    manifest: dict[str, Any],
     head: bool,
     engine: str | None = None,
     host_code: bool = False,
 ) -> str:
-    """A program that runs; it needs numpy, a runtime and, for decoding, the search extra.
+    """A program that runs where `pip install 'regcache-deploy[cpu]'`, or the engine's extra, was.
 
     Args:
         bundle: path.
-        manifest: of the bundle.
         head: the bundle has a zero-shot head.
         engine: of TensorRT, in place of ONNX Runtime.
         host_code: the engine was built version-compatible.
     """
-    source = manifest["graph"]["input"]
-    layout = "nhwc" if source["dtype"] == "uint8" and source["shape"][3] == 3 else None
-    layout = "nchw" if source["dtype"] == "uint8" and layout is None else layout
-    names = ["Bundle", *([] if engine else ["load_engine"]), *(["zero_shot"] if head else [])]
-    lines = [
-        "import sys",
-        "from pathlib import Path",
-        "import numpy as np",
-        "from regcache_engines.preprocess import Preprocess",
-        f"from regcache_engines import {', '.join(names)}",
-        *(["from regcache_engines.tensorrt.engine import TensorRTEngine"] if engine else []),
-        "",
-        f"bundle = Bundle.open({bundle!r})",
-        "transform = Preprocess(bundle.preprocess)",
-        "pixels = np.stack([transform.read(Path(name)) for name in sys.argv[1:]])",
-    ]
-    if layout is None:
+    lines = ["import sys", "import regcache_engines"]
+    opened = f"regcache_engines.open({bundle!r})"
+    if engine:
+        options = ", host_code=True" if host_code else ""
         lines += [
-            'mean, std = (np.float32(bundle.preprocess[k]) for k in ("mean", "std"))',
-            "images = ((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)",
+            "from regcache_engines.tensorrt.engine import TensorRTEngine",
+            "",
+            f"bundle = regcache_engines.Bundle.open({bundle!r})",
+            f"engine = TensorRTEngine({engine!r}{options})",
         ]
+        opened = "regcache_engines.Clip(bundle, engine)"
     else:
-        lines.append("images = pixels" + (".transpose(0, 3, 1, 2)" if layout == "nchw" else ""))
-    lines += [
-        f"with TensorRTEngine({engine!r}{', host_code=True' if host_code else ''}) as engine:"
-        if engine
-        else "with load_engine(bundle) as engine:",
-        "    features = engine.infer(np.ascontiguousarray(images))",
-    ]
+        lines.append("")
+    lines.append(f"with {opened} as clip:")
     if head:
         lines += [
-            "logits = zero_shot(features, bundle.text_features, bundle.logit_scale)",
-            "print([bundle.labels[i] for i in logits.argmax(axis=1)])",
+            "    for found in clip.classify(sys.argv[1:], top=1):",
+            "        print(found[0].label, found[0].score)",
         ]
     else:
-        lines.append("print(features.shape)")
+        lines.append("    print(clip.embed_images(sys.argv[1:]).shape)")
     return "\n".join(lines)
 
 
@@ -223,7 +207,7 @@ def read_bundle(path: Path) -> dict[str, Any]:
         "preprocess": bundle.preprocess,
     }
     if CERTIFICATE in bundle.manifest["files"]:
-        found["certificate"] = json.loads((path / CERTIFICATE).read_text(encoding="utf-8"))
+        found["certificate"] = parse_json(bundle.read(CERTIFICATE).decode())
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..work.format import SPEEDUP, ratio_text
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
+from .parts import Section, Table
 
 TITLES = {
     "int8": "INT8 as exported",
@@ -53,6 +55,33 @@ def print_contract(document: dict[str, Any]) -> None:
         place(console, f"decision: {document['decision_file']}")
 
 
+def decision_section(folder: Path, document: dict[str, Any]) -> Section | None:
+    """What `regcache build` measured of every candidate, on its own images and rounds."""
+    found = document.get("decision")
+    if not found or "drop_measured_on" not in found:
+        return None
+    contract = found["contract"]
+    rows = []
+    for tried in found["tried"]:
+        run = "drop" in tried and tried["form"] != "float"
+        figures = [drop_text(tried["drop"]), ratio_text(tried["speedup"])] if run else ["", ""]
+        verdict = "kept" if tried["keep"] else "refused"
+        why = "; ".join(_about(tried | {"reasons": []} if run else tried))
+        rows.append([form_title(found, tried["form"]), *figures, verdict, why])
+    cosine = any(t["drop"]["metric"] == "cosine" for t in found["tried"] if "drop" in t)
+    lost = "cosine to float [95 %]" if cosine else "points lost [95 %]"
+    text = [
+        f"Contract: at most {contract['max_drop']:g} points lost, at least "
+        f"{contract['min_speedup']:g} times as fast as the float file"
+        + (", by the whole 95 % intervals." if contract["strict"] else "."),
+        "Measured by `regcache build` for this decision, on images and in rounds of its own; so "
+        "its figures differ from those above by chance.",
+        *_measured(found),
+    ]
+    heads = ["file", lost, "times as fast [95 %]", "", "why"]
+    return Section("file", "Which file", text, [Table(heads, rows)])
+
+
 def _candidates(document: dict[str, Any]) -> Any:
     """A row each candidate; figures only where it was run."""
     cosine = any(t["drop"]["metric"] == "cosine" for t in document["tried"] if "drop" in t)
@@ -90,8 +119,8 @@ def _measured(document: dict[str, Any]) -> list[str]:
     place_of_it = f", {speed['gpu']}" if speed.get("gpu") else f", threads {speed['threads']}"
     itself = ratio_text(control) if control else "not timed"
     lines = [
-        f"Accuracy: {document['drop_metric']} on {images['judged_on']} images "
-        f"({document['drop_measured_on']}), against the float file on the same engine.",
+        f"Accuracy: {document['drop_metric']} on {document['drop_measured_on']}; against the float "
+        "file on the same engine.",
         f"Speed: {SPEEDUP}; {speed['engine']}{place_of_it}, batch {speed['batch']}; the float file "
         f"against itself: {itself}.",
         f"Intervals: {document['interval']}.",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.documents import read_json
+
 from ..bench.results import environment_of_rows
 from ..errors import DataError
 from ..work.paths import DETAILS
+from .result import RESULT
 
-RESULT = "result.json"
 SAME_RUN = (
     "model",
     "baseline",
@@ -37,6 +38,8 @@ MEASURED = (
     "merge",
     "merge_front",
     "merge_reason",
+    "speed",
+    "file_mib",
 )
 """What an export measured itself, on its own held-out images, with the deployed graph."""
 
@@ -52,7 +55,7 @@ def load_document(folder: Path, bench: Sequence[Path] = ()) -> dict[str, Any]:
     Returns:
         The search's document or the export's; where both are of the same choice, the search's with
         the export's measurements. `decision` is that of `regcache build`, `bench` the rows of
-        benchmarks, where there are any.
+        benchmarks, `evaluations` what `regcache eval` kept, where there are any.
 
     Raises:
         DataError: there is none, or a file cannot be read.
@@ -78,7 +81,8 @@ def load_document(folder: Path, bench: Sequence[Path] = ()) -> dict[str, Any]:
             rows += read_rows(path)
     for path in bench:
         rows += read_rows(path)
-    extra = {"decision": found, "bench": rows}
+    evaluations = [_evaluation(path) for path in sorted(folder.glob("eval-*.json"))]
+    extra = {"decision": found, "bench": rows, "evaluations": evaluations}
     return document | {key: value for key, value in extra.items() if value}
 
 
@@ -90,7 +94,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         if path.suffix == ".json":
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             rows = [row | environment_of_rows(found) for row in found["rows"]]
         else:
             with path.open(newline="", encoding="utf-8") as file:
@@ -106,10 +110,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return named
 
 
+def _evaluation(path: Path) -> dict[str, Any]:
+    """What `regcache eval` kept."""
+    found = _json(path) or {}
+    if not isinstance(found.get("results"), list) or "reference" not in found:
+        raise DataError(f"{path} holds no records of regcache eval; delete it, or evaluate again")
+    return found
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     """The object in a file, or None where there is no such file."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

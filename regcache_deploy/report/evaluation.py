@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,11 @@ from regcache_engines.files import atomic_write_bytes
 from ..evaluation.bundle_evaluation import Session
 from ..evaluation.records import Record
 from ..work.format import difference_text, p_text
+from ..work.json_file import write_json
+from ..work.paths import beside
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
+
+log = logging.getLogger(__name__)
 
 MAIN_METRIC = {
     "zeroshot_classification": "acc1",
@@ -128,6 +134,23 @@ def write_csv(path: Path, session: Session, records: Sequence[Record]) -> None:
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, buffer.getvalue().encode())
+
+
+def keep_records(session: Session, records: Sequence[Record], data: str) -> None:
+    """Leave the records beside the bundle for the page; a later run on the same data replaces them.
+
+    A bundle may lie where nobody may write, and is evaluated all the same.
+    """
+    tasks = "-".join(sorted({record.task for record in records} - {"fidelity"}) or ["fidelity"])
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{Path(data).name or data}-{tasks}").strip("-.")
+    path = beside(session.path) / f"eval-{words}.json"
+    found = document(session, records_json(session, records)) | {"data": data}
+    try:
+        write_json(path, found)
+    except OSError as error:
+        log.warning("the records are not kept in %s: %s", path, error.strerror)
+    else:
+        log.info("records: %s", path)
 
 
 def _caution(session: Session) -> None:

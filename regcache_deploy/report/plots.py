@@ -9,7 +9,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..work.format import absent_count, metric_axis
+from ..work.format import absent_count, metric_scale
 from .drawing import COLOURS, FLOOR, GAP, MUTED, ROLES, draw_svg, new_figure
 
 
@@ -46,7 +46,7 @@ def sensitivity(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
         ]
         above.plot(range(depth), loss, marker="o", ms=4, color=colour, label=role.split(".")[1])
     above.set_yscale("log")
-    above.set_ylabel("feature error,\none layer at W8A8")
+    above.set_ylabel("1 - cosine of features,\none layer at W8A8")
     above.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     below.plot(range(depth), data["proxy"]["fc2_input"], marker="s", ms=4, color=COLOURS[3])
     below.plot(range(depth), data["proxy"]["block_input"], marker="o", ms=4, color=COLOURS[0])
@@ -81,7 +81,7 @@ def norms(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
         place.set_ylabel("block")
         place.grid(visible=False)
     axes[1].set_xlabel("token (class token first, then patches row by row)")
-    figure.colorbar(image, ax=axes, label="largest l-inf norm", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="l-inf norm", shrink=0.8)
     return figure
 
 
@@ -117,11 +117,12 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
             best[key] = trial
     trials = sorted(best.values(), key=lambda t: t["images"])
     most = max(t["images"] for t in trials)
+    scale, title = metric_scale(document["search_metric"])
     figure, axes = new_figure(5.2, 3.9)
     dots = axes.scatter(
         [t["prefix_count"] for t in trials],
         [absent_count(t) for t in trials],
-        c=[t["value"] for t in trials],
+        c=[scale * t["value"] for t in trials],
         s=[60 + 160 * (t["images"] == most) for t in trials],
         marker="s",
         cmap="viridis",
@@ -145,7 +146,7 @@ def surface(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     axes.margins(0.08)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.05))
     axes.set_title(f"large: all {most} images; small: a part of them", loc="left", fontsize=9)
-    figure.colorbar(dots, ax=axes, label=metric_axis(document["search_metric"]))
+    figure.colorbar(dots, ax=axes, label=title)
     return figure
 
 
@@ -153,12 +154,13 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     """Value of every evaluation against the work done so far."""
     trials = document["trials"]
     most = max(t["images"] for t in trials)
+    scale, title = metric_scale(document["search_metric"])
     figure, axes = new_figure(5.2, 3.6)
     part = [t for t in trials if t["images"] < most]
     whole = [t for t in trials if t["images"] == most]
     axes.scatter(
         [t["block_forwards"] for t in part],
-        [t["value"] for t in part],
+        [scale * t["value"] for t in part],
         s=16,
         color=COLOURS[0],
         alpha=0.6,
@@ -166,15 +168,15 @@ def racing(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
     )
     axes.scatter(
         [t["block_forwards"] for t in whole],
-        [t["value"] for t in whole],
+        [scale * t["value"] for t in whole],
         s=44,
         color=COLOURS[1],
         marker="D",
         label=f"on all {most}",
     )
-    axes.axhline(document["search_accuracy"], color=MUTED, lw=1, ls="--")
-    axes.set_xlabel("block-forwards so far")
-    axes.set_ylabel(metric_axis(document["search_metric"]))
+    axes.axhline(scale * document["search_accuracy"], color=MUTED, lw=1, ls="--")
+    axes.set_xlabel("block-forwards so far (one image through one block)")
+    axes.set_ylabel(title)
     axes.ticklabel_format(axis="x", style="plain")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}".replace(",", " "))
     axes.tick_params(axis="x", labelrotation=20)

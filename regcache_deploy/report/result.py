@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,9 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..encoders.regcache import RegCacheConfig
 from ..search.result import Trial
+
+RESULT = "result.json"
+"""What an export leaves in its run folder."""
 
 CORNERS = (
     "fp32",
@@ -70,6 +72,7 @@ class ExportResult:
         token_norms: at the sensitive layer's input, see `search.token_norms.TokenNorms`.
         fidelity_way: that fidelity would have chosen instead; None where it agrees, or no race was.
         speed: of the bundle over FP32, see `bench.first_look`; None where nobody looked.
+        file_mib: of the weights in FP32 and of the INT8 file.
         not_tried: choices that the search's budget kept it from judging.
         search_cost: see `search.cost.SearchCost`.
         details: what a search reports beyond the decision; nothing after an export.
@@ -114,6 +117,7 @@ class ExportResult:
     fidelity: dict[str, float] = field(default_factory=dict)
     fidelity_way: str | None = None
     speed: dict[str, Any] | None = None
+    file_mib: dict[str, float] | None = None
 
     @property
     def sensitive_block(self) -> int:
@@ -163,6 +167,7 @@ class ExportResult:
             "in_float": list(self.in_float),
             "agreement": self.agreement,
             "speed": self.speed,
+            "file_mib": self.file_mib,
             "not_tried": [choice.to_json() for choice in self.not_tried],
             "warnings": list(self.warnings),
             "caution": self.caution,
@@ -197,7 +202,3 @@ def write_trials(path: Path, trials: Sequence[Trial], objective: str) -> None:
             ]
         )
     atomic_write_bytes(path, buffer.getvalue().encode())
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    atomic_write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())

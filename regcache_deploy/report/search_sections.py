@@ -11,13 +11,16 @@ from ..work.format import (
     deletion_text,
     difference_text,
     merge_text,
+    metric_axis,
     metric_title,
     no_gain_text,
     norms_rows,
     not_tried_lines,
     p_text,
+    unit_name,
     value_text,
 )
+from .measured import accuracies
 from .parts import Section, Table, plot_picture
 
 CORNER_TITLES = {
@@ -47,10 +50,32 @@ def accuracy(folder: Path, document: dict[str, Any]) -> Section:
         if fidelity:
             row.append("" if fidelity.get(name) is None else f"{fidelity[name]:.5f}")
         rows.append(row)
-    caption = f"{metric_title(metric)} on {document['n_eval']} held-out images, against FP32 [95 %]"
-    columns = ["", metric_title(metric), "difference", "p"]
-    table = Table(columns + ["cosine to FP32"] * bool(fidelity), rows, caption)
-    return Section("accuracy", "Accuracy", accuracy_lines(document), [table])
+    caption = f"{metric_axis(metric)} on {document['n_eval']} held-out images, against FP32"
+    columns = ["", metric_title(metric), f"{unit_name(metric)} [95 %]", "p"]
+    tables = [Table(columns + ["cosine to FP32"] * bool(fidelity), rows, caption)]
+    return Section("accuracy", "Accuracy", accuracy_lines(document), tables + _by_all(document))
+
+
+def _by_all(document: dict[str, Any]) -> list[Table]:
+    """Every measurement of the INT8 file, where there are several: each on images of its own."""
+    found = accuracies(document)
+    if len(found) < 2:
+        return []
+    rows = [
+        [
+            f"{each.by}, {metric_title(each.metric)} on {each.n} images: {each.images}",
+            "" if each.value is None else value_text(each.metric, each.value),
+            "" if each.reference is None else value_text(each.metric, each.reference),
+            difference_text(each.metric, each.pair),
+        ]
+        for each in found
+    ]
+    heads = ["by", "INT8", "FP32", "points against FP32 [95 %]"]
+    caption = (
+        "The same file on other images: figures differ by chance, within their intervals. The "
+        "first row is that of the answer"
+    )
+    return [Table(heads, rows, caption)]
 
 
 def accuracy_lines(document: dict[str, Any]) -> list[str]:
@@ -75,7 +100,7 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     has_prefix, absent = document["prefix_count"] > 0, absent_count(document) > 0
     text = []
     if gain is None:
-        text = ["The export keeps no pictures; `regcache search` draws them."]
+        text = ["A run of an older version keeps no pictures; run it again."]
     elif not gain["found"]:
         tried = [(trial["prefix_count"], absent_count(trial)) for trial in document["trials"]]
         text.append(no_gain_text(tried, " so none is used", len(document.get("not_tried", ()))))
@@ -115,7 +140,7 @@ def cost(folder: Path, document: dict[str, Any]) -> Section | None:
         f"{count_text(spent['block_forwards'])} block-forwards (one image through one block), all "
         f"preparations included. The published grid (t, tau, k~) takes {count_text(grid)}, "
         f"{grid / spent['block_forwards']:.1f} times as many. "
-        f"{spent['seconds']:.0f} s; largest process size "
+        f"{_took(spent)}; largest process size "
         f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB."
     ]
     undecided = document["gain"]["undecided"]
@@ -142,6 +167,17 @@ def cost(folder: Path, document: dict[str, Any]) -> Section | None:
         ),
     ]
     return Section("cost", "The search", text, pictures=pictures)
+
+
+def _took(spent: dict[str, Any]) -> str:
+    """Seconds, and what of the work was found finished."""
+    found = spent.get("resumed_block_forwards", 0)
+    if not found:
+        return f"{spent['seconds']:.0f} s"
+    share = f"{found / spent['block_forwards']:.0%}"
+    return (
+        f"{share} of them were finished by an earlier run; this one took {spent['seconds']:.0f} s"
+    )
 
 
 def layers(folder: Path, document: dict[str, Any]) -> Section | None:

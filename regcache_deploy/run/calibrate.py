@@ -18,8 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from regcache_engines.bundle import Bundle
 from regcache_engines.preprocess import Preprocess
-from regcache_export.bundle import seal_bundle, write_bundle
+from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions, find_target
 
@@ -236,10 +237,23 @@ def _write(
     draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
     try:
         certify_bundle(draft, plan, graph, calibration, pixels)
-        monitor = monitor_entry(draft, pixels.numpy())
-        return seal_bundle(draft, options.output / "calibrated.regcache", monitor)
+        found = monitor_entry(draft, pixels.numpy()) | _text_of_the_first(options.plan, plan, draft)
+        return seal_bundle(draft, options.output / "calibrated.regcache", found)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _text_of_the_first(folder: Path, plan: Plan, draft: Path) -> dict[str, Any]:
+    """Copy the text tower of the plan's own bundle, where that lies beside the plan."""
+    for path in sorted(folder.glob("*.regcache")):
+        try:
+            bundle = Bundle.open(path)
+        except BundleError as error:
+            logger.warning("no text tower is taken from %s: %s", path, error)
+            continue
+        if bundle.manifest.get("provenance") == plan.provenance:
+            return copy_text(bundle, draft)
+    return {}
 
 
 def graph_options_of(plan: Plan) -> GraphOptions:

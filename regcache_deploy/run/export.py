@@ -10,18 +10,26 @@ from typing import Any
 
 import torch
 
+from regcache_engines.bundle import MODEL
+from regcache_export.bundle import add_files
+from regcache_export.plan import Plan
+
 from ..bench.first_look import first_look
 from ..bundling.bundle import BundleWriter
 from ..bundling.plan import plan_of
 from ..bundling.tensorrt import float16_cost, float32_twin, is_tensorrt, with_attention
+from ..bundling.text import text_part
 from ..errors import ConfigError
 from ..quantization.baselines.table import fold_differences
 from ..quantization.encoder_folds import changing_folds
 from ..quantization.saturation import warn_about_saturation
 from ..quantization.simulate import Calibration
 from ..quantization.tensorrt_table import tensorrt_differences
-from ..report.result import ExportResult, write_json, write_trials
+from ..report.result import RESULT, ExportResult, write_trials
+from ..work.json_file import write_json
 from ..work.progress import Reporter
+from .account import account_of
+from .details import details_of, draw
 from .merging import write_front
 from .options import ExportOptions
 from .study import Study, run_study
@@ -64,7 +72,7 @@ def run_export(
         )
         study.held_out.warnings["recipe"] = calibration.warnings
     calibration = calibration.to("cpu")  # plan and certificate are numpy
-    with reporter.stage("folding weights, writing the graph"):
+    with reporter.stage("folding weights"):
         plan = plan_of(
             study.model,
             sets,
@@ -81,6 +89,10 @@ def run_export(
                 "sensitive_layer": study.found.sensitivity.layer,
             },
         )
+    text = None
+    if options.text and study.model.text is not None:
+        text = text_part(study.model.text, plan.labels, plan.encoder.output_dim, reporter)
+    with reporter.stage("writing the bundle"):
         draft = writer.draft(plan)
     deployed = writer.run(draft, sets, reporter)
     verified, extra = deployed, dict[str, Any]()
@@ -89,7 +101,10 @@ def run_export(
         verified = float32_twin(writer, plan, sets, reporter)
         extra = float16_cost(deployed, simulated, sets)
     study.features["deployed"] = deployed
-    manifest = {"accuracy": study.accuracy()} | extra
+    manifest: dict[str, Any] = {"accuracy": study.accuracy()} | extra
+    if text is not None:
+        add_files(draft, text.files)
+        manifest["text"] = text.manifest
     with reporter.stage("certificate: graph against simulation, code by code"):
         agreement = writer.verify_and_seal(
             draft, plan, calibration, sets, simulated, verified, manifest
@@ -106,13 +121,23 @@ def run_export(
         )
     result = study.result(
         speed=speed,
+        file_mib=file_sizes(plan, options.bundle_path),
         agreement=agreement.to_json(),
         differences=_differences(study, calibration),
         results_csv=results_csv,
         bundle=options.bundle_path,
     )
-    write_json(options.output_dir / "result.json", result.to_json())
+    document = result.to_json() | details_of(study.found, options)
+    plots = draw(study, options.output_dir, document, reporter)
+    more = {"plots": plots, "options": options.to_json(), "run": account_of(sets)}
+    write_json(options.output_dir / RESULT, document | more)
     return result
+
+
+def file_sizes(plan: Plan, bundle: Path) -> dict[str, float]:
+    """MiB of the bundle's ONNX file, and of the encoder's weights in FP32."""
+    weights = sum(weight.nbytes for weight in plan.weights.values())
+    return {"fp32": weights / 2**20, "int8": (bundle / MODEL).stat().st_size / 2**20}
 
 
 def _differences(study: Study, calibration: Calibration) -> tuple[str, ...]:

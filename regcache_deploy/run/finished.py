@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from regcache_engines.documents import read_json
 
 from ..data.settings import DataSettings
 from ..encoders.settings import ModelSettings
@@ -27,7 +28,7 @@ def searched_options(run: Path) -> dict[str, Any]:
     """
     path = run / DETAILS
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         stored = document["options"]
         rooms = (ModelSettings, DataSettings, SearchSettings)
         names = [*QUANTIZER, *MACHINE, *(f.name for room in rooms for f in fields(room))]

@@ -48,6 +48,7 @@ class ExportOptions(
         GraphSettings.__post_init__(self)
         if self.recipe is not None:
             one_of("--recipe", self.recipe, (AUTO, PAPER, *WAY_NAMES))
+            self._check_recipe(self.recipe)
         self.graph  # noqa: B018  (names are checked where they are read)
         if self.strict_paper and self.probes:
             raise ConfigError("--strict-paper does not go with --probes; take one of them")
@@ -65,6 +66,17 @@ class ExportOptions(
                 f"--merge auto measures in ONNX Runtime, which says nothing of {self.target}; take "
                 "a schedule, or give --latency with figures from the GPU"
             )
+
+    def _check_recipe(self, recipe: str) -> None:
+        """A way without RegCache has no use for its numbers."""
+        if recipe in (AUTO, PAPER) or recipe.startswith(REGCACHE):
+            return
+        for name in ("prefix_block", "prefix_count", "delete_count", "range_delete_count"):
+            if getattr(self, name):  # 0 says what such a way does
+                raise ConfigError(
+                    f"--recipe {recipe} has no RegCache, and --{name.replace('_', '-')} is a "
+                    "number of it; take one of them"
+                )
 
     def check_paths(self) -> None:
         """Look at the folders, not into them.

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from ..encoders.load import LoadedModel
-from ..report.plots import write_plots
-from ..report.result import ExportResult, write_json, write_trials
+from ..report.result import ExportResult, write_trials
 from ..search.ablation import run_ablation, write_ablation
-from ..search.find import FoundChoice
-from ..search.pictures import picture_data
-from ..search.settings import REGCACHE, SearchSettings
+from ..search.settings import REGCACHE
+from ..work.json_file import write_json
 from ..work.paths import DETAILS
 from ..work.progress import Reporter
+from .account import account_of
+from .details import details_of, draw
 from .merging import write_front
 from .options import ExportOptions
 from .study import Study, run_study
@@ -42,7 +42,7 @@ def run_search(
     study = run_study(options, reporter, parts, model)
     folder, found = options.output_dir, study.found
     folder.mkdir(parents=True, exist_ok=True)
-    details = _details(found, options)
+    details = details_of(found, options)
     details["ablation"] = _ablation(study, folder, reporter) if ablation else []
     results_csv = folder / "results.csv"
     write_trials(results_csv, found.result.trials, found.objective.name)
@@ -54,11 +54,9 @@ def run_search(
         results_csv=results_csv,
         details=details,
     )
-    with reporter.stage("pictures"):
-        data = picture_data(study.model.encoder, study.sets, found)
-        plots = write_plots(folder / "plots", result.to_json(), data)
+    plots = draw(study, folder, result.to_json(), reporter)
     document = result.to_json() | {"plots": plots, "options": options.to_json()}
-    write_json(folder / DETAILS, document)
+    write_json(folder / DETAILS, document | {"run": account_of(study.sets)})
     return result
 
 
@@ -75,44 +73,3 @@ def _ablation(study: Study, folder: Path, reporter: Reporter) -> list[dict[str, 
     }
     write_ablation(folder / "ablation.csv", rows, setup)
     return [row.to_json() for row in rows]
-
-
-def _details(found: FoundChoice, settings: SearchSettings) -> dict[str, Any]:
-    sensitivity, result = found.sensitivity, found.result
-    nothing = result.nothing
-    return {
-        "readings": settings.identity(),
-        "gain": {
-            "found": not result.best.is_empty,
-            "p_value": result.p_value,
-            "baseline_alone": nothing.value if nothing else None,
-            "candidate": result.candidate.to_json() if result.candidate else None,
-            "undecided": result.undecided,
-        },
-        "sensitivity": {
-            "images": sensitivity.images,
-            "metric": found.objective.name,
-            "float": sensitivity.full.value if sensitivity.full else None,
-            "layers": {
-                name: {"drop": sensitivity.drop(name), "cosine": score.fidelity}
-                for name, score in sensitivity.layers.items()
-            },
-            "proxy": {
-                "block": sensitivity.proxy.block,
-                "fc2_input": list(sensitivity.proxy.fc2_input),
-                "block_input": list(sensitivity.proxy.block_input),
-            },
-        },
-        "ranking_recall": {str(t): share for t, share in found.recall.items()},
-        "trials": [
-            {
-                "stage": trial.stage,
-                **trial.config.to_json(),
-                "images": trial.images,
-                "value": trial.score.value,
-                "fidelity": trial.score.fidelity,
-                "block_forwards": trial.work,
-            }
-            for trial in result.trials
-        ],
-    }

@@ -29,6 +29,12 @@ def metric_axis(name: str) -> str:
     return "cosine to FP32" if name == "cosine" else TITLES[name]
 
 
+def metric_scale(name: str) -> tuple[int, str]:
+    """Factor of values on an axis, and the axis' title with its unit."""
+    counted = name in COUNTED
+    return (100, f"{metric_axis(name)}, %") if counted else (1, metric_axis(name))
+
+
 def unit_name(metric: str) -> str:
     """Of a difference between two values."""
     return "points" if metric in COUNTED else "cosine" if metric == "cosine" else "difference"
@@ -64,6 +70,11 @@ def p_text(pair: dict[str, Any] | None) -> str:
 
 def count_text(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
+
+
+def mib_text(size: float) -> str:
+    """Bytes as MiB; kibibytes where that would say nothing."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
 
 
 def absent_count(choice: Mapping[str, Any]) -> int:

@@ -11,6 +11,11 @@ DETAILS = "search.json"
 """What a search leaves in its run folder."""
 
 
+def beside(path: Path) -> Path:
+    """The folder that `path` lies in, relative where `path` is."""
+    return path.parent if path.name not in ("", "..") else path.resolve().parent
+
+
 def require_folder(path: Path) -> None:
     """Raise DataError where `path` is no folder of images to read."""
     try:

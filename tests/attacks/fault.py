@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
 
 from regcache_deploy.errors import RegCacheError
 from tests.attacks.kit import Kit
@@ -118,7 +117,7 @@ FIXED = [
     *("--delete-count", "2", "--certificate-images", "2"),
 ]
 
-Act = Callable[[Place], Union[Sequence[str], Outcome]]
+Act = Callable[[Place], Sequence[str] | Outcome]
 """Damages something, and gives the words of the command, or runs it itself."""
 
 
@@ -132,7 +131,7 @@ class Fault:
         what: the injection, in words.
         act: damages, and says what to run.
         error: class whose exit code the command must end with; None where it must go on.
-        seconds: within which it must.
+        seconds: within which it must, on a machine that others use.
         says: words that must be among what it says.
         leaves: names in the output folder that may be there after an error.
         quick: part of `make test`.
@@ -145,7 +144,7 @@ class Fault:
     what: str
     act: Act = field(repr=False)
     error: type[RegCacheError] | None
-    seconds: float = 20.0
+    seconds: float = 60.0
     says: str = ""
     leaves: tuple[str, ...] = ()
     quick: bool = True

@@ -91,12 +91,14 @@ def _opened_wrongly(place: Place, outcome: Outcome) -> Iterator[str]:
             yield f"opened {path}"
         elif write and not _below(path, own) and not _harmless(path):
             yield f"wrote to {path}"
-        elif not write and path.startswith("/") and not any(_below(path, r) for r in readable):
-            if not _below(path, own) and path != "/":
-                yield f"read {path}"
+        elif not write and not any(_below(path, folder) for folder in ("/", own, *readable)):
+            yield f"read {path}"
 
 
 def _below(path: str, folder: str) -> bool:
+    """Relative paths are below the folder that the command runs in, unless they climb."""
+    if folder == "/":
+        return path == "/" or (not path.startswith("/") and ".." not in path.split("/"))
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
@@ -116,10 +118,9 @@ def _left_behind(fault: Fault, place: Place) -> Iterator[str]:
             yield f"a half-written {name}"
         if path.suffix == ".regcache" and (problem := _problem(path)):
             yield f"a bundle that is none: {problem}"
-        top = name.parts[0]
-        if fault.error is not None and top not in (*fault.leaves, "parts"):
-            if len(name.parts) == 1:
-                yield f"left {name} after an error"
+        expected = fault.error is None or len(name.parts) > 1
+        if not expected and path.name not in (*fault.leaves, "parts"):
+            yield f"left {name} after an error"
 
 
 def _problem(path: Path) -> str:

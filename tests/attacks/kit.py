@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from regcache_deploy.compat import import_open_clip
 
 CLASSES = ("bus", "cat", "dog", "sun")
 EACH = 16
@@ -28,7 +31,11 @@ class Kit:
 
 
 def make_kit(folder: Path) -> Kit:
-    """Write them into a folder of their own; two seconds."""
+    """Write them into a folder of their own, and import what commands import; ten seconds."""
+    import_open_clip()  # an alarm in the middle of an import would leave half a module
+    import_module("timm")
+    import_module("torch._dynamo")
+    import_module("onnxruntime")
     from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
     from regcache_export.targets import GraphOptions
     from tests.bundling.certificate_helpers import calibration, certified, plan_of

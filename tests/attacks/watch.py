@@ -49,14 +49,19 @@ def run_here(place: Place, words: Sequence[str], seconds: float) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     faults: tuple[str, ...] = ()
     begin = time.monotonic()
-    with _as_if(place), _audited() as opened, _alarm(seconds):
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
+    with (
+        _as_if(place),
+        _audited() as opened,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            with _alarm(seconds):
                 code = main([*words, "-q"])
-            except TookTooLong:
-                code, faults = -1, (f"not finished after {seconds:g} s",)
-            except BaseException as error:  # a traceback is what it would be
-                code, faults = 1, (f"traceback: {type(error).__name__}: {error}",)
+        except TookTooLong:
+            code, faults = -1, (f"not finished after {seconds:g} s",)
+        except BaseException as error:  # a traceback is what it would be
+            code, faults = 1, (f"traceback: {type(error).__name__}: {error}",)
     spent = time.monotonic() - begin
     return Outcome(code, spent, out.getvalue(), err.getvalue(), frozenset(opened), faults)
 
@@ -67,6 +72,7 @@ def run_apart(
     seconds: float,
     before: Sequence[str] = (),
     trace: bool = False,
+    program: Sequence[str] = (sys.executable, "-m", "regcache_deploy.cli.main"),
     **variables: str,
 ) -> Outcome:
     """In a process of its own.
@@ -74,12 +80,13 @@ def run_apart(
     Args:
         before: a command that the command is run by (`setpriv ...`).
         trace: under strace, where there is one.
+        program: another one than `regcache`.
         variables: of the environment; an empty one is taken out.
     """
     log = place.root / "strace.log"
     tracer = [STRACE, "-f", "-qq", "-o", str(log), "-e", "trace=open,openat,openat2,execve,connect"]
-    command = [sys.executable, "-m", "regcache_deploy.cli.main", *words, "-q"]
-    command = [*before, *((str(word) for word in tracer) if trace and STRACE else ()), *command]
+    traced = [str(word) for word in tracer] if trace and STRACE else []
+    command = [*before, *traced, *program, *words, "-q"]
     variables = environment(place, **variables)
     variables = {name: value for name, value in variables.items() if value}
     begin = time.monotonic()

@@ -53,6 +53,14 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
+def make_listed(bundle: Path, name: str) -> None:
+    """List a file, and write it where it can be."""
+    entry = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
+    if "/" not in name:
+        (bundle / name).write_bytes(b"x")
+
+
 def link(path: Path, keep: bool = True) -> None:
     target = path.with_name(".moved")
     path.rename(target)
@@ -155,6 +163,26 @@ def weights_beside(bundle: Path) -> None:
     replace_file(bundle, "model.onnx", path.read_bytes())
 
 
+def with_text(bundle: Path) -> None:
+    """Give it a text tower as far as the bundle's readers look: three files, listed and hashed."""
+    (bundle / "text").mkdir()
+    for name in TEXT:
+        replace_file(bundle, name, name.encode())
+
+
+def text_damaged(damage: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def both(bundle: Path) -> None:
+        with_text(bundle)
+        damage(bundle)
+
+    return both
+
+
+def unlist(name: str) -> Callable[[Path], None]:
+    return lambda bundle: edit_manifest(bundle, lambda manifest: manifest["files"].pop(name))
+
+
+TEXT = ("text/model.onnx", "text/tokenizer.json", "text/text.json")
 PROBE = {"name": "p", "output": "p", "low": 0, "high": 255}
 DEEP = b'{"a": ' * 300_000 + b"0" + b"}" * 300_000
 HEAD = "text_features.safetensors"
@@ -293,4 +321,37 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "features beyond int32": ("RUNTIME_FAILED", encoder_of(1, 2**32 + 20)),
     "features of another length": ("BUNDLE_DAMAGED", encoder_of(1, 21)),
     "weights in a hidden file": ("RUNTIME_FAILED", weights_beside),
+    "changed text tower": (
+        "BUNDLE_CHECKSUM",
+        text_damaged(lambda b: flip(b / "text/model.onnx")),
+    ),
+    "truncated tokenizer": (
+        "BUNDLE_DAMAGED",
+        text_damaged(lambda b: (b / "text/tokenizer.json").write_bytes(b"{}")),
+    ),
+    "missing tokenizer": (
+        "BUNDLE_DAMAGED",
+        text_damaged(lambda b: (b / "text/tokenizer.json").unlink()),
+    ),
+    "part of a text tower": ("BUNDLE_DAMAGED", text_damaged(unlist("text/tokenizer.json"))),
+    "unlisted text tower": ("BUNDLE_DAMAGED", lambda b: (b / "text").mkdir()),
+    "unlisted file beside the text tower": (
+        "BUNDLE_DAMAGED",
+        text_damaged(lambda b: (b / "text/extra.so").write_bytes(b"x")),
+    ),
+    "manifest beside the text tower": (
+        "BUNDLE_DAMAGED",
+        text_damaged(lambda b: (b / "text/manifest.json").write_bytes(b"{}")),
+    ),
+    "linked text folder": ("BUNDLE_DAMAGED", text_damaged(lambda b: link(b / "text"))),
+    "linked text file": ("BUNDLE_DAMAGED", text_damaged(lambda b: link(b / "text/text.json"))),
+    "other file in the text folder": (
+        "BUNDLE_UNSAFE_NAME",
+        text_damaged(lambda b: replace_file(b, "text/more.json", b"{}")),
+    ),
+    "out of the text folder": ("BUNDLE_UNSAFE_NAME", lists("text/../model.onnx")),
+    "text folder as a file": (
+        "BUNDLE_DAMAGED",
+        lambda b: [make_listed(b, name) for name in ("text", *TEXT)],
+    ),
 }

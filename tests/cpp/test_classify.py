@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from regcache_deploy.cli.main import main
 from regcache_engines import Bundle
 from regcache_engines.engine import zero_shot
+from regcache_engines.head import head_bytes
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from tests.cpp.damages import changed
+from tests.cpp.damages import changed, with_text
 from tests.cpp.programs import python_results, run
 from tests.tiny_plans import tiny_plan
 
@@ -36,6 +38,37 @@ def test_a_quantized_bundle_gives_pythons_classes(
         for top in entry["top"]:
             assert top["label"] == opened.labels[top["index"]]
             assert top["score"] == pytest.approx(row[top["index"]], abs=1e-4)
+
+
+def test_a_head_of_its_own(
+    release: Path, sanitized: Path, bundle: Path, images: list[Path], tmp_path: Path
+) -> None:
+    made = Path(shutil.copytree(bundle, tmp_path / "text.regcache"))
+    with_text(made)
+    changed(text={"weights_sha256": "1" * 64})(made)
+    rows = np.random.default_rng(0).standard_normal((3, 20)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    head, labels = tmp_path / "head.safetensors", ("uno", "due", "tre")
+    head.write_bytes(head_bytes(rows, labels, 20.0, weights_sha256="1" * 64))
+    _, features = python_results(made, images[:3])
+    wanted = zero_shot(features, rows, 20.0).argmax(axis=1)
+    for folder in (release, sanitized):
+        done = run(folder / "regcache_classify", "--json", "--head", head, made, *images[:3])
+        assert done.returncode == 0, done.stderr
+        results = json.loads(done.stdout)["results"]
+        assert [entry["top"][0]["label"] for entry in results] == [labels[i] for i in wanted]
+    head.write_bytes(head_bytes(rows, labels, 20.0, weights_sha256="2" * 64))
+    other = run(release / "regcache_classify", "--head", head, made, images[0])
+    assert (other.returncode, "another model's text tower" in other.stderr) == (5, True)
+    head.write_bytes(head_bytes(rows[:, :8], labels, 20.0))
+    short = run(release / "regcache_classify", "--head", head, made, images[0])
+    assert (short.returncode, "different models" in short.stderr) == (5, True)
+    for damaged in (b"", b"x" * 40):
+        head.write_bytes(damaged)
+        done = run(sanitized / "regcache_classify", "--head", head, made, images[0])
+        assert (done.returncode, f"{head} is truncated" in done.stderr) == (5, True)
+    done = run(sanitized / "regcache_classify", "--head", tmp_path / "none", made, images[0])
+    assert done.returncode == 5
 
 
 def shape_of(value: Any) -> Any:

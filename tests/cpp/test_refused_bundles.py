@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regcache_engines import Bundle
-from tests.cpp.damages import DAMAGES, repeat
+from tests.cpp.damages import DAMAGES, repeat, with_text
 from tests.cpp.programs import run
 
 
@@ -33,6 +33,17 @@ def test_the_last_of_two_equal_keys_counts_as_in_python(
     Bundle.open(changed)
     done = run(sanitized / "regcache_dump", changed, tmp_path / "out")
     assert done.stdout == "ok\n"
+
+
+def test_a_bundle_with_a_text_tower_opens(
+    release: Path, sanitized: Path, bundle: Path, tmp_path: Path
+) -> None:
+    made = Path(shutil.copytree(bundle, tmp_path / "text.regcache"))
+    with_text(made)
+    (made / "text/.DS_Store").write_bytes(b"hidden files are ignored")
+    assert Bundle.open(made).has_text
+    for folder in (release, sanitized):
+        assert run(folder / "regcache_dump", made, tmp_path / "out").stdout == "ok\n"
 
 
 def test_a_bundle_behind_a_link_or_an_odd_name_opens(

@@ -54,7 +54,6 @@ REFUSALS = (
     "window attention",
     "post-norm",
     "relative position bias",
-    "a norm inside attention",
     "distillation token",
 )
 """Features that the project refuses; another reason is a bug."""

@@ -5,7 +5,9 @@ What they answer is taken from the documentation of TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import pytest
 from regcache_engines.files import sha256_bytes
 from regcache_engines.tensorrt import engine as engine_module
 from regcache_engines.tensorrt.device import DeviceBuffer, PinnedBuffer
-from regcache_engines.tensorrt.probe import Gpu, Probe
+from regcache_engines.tensorrt.probe import EngineName, Gpu, Probe
 from regcache_engines.tensorrt.sidecar import Profile, Sidecar
 
 H100 = Gpu("NVIDIA H100", 90, 13000, 1)
@@ -40,6 +42,10 @@ SIDECAR = Sidecar(
 )
 
 
+_current = threading.local()
+"""The GPU of each thread: `device`, a FakeDevice."""
+
+
 class FakeDevice:
     """Memory in a dictionary; a stream is a list of what was done on it, in order."""
 
@@ -51,6 +57,14 @@ class FakeDevice:
         self.log: list[str] = []
         self.capturing: list[Callable[[], None]] | None = None
         self.released = False
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        before, _current.device = getattr(_current, "device", None), self
+        try:
+            yield
+        finally:
+            _current.device = before
 
     def allocate(self, size: int) -> DeviceBuffer:
         pointer = 1000 + len(self.memory)
@@ -106,6 +120,7 @@ class FakeContext:
         return []
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert _current.device is self.device, "another GPU is current in this thread"
         count = self.count
 
         def kernel() -> None:
@@ -144,13 +159,16 @@ def fake_machine(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     """An H100 with TensorRT, as far as an engine looks."""
     device = FakeDevice()
     monkeypatch.setattr(engine_module, "import_runtime", lambda name: FakeTensorRT(device))
-    monkeypatch.setattr(engine_module, "open_device", lambda name: device)
+    monkeypatch.setattr(engine_module, "open_device", lambda name, device_id: device)
     have(monkeypatch)
     return device
 
 
 def have(monkeypatch: pytest.MonkeyPatch, version: str = SIDECAR.version, gpu: Gpu = H100) -> None:
-    monkeypatch.setattr(engine_module, "probe", lambda name: Probe(name, version, gpu, None, None))
+    def probe(name: EngineName, device_id: int) -> Probe:
+        return Probe(name, version, gpu, None, None)
+
+    monkeypatch.setattr(engine_module, "probe", probe)
 
 
 def write(folder: Path, **changes: Any) -> Path:

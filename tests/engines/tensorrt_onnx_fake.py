@@ -130,7 +130,7 @@ class FakeMachine:
         self.builds = 0
         self.devices: list[FakeDevice] = []
 
-    def open_device(self, name: str) -> FakeDevice:
+    def open_device(self, name: str, device_id: int = 0) -> FakeDevice:
         self.devices.append(FakeDevice())
         return self.devices[-1]
 
@@ -211,7 +211,8 @@ def machine_with(
     probing.import_runtime.cache_clear()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, name, machine.runtime(name))
-        patch.setattr(probing, "find_gpu", lambda: (H100, "") if gpu else (None, "no driver"))
+        found = (H100, "") if gpu else (None, "no driver")
+        patch.setattr(probing, "find_gpu", lambda device_id: found)
         patch.setattr(engine_module, "open_device", machine.open_device)
         yield machine
     probing.import_runtime.cache_clear()

@@ -86,6 +86,39 @@ def test_every_thread_takes_pieces_of_its_own_and_the_order_stays() -> None:
     assert not any(thread.is_alive() for thread in single.threads)
 
 
+def test_one_copy_runs_pieces_for_all_threads_in_turn() -> None:
+    whole = Recorder()
+    run = PiecewiseRun(2, 2, whole, None)
+    assert np.array_equal(run(numbered(9)), numbered(9))
+    assert whole.sizes == [2, 2, 2, 2, 1]
+    run.open()
+    assert whole.threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize(("pieces", "sessions"), [(None, [1, 2]), (True, [2, 2]), (False, [1, 1])])
+def test_the_second_copy_is_loaded_when_it_is_asked_for(
+    pieces: bool | None, sessions: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcache_engines import onnxruntime_session
+
+    made, really = [0], onnxruntime_session.open_session
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        made[0] += 1
+        return really(*arguments, **options)
+
+    monkeypatch.setattr("regcache_engines.onnxruntime_engine.open_session", counting)
+    path = write_bundle(tiny_plan(), tmp_path / "tiny.regcache")
+    images, found = tiny_images(4).numpy(), []
+    with load_engine(path, threads=2, pieces=pieces) as engine:
+        found.append(made[0])
+        features = engine.infer(images)
+        found.append(made[0])
+    assert found == sessions
+    with load_engine(path, threads=1) as engine:
+        assert np.array_equal(features, engine.infer(images))
+
+
 def test_an_error_in_a_piece_reaches_the_caller() -> None:
     def fail(images: Array) -> FloatArray:
         raise EngineError("out of memory")

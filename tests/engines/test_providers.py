@@ -19,7 +19,7 @@ from tests.tiny_plans import tiny_plan
 
 
 def test_providers_need_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(providers, "find_gpu", lambda: (None, "no driver"))
+    monkeypatch.setattr(providers, "find_gpu", lambda device_id=0: (None, "no driver"))
     for name in ("cuda", "tensorrt", "tensorrt_rtx"):
         with pytest.raises(EngineError, match="needs an NVIDIA GPU: no driver"):
             providers.load_provider_engine(tmp_path / "x.onnx", name)
@@ -52,7 +52,7 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         register_execution_provider_library=lambda label, path: registered.append(label),
         InferenceSession=lambda path, options: session,
     )
-    monkeypatch.setattr(providers, "find_gpu", lambda: (H100, ""))
+    monkeypatch.setattr(providers, "find_gpu", lambda device_id=0: (H100, ""))
     monkeypatch.setattr(providers, "plugin_library", lambda: Path("lib.so"))
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     with pytest.raises(EngineError, match="fell back to CPUExecutionProvider"):

@@ -179,7 +179,7 @@ def test_full_tensorrt_without_a_gpu_is_one_line(
 
     bundle = write_bundle(small(), tmp_path / "b.regcache", options=TENSORRT)
     words = ["build", str(bundle), "--engine", "tensorrt", "--output", str(tmp_path / "engines")]
-    monkeypatch.setattr(probing, "find_gpu", lambda: (None, "no NVIDIA driver"))
+    monkeypatch.setattr(probing, "find_gpu", lambda device_id=0: (None, "no NVIDIA driver"))
     for module, reason in (
         (SimpleNamespace(__version__="11.4"), "needs an NVIDIA GPU"),
         (None, "NVIDIA's package index"),

@@ -27,12 +27,17 @@ class FakeCudart:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.fails: set[str] = set()
         self.host: list[Any] = []
+        self.current = 0
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, arguments))
             if name in self.fails:
                 return (2, None)
+            if name == "cudaSetDevice":
+                self.current = arguments[0]
+            if name == "cudaGetDevice":
+                return 0, self.current
             if name == "cudaMallocHost":
                 self.host.append(ctypes.create_string_buffer(arguments[0]))
                 return 0, ctypes.addressof(self.host[-1])
@@ -68,8 +73,26 @@ def test_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
         device.allocate(64)
 
 
+def test_another_gpu_is_current_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudart = FakeCudart()
+    cudart.current = 2
+    monkeypatch.setattr("regcache_engines.tensorrt.device.require", lambda module, extra: cudart)
+    device = CudaBindingsDevice(1)
+    assert cudart.current == 2
+    seen = []
+
+    def fail() -> None:
+        with device.current():
+            seen.append(cudart.current)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (seen, cudart.current) == ([1], 2)
+
+
 def test_pycuda_uses_the_primary_context_and_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    depth, calls = [0], []
+    depth, calls, indices = [0], [], list[int]()
 
     def change(by: int) -> Callable[[], None]:
         def call() -> None:
@@ -95,8 +118,9 @@ def test_pycuda_uses_the_primary_context_and_leaves_it(monkeypatch: pytest.Monke
     stream = SimpleNamespace(handle=11, synchronize=must_be_current("synchronize"))
     fake_driver = SimpleNamespace(
         init=lambda: None,
-        Device=lambda index: SimpleNamespace(
-            retain_primary_context=lambda: SimpleNamespace(push=change(1))
+        Device=lambda index: (
+            indices.append(index)
+            or SimpleNamespace(retain_primary_context=lambda: SimpleNamespace(push=change(1)))
         ),
         Context=SimpleNamespace(pop=change(-1)),
         mem_alloc=must_be_current("mem_alloc", Memory()),
@@ -108,7 +132,8 @@ def test_pycuda_uses_the_primary_context_and_leaves_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         "regcache_engines.tensorrt.device_pycuda.require", lambda module, extra: fake_driver
     )
-    device = PyCudaDevice()
+    device = PyCudaDevice(3)
+    assert indices == [3]
     memory, host, handle = device.allocate(8), device.pinned(8), device.stream()
     device.copy(memory, host, 8, handle)
     device.copy(host, memory, 8, handle)

@@ -70,8 +70,16 @@ def test_find_gpu(monkeypatch: pytest.MonkeyPatch, library: Any, reason: str) ->
     assert reason in why
 
 
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver())
+    for device_id in (-1, 7):
+        gpu, why = find_gpu(device_id)
+        assert gpu is None
+        assert f"device_id is {device_id}, and the NVIDIA driver sees 1 GPUs" in why
+
+
 def test_probe_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "find_gpu", lambda: (None, "no driver"))
+    monkeypatch.setattr(probing, "find_gpu", lambda device_id=0: (None, "no driver"))
 
     def missing(name: str) -> Any:
         raise EngineError(f"{name} is not installed")

@@ -191,7 +191,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         get_available_providers=lambda: names,
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    monkeypatch.setattr(providers, "find_gpu", lambda: (H100, ""))
+    monkeypatch.setattr(providers, "find_gpu", lambda device_id=0: (H100, ""))
     return found
 
 

@@ -16,10 +16,10 @@ from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.errors import DataError
 from regcache_deploy.report.html import write_page
 from regcache_deploy.report.plots import PICTURES, write_plots
-from regcache_deploy.report.result import write_json
 from regcache_deploy.report.search_sections import decision
 from regcache_deploy.search.ablation import TITLES, VARIANTS
 from regcache_deploy.search.pictures import kept_positions, token_norms
+from regcache_deploy.work.json_file import write_json
 from tests.search.search_helpers import encoder_and_images
 
 DEPTH = 4

@@ -14,7 +14,7 @@ from PIL import Image
 
 from regcache_deploy.cli.main import main
 from regcache_deploy.report.plots import write_plots
-from regcache_deploy.report.result import write_json
+from regcache_deploy.work.json_file import write_json
 from tests.report.test_report import a_document, some_arrays
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")

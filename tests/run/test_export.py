@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from regcache_deploy.cli.main import export_main
 from regcache_deploy.evaluation.deployed import run_engine
+from regcache_engines import TextTower
 from regcache_engines.bundle import Bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.plan import Plan
@@ -174,6 +176,14 @@ def test_folder_of_images_with_random_weights(
     assert "random weights (seed 7)" in result["caution"]
     assert result["metric"] == "cosine"
     assert (result["prefix_count"], result["delete_count"]) == (4, 5)
+    bundle = Bundle.open(result["bundle"])
+    assert bundle.manifest["created"]
+    if importlib.util.find_spec("tokenizers") is None:
+        assert "needs tokenizers" in bundle.manifest["text"]["left_out"]
+    else:
+        with TextTower(bundle, threads=1) as tower:
+            assert tower.embed(["a photo of a dog"]).shape == (1, 256)
+            assert len(tower.config.templates) == 80
 
 
 def one_image(folder: Path) -> None:

@@ -39,6 +39,7 @@ def start(out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "regcache_deploy.cli.main", "export", *SEARCH, *EXPORT]
     command += ["--output", str(out), "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment["SOURCE_DATE_EPOCH"] = "0"  # else the manifest says when it was sealed
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
 

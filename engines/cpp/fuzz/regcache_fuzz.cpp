@@ -65,7 +65,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
                 regcache::check_files(folder(), manifest);
                 break;
             }
-            case 1: regcache::Head::parse(text); break;
+            case 1: regcache::Head::parse(text, "head"); break;
             case 2: PreprocessConfig::parse(text); break;
             default: image(data + 2, size - 2, data[1]);
         }

@@ -38,7 +38,7 @@
 extern "C" {
 #endif
 
-#define REGCACHE_VERSION "0.1.0"
+#define REGCACHE_VERSION "0.2.0"
 #define REGCACHE_BUNDLE_SCHEMA 1
 
 typedef enum regcache_status {
@@ -85,6 +85,11 @@ typedef struct regcache_model_params {
     double saturation_warning;         /* see regcache_monitor; 0 switches the warning off */
     regcache_warning_callback warning; /* NULL: warnings go to stderr */
     void *warning_user_data;
+    const char *head;                  /* a file of `regcache head`, in place of the bundle's own
+                                          text features; NULL: these */
+    int32_t pieces;                    /* CPU. 1: a second copy of the model, with which each thread
+                                          runs images of its own in regcache_embed; batches of at
+                                          least one image per thread are faster. 0: one copy */
 } regcache_model_params;
 
 typedef struct regcache_prediction {

@@ -23,7 +23,9 @@ constexpr char kUsage[] =
     "  --batch N       images per run of --bench (default 1, or what the bundle is made for)\n"
     "  --top N         classes per image (default 5)\n"
     "  --threads N     threads inside one run (default: one per physical core)\n"
+    "  --pieces        a second copy of the model, for batches: each thread runs its own images\n"
     "  --provider P    cpu, cuda or tensorrt (default cpu)\n"
+    "  --head FILE     classes of a file of `regcache head`, in place of the bundle's own\n"
     "  --engine-cache DIR   where TensorRT keeps its engines\n"
     "  --fp16          let TensorRT use float16 outside the quantized layers\n"
     "Exit codes: 0 done, 2 usage, 4 an image, 5 the bundle, 7 ONNX Runtime.\n";
@@ -75,8 +77,12 @@ Arguments parse(int argc, char **argv) {
             arguments.batch = count();
         } else if (word == "--top") {
             arguments.top = count();
+        } else if (word == "--pieces") {
+            arguments.params.pieces = 1;
         } else if (word == "--threads") {
             arguments.params.threads = count();
+        } else if (word == "--head") {
+            arguments.params.head = value();
         } else if (word == "--engine-cache") {
             arguments.params.engine_cache = value();
         } else if (word == "--fp16") {

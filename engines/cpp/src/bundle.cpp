@@ -18,6 +18,7 @@ constexpr char kManifest[] = "manifest.json";
 constexpr char kModel[] = "model.onnx";
 constexpr char kPreprocess[] = "preprocess_cfg.json";
 constexpr char kHead[] = "text_features.safetensors";
+constexpr char kText[] = "text";  // folder of the text tower
 constexpr std::uint64_t kMaxDocument = 8u << 20;  // of JSON
 constexpr std::uint64_t kMaxHead = 1u << 30;
 constexpr std::uint64_t kMaxModel = 1u << 31;  // of one protobuf
@@ -83,6 +84,33 @@ std::string check_file(const fs::path &path, const Manifest::File &listed, std::
     return bytes;
 }
 
+// A head from a file of its own, for this bundle's features.
+Head other_head(const std::string &path, const Manifest &manifest) {
+    auto head = Head::parse(read(path, kMaxHead), path);
+    if (!head.weights_sha256.empty() && !manifest.text_weights.empty() &&
+        head.weights_sha256 != manifest.text_weights)
+        throw Error(REGCACHE_BUNDLE_DAMAGED,
+                    path + " was made by another model's text tower; make it again from this bundle");
+    return head;
+}
+
+// Nothing but listed files is in the bundle's folder, or in a folder `inside/` of it; hidden files
+// apart, which file managers leave.
+void check_listed(const std::string &folder, const std::string &inside, const Manifest &manifest) {
+    std::error_code code;
+    for (fs::directory_iterator entry(fs::path(folder) / inside, code), end; !code && entry != end;
+         entry.increment(code)) {
+        const auto name = inside + entry->path().filename().string();
+        const bool known = manifest.files.count(name) || name == kManifest ||
+                           (name == kText && manifest.has_text);
+        if (name[inside.size()] != '.' && !known)
+            throw Error(REGCACHE_BUNDLE_DAMAGED,
+                        folder + " holds " + name + ", which its manifest does not list; move it " +
+                            "out of the bundle");
+    }
+    if (code) damaged(folder + " is not readable (" + code.message() + ")");
+}
+
 }  // namespace
 
 std::map<std::string, std::string> check_files(const std::string &folder,
@@ -90,25 +118,20 @@ std::map<std::string, std::string> check_files(const std::string &folder,
     for (const char *name : {kModel, kPreprocess})
         if (!manifest.files.count(name))
             damaged(folder + "/" + kManifest + " does not list " + name);
+    std::error_code code;
+    if (manifest.has_text && fs::is_symlink(fs::symlink_status(fs::path(folder) / kText, code)))
+        damaged(folder + "/" + kText + " is a link; a bundle holds its files itself");
     std::map<std::string, std::string> used;
     for (const auto &[name, file] : manifest.files) {
         auto bytes = check_file(fs::path(folder) / name, file, limit_of(name));
         if (limit_of(name)) used[name] = std::move(bytes);
     }
-    std::error_code code;
-    for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
-         entry.increment(code)) {
-        const auto name = entry->path().filename().string();
-        if (name[0] != '.' && name != kManifest && !manifest.files.count(name))
-            throw Error(REGCACHE_BUNDLE_DAMAGED,
-                        folder + " holds " + name + ", which its manifest does not list; move it " +
-                            "out of the bundle");
-    }
-    if (code) damaged(folder + " is not readable (" + code.message() + ")");
+    check_listed(folder, "", manifest);
+    if (manifest.has_text) check_listed(folder, std::string(kText) + "/", manifest);
     return used;
 }
 
-Bundle Bundle::open(const std::string &folder) {
+Bundle Bundle::open(const std::string &folder, const std::string &head) {
     const fs::path root(folder);
     std::error_code code;
     if (!fs::is_regular_file(root / kManifest, code))
@@ -122,7 +145,10 @@ Bundle Bundle::open(const std::string &folder) {
     auto used = check_files(folder, bundle.manifest);
     bundle.model_path = (root / kModel).string();
     bundle.preprocess = PreprocessConfig::parse(used[kPreprocess]);
-    if (bundle.manifest.files.count(kHead)) bundle.head = Head::parse(used[kHead]);
+    if (!head.empty())
+        bundle.head = other_head(head, bundle.manifest);
+    else if (bundle.manifest.files.count(kHead))
+        bundle.head = Head::parse(used[kHead], kHead);
     bundle.model = std::move(used[kModel]);
     return bundle;
 }

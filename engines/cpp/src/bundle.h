@@ -29,6 +29,8 @@ struct Manifest {
     std::string model;
     std::string caution;  // what must be said beside its results; "" where there is nothing
     std::map<std::string, File> files;
+    bool has_text = false;     // a text tower in the folder `text`, which is only hashed
+    std::string text_weights;  // SHA-256 of its float weights; "" without one
     bool takes_bytes = false;  // uint8 pixels instead of normalized float32
     bool for_cpu = false;      // no GPU has kernels for its integer products
     std::string input, output;
@@ -44,10 +46,11 @@ struct Head {
     std::vector<float> features;      // [classes, dim], L2-normalized rows
     std::vector<std::string> labels;  // one per class, or none
     double logit_scale = 1;
+    std::string weights_sha256;       // of the text tower that made it; "" where it does not say
 
-    // Read the bytes of a safetensors file.
+    // Read the bytes of a safetensors file; `name` is for messages.
     // Throws Error: another tensor, shape or type than a head has.
-    static Head parse(const std::string &bytes);
+    static Head parse(const std::string &bytes, const std::string &name);
 };
 
 // A folder NAME.regcache that is whole, unchanged, and of a known schema.
@@ -58,8 +61,9 @@ struct Bundle {
     PreprocessConfig preprocess;
     std::optional<Head> head;
 
+    // `head`: a file in place of the bundle's own head; "" for that.
     // Throws Error: see the BUNDLE statuses.
-    static Bundle open(const std::string &folder);
+    static Bundle open(const std::string &folder, const std::string &head = "");
 };
 
 // The part of `open` that looks at the files: each listed one is there, is no link, and has its

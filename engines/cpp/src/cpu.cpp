@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <fstream>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -108,6 +109,25 @@ unsigned usable_cores() {
     if (sched_getaffinity(0, sizeof set, &set) == 0) return unsigned(CPU_COUNT(&set));
 #endif
     return std::thread::hardware_concurrency();
+}
+
+int physical_cores() {
+    std::set<std::string> cores;
+#ifdef __linux__
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0)
+        for (int i = 0; i < CPU_SETSIZE; ++i) {
+            if (!CPU_ISSET(i, &allowed)) continue;
+            const std::string name = std::to_string(i);
+            std::ifstream file("/sys/devices/system/cpu/cpu" + name +
+                               "/topology/thread_siblings_list");
+            std::string siblings;
+            cores.insert(std::getline(file, siblings) ? siblings : name);
+        }
+#endif
+    const int found = cores.empty() ? int(usable_cores()) : int(cores.size());
+    const int limit = core_limit();
+    return std::max(1, limit ? std::min(limit, found) : found);
 }
 
 }  // namespace regcache

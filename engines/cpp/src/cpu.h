@@ -15,4 +15,7 @@ int core_limit(const std::string &root = "");
 // Logical cores that the scheduler may give this process.
 unsigned usable_cores();
 
+// Cores that this process may use, within its limit; the hardware threads of one core count once.
+int physical_cores();
+
 }  // namespace regcache

@@ -25,11 +25,11 @@ struct Model {
     Model(const char *path, const regcache_model_params &p, std::string library)
         : params(p),
           onnxruntime_version(load_onnxruntime(library)),
-          bundle(Bundle::open(path)),
+          bundle(Bundle::open(path, p.head ? p.head : "")),
           normalized(normalize_table(bundle.preprocess)),
           session(bundle, params) {
         bundle.model = {};
-        params.onnxruntime_library = params.engine_cache = nullptr;  // the caller's memory
+        params.onnxruntime_library = params.engine_cache = params.head = nullptr;  // the caller's memory
     }
 };
 

@@ -1,4 +1,5 @@
-// text_features.safetensors: 8 bytes of header length, the header as JSON, then the tensors.
+// A head (text_features.safetensors in a bundle): 8 bytes of header length, the header as JSON,
+// then the tensors.
 #include <cmath>
 #include <cstring>
 
@@ -15,9 +16,12 @@ using Json = nlohmann::json;
 constexpr std::uint64_t kMaxHeader = 16u << 20;
 constexpr char kTensor[] = "text_features";
 
-[[noreturn]] void bad_head(const std::string &what) {
-    throw Error(REGCACHE_BUNDLE_DAMAGED, "text_features.safetensors " + what + "; " + kAgain);
-}
+// What is wrong, without the file's name.
+struct Bad {
+    std::string what;
+};
+
+[[noreturn]] void bad_head(const std::string &what) { throw Bad{what}; }
 
 Json entry(const Json &json, const char *key) {
     return json.is_object() ? json.value(key, Json()) : Json();
@@ -62,11 +66,11 @@ void read_metadata(const Json &metadata, Head &head) {
     const Json number = Json::parse(scale.get<std::string>(), nullptr, false);
     if (!number.is_number()) bad_head("has a logit_scale that is no number");
     head.logit_scale = number.get<double>();
+    const Json weights = entry(metadata, "weights_sha256");
+    if (weights.is_string()) head.weights_sha256 = weights.get<std::string>();
 }
 
-}  // namespace
-
-Head Head::parse(const std::string &bytes) {
+Head parsed(const std::string &bytes) {
     if (bytes.size() < 8) bad_head("is truncated");
     std::uint64_t length = 0;
     for (int i = 0; i < 8; ++i) length |= std::uint64_t(std::uint8_t(bytes[std::size_t(i)])) << 8 * i;
@@ -78,6 +82,16 @@ Head Head::parse(const std::string &bytes) {
     read_tensor(entry(header, kTensor), bytes.data() + 8 + length, bytes.size() - 8 - length, head);
     read_metadata(entry(header, "__metadata__"), head);
     return head;
+}
+
+}  // namespace
+
+Head Head::parse(const std::string &bytes, const std::string &name) {
+    try {
+        return parsed(bytes);
+    } catch (const Bad &bad) {
+        throw Error(REGCACHE_BUNDLE_DAMAGED, name + " " + bad.what + "; " + kAgain);
+    }
 }
 
 }  // namespace regcache

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include <nlohmann/json.hpp>
@@ -39,10 +41,17 @@ bool unsafe(const std::string &name) {
            name.find_first_of(std::string("/\\:\0", 4)) != std::string::npos;
 }
 
+// The text tower in a folder of its own: a bundle has all of these or none.
+constexpr const char *kText[] = {"text/model.onnx", "text/tokenizer.json", "text/text.json"};
+
+bool is_text(const std::string &name) {
+    return std::find(std::begin(kText), std::end(kText), name) != std::end(kText);
+}
+
 void read_files(const Json &files, Manifest &manifest) {
     if (!files.is_object()) damaged("lists no files");
     for (const auto &[name, entry] : files.items()) {
-        if (unsafe(name))
+        if (unsafe(name) && !is_text(name))
             throw Error(REGCACHE_BUNDLE_UNSAFE_NAME,
                         "manifest.json lists the file name " + shown(name) +
                             ", which could leave the bundle; do not use this bundle");
@@ -50,6 +59,13 @@ void read_files(const Json &files, Manifest &manifest) {
         if (!hash.is_string()) damaged("has no SHA-256 for " + shown(name));
         if (!size.is_number_unsigned()) damaged("has no size for " + shown(name));
         manifest.files[name] = {hash.get<std::string>(), size.get<std::uint64_t>()};
+    }
+    for (const char *name : kText) {
+        if (manifest.files.count(name))
+            manifest.has_text = true;
+        else if (std::any_of(std::begin(kText), std::end(kText),
+                             [&](const char *other) { return manifest.files.count(other) > 0; }))
+            damaged(std::string("does not list ") + name);
     }
 }
 
@@ -102,6 +118,7 @@ Manifest Manifest::parse(const std::string &json) {
     manifest.model = text(at(document, "model"), "unknown");
     manifest.caution = text(at(at(document, "provenance"), "caution"), "");
     read_files(at(document, "files"), manifest);
+    if (manifest.has_text) manifest.text_weights = text(at(at(document, "text"), "weights_sha256"), "");
     manifest.for_cpu = text(at(at(document, "graph"), "target"), "") == "onnxruntime" &&
                        at(document, "quantized_linears") != 0;
     read_graph(at(document, "graph"), at(at(document, "monitor"), "calibrated_rates"), manifest);

@@ -32,6 +32,7 @@ regcache_model_params checked(const regcache_model_params *given) {
                 params.provider <= REGCACHE_PROVIDER_TENSORRT,
             "provider is none of regcache_provider");
     require(params.device_id >= 0, "device_id is negative");
+    require(params.pieces == 0 || params.pieces == 1, "pieces is neither 0 nor 1");
     require(std::isfinite(params.saturation_warning) && params.saturation_warning >= 0,
             "saturation_warning must be 0 or positive");
     return params;

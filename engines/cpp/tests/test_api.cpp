@@ -40,6 +40,9 @@ void arguments(const char *bundle) {
     params.threads = -1;
     EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
     params = regcache_model_default_params();
+    params.pieces = 2;
+    EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
+    params.pieces = 0;
     params.saturation_warning = std::nan("");
     EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
     EXPECT(model == nullptr);
@@ -57,6 +60,33 @@ void providers(const char *bundle) {
         EXPECT((status == REGCACHE_OK) == (model != nullptr));
         regcache_model_free(model);
     }
+}
+
+// Features of 70 images of noise, in one call.
+std::vector<float> embedded(const char *bundle, int threads, int pieces) {
+    auto params = regcache_model_default_params();
+    params.threads = threads;
+    params.pieces = pieces;
+    regcache_model *model = nullptr;
+    EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_OK);
+    if (!model) return {};
+    regcache_context *context = nullptr;
+    EXPECT(regcache_context_create(model, &context) == REGCACHE_OK);
+    std::vector<uint8_t> pixels(70 * regcache_model_pixels_size(model));
+    uint32_t state = 1;
+    for (auto &value : pixels) value = uint8_t((state = state * 1664525u + 1013904223u) >> 24);
+    std::vector<float> features(70 * std::size_t(regcache_model_output_dim(model)));
+    EXPECT(regcache_embed(context, pixels.data(), 70, features.data()) == REGCACHE_OK);
+    regcache_context_free(context);
+    regcache_model_free(model);
+    return features;
+}
+
+void pieces(const char *bundle) {
+    const auto wanted = embedded(bundle, 1, 0);
+    EXPECT(wanted.size() > 70 && wanted[0] != wanted[wanted.size() / 70]);
+    for (const int threads : {0, 1, 2, 3}) EXPECT(embedded(bundle, threads, 1) == wanted);
+    EXPECT(embedded(bundle, 2, 0) == wanted);
 }
 
 void work(const char *bundle, const char *png) {
@@ -173,6 +203,7 @@ int main(int argc, char **argv) {
     arguments(argv[1]);
     providers(argv[1]);
     work(argv[1], argv[2]);
+    pieces(argv[1]);
     library(argv[1]);
     return failures ? 1 : 0;
 }

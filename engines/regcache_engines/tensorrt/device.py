@@ -8,7 +8,8 @@ context, the one that TensorRT and torch use: pointers of a second context would
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,21 @@ class CudaBindingsDevice:
     name = "cuda.bindings"
     captures = True
 
-    def __init__(self) -> None:
-        self._cuda = require("cuda.bindings.runtime", "cuda")
+    def __init__(self, device_id: int = 0) -> None:
+        self._cuda, self._id = require("cuda.bindings.runtime", "cuda"), device_id
         self._frees: list[Callable[[], Any]] = []
-        self._do("cudaSetDevice", 0)  # makes the primary context current
+        with self.current():  # makes the primary context
+            pass
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        before = int(self._do("cudaGetDevice"))
+        self._do("cudaSetDevice", self._id)
+        try:
+            yield
+        finally:
+            if before != self._id:
+                self._do("cudaSetDevice", before)
 
     def allocate(self, size: int) -> DeviceBuffer:
         pointer = self._do("cudaMalloc", size)
@@ -99,8 +111,12 @@ DEVICES: dict[str, type[CudaBindingsDevice] | type[PyCudaDevice] | type[TorchDev
 }
 
 
-def open_device(name: str = "auto") -> Device:
-    """A device by name; `auto` takes the first that works, cuda.bindings before the others.
+def open_device(name: str = "auto", device_id: int = 0) -> Device:
+    """A device by library; `auto` takes the first that works, cuda.bindings before the others.
+
+    Args:
+        name: a key of `DEVICES`, or `auto`.
+        device_id: which GPU.
 
     Raises:
         EngineError: unknown, not installed, or no GPU.
@@ -108,11 +124,11 @@ def open_device(name: str = "auto") -> Device:
     if name != "auto":
         if name not in DEVICES:
             raise EngineError(f"unknown device library '{name}'; take one of: {', '.join(DEVICES)}")
-        return DEVICES[name]()
+        return DEVICES[name](device_id)
     reasons = []
     for candidate in DEVICES:
         try:
-            return DEVICES[candidate]()
+            return DEVICES[candidate](device_id)
         except EngineError as error:
             reasons.append(str(error))
     raise EngineError("no library for device memory works: " + "; ".join(reasons))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +48,13 @@ class Device(Protocol):
 
     name: str
     captures: bool
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make this the calling thread's GPU, and what was current before again afterwards.
+
+        The current GPU is each thread's own, and TensorRT runs on it, whatever the engine is for.
+        """
+        ...
 
     def allocate(self, size: int) -> DeviceBuffer: ...
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,23 @@ class PyCudaDevice:
     name = "pycuda"
     captures = False
 
-    def __init__(self) -> None:
+    def __init__(self, device_id: int = 0) -> None:
         self._driver = require("pycuda.driver", "pycuda")
         try:
             self._driver.init()
-            self._context = self._driver.Device(0).retain_primary_context()
+            self._context = self._driver.Device(device_id).retain_primary_context()
         except Exception as error:  # pycuda.driver.Error is known only after the import
             raise EngineError(f"pycuda finds no GPU: {error}") from error
         self._streams: dict[int, Any] = {}
         self._owned: list[Any] = []
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
 
     def allocate(self, size: int) -> DeviceBuffer:
         memory = self._call(lambda: self._driver.mem_alloc(size))
@@ -81,10 +90,8 @@ class PyCudaDevice:
 
     def _call(self, action: Callable[[], Any]) -> Any:
         """Run with the primary context current in this thread, whatever was current before."""
-        self._context.push()
-        try:
-            return action()
-        except Exception as error:
-            raise EngineError(f"pycuda failed: {error}") from error
-        finally:
-            self._driver.Context.pop()
+        with self.current():
+            try:
+                return action()
+            except Exception as error:
+                raise EngineError(f"pycuda failed: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..errors import EngineError
@@ -14,15 +15,20 @@ class TorchDevice:
     name = "torch"
     captures = True
 
-    def __init__(self) -> None:
+    def __init__(self, device_id: int = 0) -> None:
         self._torch = require("torch", "search")
         if not self._torch.cuda.is_available():
             raise EngineError("this torch finds no GPU; install its CUDA build")
+        self._id = device_id
         self._streams: dict[int, Any] = {}
         self._graphs: dict[int, Any] = {}
 
+    def current(self) -> AbstractContextManager[None]:
+        scope: AbstractContextManager[None] = self._torch.cuda.device(self._id)
+        return scope
+
     def allocate(self, size: int) -> DeviceBuffer:
-        tensor = self._torch.empty(size, dtype=self._torch.uint8, device="cuda")
+        tensor = self._torch.empty(size, dtype=self._torch.uint8, device=f"cuda:{self._id}")
         return DeviceBuffer(tensor.data_ptr(), size, tensor)
 
     def pinned(self, size: int) -> PinnedBuffer:
@@ -30,7 +36,7 @@ class TorchDevice:
         return PinnedBuffer(tensor.numpy(), tensor)
 
     def stream(self) -> int:
-        stream = self._torch.cuda.Stream()
+        stream = self._torch.cuda.Stream(device=self._id)
         self._streams[int(stream.cuda_stream)] = stream
         return int(stream.cuda_stream)
 

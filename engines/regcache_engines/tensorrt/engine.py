@@ -7,6 +7,7 @@ fakes of runtime and device, not on a GPU.
 from __future__ import annotations
 
 import queue
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from .trt_api import make_logger
 
 
 class TensorRTEngine(BaseEngine):
-    """An engine on the first GPU. With as many calls as contexts inside, others wait.
+    """An engine on a GPU. With as many calls as contexts inside, others wait.
 
     Args:
         path: `KEY.engine`; `KEY.json` lies beside it.
         device: `cuda`, `pycuda`, `torch` or `auto`.
+        device_id: which GPU; any thread may call, whichever GPU is current in it.
         contexts: how many calls of `infer` run at once.
         cuda_graphs: replay a captured graph for a batch size that was seen before.
         host_code: load an engine that was built version-compatible, which runs code of its own on
@@ -45,6 +47,7 @@ class TensorRTEngine(BaseEngine):
         contexts: int = 1,
         cuda_graphs: bool = True,
         host_code: bool = False,
+        device_id: int = 0,
     ) -> None:
         if contexts < 1:
             raise EngineError(f"contexts is {contexts}; take at least 1")
@@ -56,7 +59,7 @@ class TensorRTEngine(BaseEngine):
                 f"{path} was built to load in newer runtimes, and such an engine runs program code "
                 "that it carries; pass host_code=True if you have built it yourself"
             )
-        data = sidecar.read_engine(path, probe(name))
+        data = sidecar.read_engine(path, probe(name, device_id))
         contract = read_contract(
             sidecar.input_dtype, ("batch", *sidecar.image_shape), ("batch", sidecar.output_dim)
         )
@@ -64,12 +67,15 @@ class TensorRTEngine(BaseEngine):
             raise EngineError(f"{path} is no image encoder's engine: {sidecar.image_shape}")
         super().__init__()
         self._contract = contract
-        self._device: Device | None = open_device(device)
+        self._device: Device | None = open_device(device, device_id)
         self._slots: queue.Queue[Slot] = queue.Queue()
         try:
-            self._runtime, self._engine = _deserialize(import_runtime(name), path, data, host_code)
-            for _ in range(contexts):
-                self._slots.put(Slot(self._engine, self._device, sidecar, cuda_graphs))
+            with self._device.current():
+                self._runtime, self._engine = _deserialize(
+                    import_runtime(name), path, data, host_code
+                )
+                for _ in range(contexts):
+                    self._slots.put(Slot(self._engine, self._device, sidecar, cuda_graphs))
         except BaseException:
             self.close()
             raise
@@ -87,9 +93,10 @@ class TensorRTEngine(BaseEngine):
         slot = self._slots.get()
         try:
             parts, start = [], 0
-            for size in sizes:
-                parts.append(slot.run(np.ascontiguousarray(images[start : start + size])))
-                start += size
+            with slot.device.current():
+                for size in sizes:
+                    parts.append(slot.run(np.ascontiguousarray(images[start : start + size])))
+                    start += size
         finally:
             self._slots.put(slot)
         return np.concatenate(parts)
@@ -97,11 +104,12 @@ class TensorRTEngine(BaseEngine):
     def _release(self) -> None:
         """Contexts go before the engine, the engine before the runtime."""
         device, self._device = self._device, None
-        while not self._slots.empty():
-            self._slots.get().close()
-        self._engine = self._runtime = None
-        if device is not None:
-            device.release()
+        with nullcontext() if device is None else device.current():
+            while not self._slots.empty():
+                self._slots.get().close()
+            self._engine = self._runtime = None
+            if device is not None:
+                device.release()
 
 
 def split_batch(count: int, smallest: int, largest: int) -> list[int]:

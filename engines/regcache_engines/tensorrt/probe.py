@@ -74,8 +74,8 @@ class Probe:
             raise EngineError(self.run_refused)
 
 
-def find_gpu() -> tuple[Gpu | None, str]:
-    """The first GPU, or None and the reason."""
+def find_gpu(device_id: int = 0) -> tuple[Gpu | None, str]:
+    """The GPU of that number, or None and the reason."""
     driver = None
     for library in _DRIVER_LIBRARIES:
         try:
@@ -86,21 +86,23 @@ def find_gpu() -> tuple[Gpu | None, str]:
     if driver is None:
         return None, "no NVIDIA driver (libcuda.so.1 does not load)"
     try:
-        return _ask(driver)
+        return _ask(driver, device_id)
     except AttributeError as error:  # a stub library
         return None, f"the NVIDIA driver is incomplete ({error})"
 
 
-def _ask(driver: Any) -> tuple[Gpu | None, str]:
+def _ask(driver: Any, device_id: int) -> tuple[Gpu | None, str]:
     if code := driver.cuInit(0):
         return None, f"the NVIDIA driver does not start (cuInit returned {code})"
     count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return None, "the NVIDIA driver sees no GPU"
+    if not 0 <= device_id < count.value:
+        return None, f"device_id is {device_id}, and the NVIDIA driver sees {count.value} GPUs"
     name = ctypes.create_string_buffer(128)
     major, minor = ctypes.c_int(), ctypes.c_int()
     failed = (
-        driver.cuDeviceGet(ctypes.byref(device), 0)
+        driver.cuDeviceGet(ctypes.byref(device), device_id)
         or driver.cuDeviceGetName(name, len(name), device)
         or driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
         or driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
@@ -131,9 +133,9 @@ def import_runtime(engine: EngineName) -> Any:
     return module
 
 
-def probe(engine: EngineName) -> Probe:
+def probe(engine: EngineName, device_id: int = 0) -> Probe:
     """Look at runtime and GPU. Never raises, never crashes."""
-    gpu, no_gpu = find_gpu()
+    gpu, no_gpu = find_gpu(device_id)
     try:
         version: str | None = str(import_runtime(engine).__version__)
         missing = None

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..errors import EngineError
 from ..files import atomic_write_bytes, sha256_bytes
 from .probe import Gpu, Probe
@@ -99,7 +100,7 @@ class Sidecar:
             EngineError: missing, damaged, or of another schema.
         """
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path)
             if document["schema"] != SCHEMA:
                 raise EngineError(
                     f"{path} has schema {document['schema']}, this version reads {SCHEMA}; {AGAIN}"

@@ -28,7 +28,7 @@ class Slot:
     """
 
     def __init__(self, engine: Any, device: Device, sidecar: Sidecar, cuda_graphs: bool) -> None:
-        self._device, self._sidecar = device, sidecar
+        self.device, self._sidecar = device, sidecar
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError("TensorRT makes no execution context; is the GPU's memory full?")
@@ -51,7 +51,7 @@ class Slot:
 
     def run(self, images: Array) -> FloatArray:
         """Features `[B, E]` of contiguous images, at most the largest batch."""
-        count, device, stream = len(images), self._device, self._stream
+        count, device, stream = len(images), self.device, self._stream
         size = count * self._image_bytes
         self._staged_images.array[:size] = images.reshape(-1).view(np.uint8)
         device.copy(self._images, self._staged_images, size, stream)
@@ -93,9 +93,9 @@ class Slot:
         capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX
         if capturable is not None and not capturable(self._stream):
             return
-        self._device.begin_capture(self._stream)
+        self.device.begin_capture(self._stream)
         try:
             self._enqueue(count)
         finally:
-            graph = self._device.end_capture(self._stream)
+            graph = self.device.end_capture(self._stream)
         self._graphs[count] = graph

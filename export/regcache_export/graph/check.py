@@ -58,8 +58,13 @@ def check_target(plan: Plan, target: Target) -> None:
     Raises:
         BundleError: attention is quantized, and the target computes it in floating point.
         ConfigError: published quantizers and a target that is not portable.
-        UnsupportedEncoderError: a gated MLP and TensorRT.
+        UnsupportedEncoderError: TensorRT, and a gated MLP or norms inside a block's parts.
     """
+    if (plan.encoder.attn_norm or plan.encoder.mlp_norm) and target.form != "as_written":
+        raise UnsupportedEncoderError(
+            "norms in front of out_proj or fc2 (EVA-02) are not supported by target "
+            f"'{target.name}'; take --target onnx"
+        )
     if plan.encoder.activation == "swiglu" and target.form != "as_written":
         # its halves would have to be two products; that form was neither written nor tried
         raise UnsupportedEncoderError(

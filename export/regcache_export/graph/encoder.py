@@ -18,7 +18,7 @@ from .attention import MICROSOFT, attention, first_token
 from .builder import GraphBuilder
 from .check import check_exportable, check_target
 from .deletion import delete_alike, delete_sinks
-from .float_layers import activation, float_constant, norm
+from .float_layers import activation, float_constant, norm, plain_norm
 from .linear import linear
 from .merging import log_sizes, merge_tokens
 from .names import INPUT_NAME, OUTPUT_NAME
@@ -182,6 +182,8 @@ def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: Tokens) 
     queries = 1 if cls_only else special + tokens.patches
     counted = log_sizes(builder, state, index, tokens, queries)
     mixed, keys = attention(builder, state, index, normed, cls_only, tokens.angles, counted)
+    if state.encoder.attn_norm:
+        mixed = plain_norm(builder, state, f"{name}.attn.norm", mixed, state.encoder.width)
     x = tokens.value
     if cls_only:
         x = first_token(builder, f"{name}.attn/residual", x)
@@ -194,6 +196,9 @@ def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: Tokens) 
     normed = norm(builder, state, f"{name}.norm2", tokens.value)
     hidden = linear(builder, state, f"{name}.mlp.fc1", normed)
     hidden = activation(builder, state, f"{name}.mlp.act", hidden)
+    if state.encoder.mlp_norm:
+        width = state.encoder.mlp_width
+        hidden = plain_norm(builder, state, f"{name}.mlp.norm", hidden, width)
     update = _scaled_linear(builder, state, f"{name}.mlp.fc2", hidden, f"{name}.ls2")
     return replace(tokens, value=builder.node(f"{name}.mlp/residual/Add", [tokens.value, update]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..passes.base import FoldState
+from ..spec import Activation
 from .builder import Array, GraphBuilder
 from .names import QUICK_GELU_FACTOR
 
@@ -16,13 +17,30 @@ def float_constant(builder: GraphBuilder, name: str, value: Array) -> str:
 
 def norm(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     """LayerNorm over the last axis with the weights `name.weight` and `name.bias`."""
+    weight, bias = (state.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+    return layer_norm(builder, name, x, weight, bias, state.encoder.norm_eps)
+
+
+def layer_norm(
+    builder: GraphBuilder, name: str, x: str, weight: Array, bias: Array, eps: float
+) -> str:
+    """LayerNorm over the last axis, `weight` and `bias` `[D]`."""
     parameters = [
-        float_constant(builder, f"{name}.{part}", state.weights[f"{name}.{part}"])
-        for part in ("weight", "bias")
+        float_constant(builder, f"{name}.{part}", value)
+        for part, value in (("weight", weight), ("bias", bias))
     ]
     return builder.node(
+        f"{name}/LayerNormalization", [x, *parameters], {"axis": -1, "epsilon": eps}
+    )
+
+
+def plain_norm(builder: GraphBuilder, state: FoldState, name: str, x: str, width: int) -> str:
+    """LayerNorm over the last axis, of `width`, without weights."""
+    # the operator wants a scale; the bias may be left out
+    ones = float_constant(builder, f"norm.ones_{width}", np.ones(width))
+    return builder.node(
         f"{name}/LayerNormalization",
-        [x, *parameters],
+        [x, ones],
         {"axis": -1, "epsilon": state.encoder.norm_eps},
     )
 
@@ -30,11 +48,6 @@ def norm(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
 def activation(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     """The encoder's MLP activation."""
     kind = state.encoder.activation
-    if kind == "quick_gelu":
-        factor = builder.constant("quick_gelu_factor", np.asarray(QUICK_GELU_FACTOR, np.float32))
-        gate = builder.node(f"{name}/gate/Mul", [x, factor])
-        gate = builder.node(f"{name}/Sigmoid", [gate])
-        return builder.node(f"{name}/Mul", [x, gate])
     if kind == "swiglu":
         half = np.asarray([state.encoder.mlp_width] * 2, np.int64)
         sizes = builder.constant("swiglu_halves", half)
@@ -43,6 +56,16 @@ def activation(builder: GraphBuilder, state: FoldState, name: str, x: str) -> st
         open_share = builder.node(f"{name}/Sigmoid", [gate])
         gate = builder.node(f"{name}/gate/Mul", [gate, open_share])
         return builder.node(f"{name}/Mul", [gate, value])
+    return gelu(builder, kind, name, x)
+
+
+def gelu(builder: GraphBuilder, kind: Activation, name: str, x: str) -> str:
+    """GELU, its tanh form, or QuickGELU."""
+    if kind == "quick_gelu":
+        factor = builder.constant("quick_gelu_factor", np.asarray(QUICK_GELU_FACTOR, np.float32))
+        gate = builder.node(f"{name}/gate/Mul", [x, factor])
+        gate = builder.node(f"{name}/Sigmoid", [gate])
+        return builder.node(f"{name}/Mul", [x, gate])
     approximate = "tanh" if kind == "gelu_tanh" else "none"
     return builder.node(f"{name}/Gelu", [x], {"approximate": approximate})
 

@@ -27,7 +27,10 @@ class Smoothing:
 
     name = "smoothing"
     stage: Stage = "calibration"
-    requires = "a LayerNorm in front that this linear alone reads, or attention"
+    requires = (
+        "a LayerNorm with weights in front that this linear alone reads, or attention and nothing "
+        "behind it"
+    )
     ensures = "the linear's input is divided by the factors"
 
     def __init__(self, factors: Mapping[str, Float64]) -> None:

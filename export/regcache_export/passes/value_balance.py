@@ -35,6 +35,10 @@ class ValueBalance:
         self.ranges, self.strength = ranges, strength
 
     def __call__(self, state: FoldState) -> PassResult:
+        if state.encoder.attn_norm:
+            return PassResult(
+                state, note="a factor per channel does not pass the norm behind attention"
+            )
         width, weights, changed = state.encoder.width, {}, []
         for name, largest in self.ranges.items():
             ratio = balance_ratio(largest, self.strength)

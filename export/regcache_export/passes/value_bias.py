@@ -13,10 +13,15 @@ class ValueBias:
 
     name = "value-bias"
     stage: Stage = "calibration"
-    requires = "attention weights of every query sum to 1, prefix included"
+    requires = (
+        "attention weights of every query sum to 1, prefix included; nothing between attention "
+        "and out_proj"
+    )
     ensures = "the value third of every qkv bias is zero"
 
     def __call__(self, state: FoldState) -> PassResult:
+        if state.encoder.attn_norm:
+            return PassResult(state, note="a constant does not pass the norm behind attention")
         width, weights, changed = state.encoder.width, {}, []
         for name in linear_names(state, "attn.qkv"):
             bias = state.double(f"{name}.bias").copy()

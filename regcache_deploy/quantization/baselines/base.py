@@ -188,7 +188,10 @@ class Baseline(ABC):
 
     def chooser(self, spec: EncoderSpec) -> Chooser:
         """What decides how the inputs of this encoder's linears are treated."""
-        return Chooser(self.treatment, Reading.of(spec), self.keep_float, self.kept_inputs)
+        treatment = self.treatment
+        if spec.attn_norm:  # factors on values do not pass through it
+            treatment = treatment.without("out_proj")
+        return Chooser(treatment, Reading.of(spec), self.keep_float, self.kept_inputs)
 
     def prepare(
         self, encoder: Encoder, tokens: Tensor, start: int, regcache: RegCache | None

@@ -1,0 +1,44 @@
+"""Say what is in a bundle, or how two differ; torch and onnx are not needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..errors import ConfigError
+from .common import add_common_arguments
+
+HELP = "what is in a bundle; with two, what differs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `regcache inspect`."""
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="one or two bundles, or folders of runs that hold one",
+    )
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts. Returns the exit code."""
+    if len(args.bundle) > 2:
+        raise ConfigError("inspect takes one bundle, or two to compare")
+    from ..report.inspection import inspect_bundle
+    from ..report.inspection_text import difference_lines, differences, lines_of
+
+    facts = [inspect_bundle(path) for path in args.bundle]
+    if len(facts) == 1:
+        print(json.dumps(facts[0], indent=1) if args.json else "\n".join(lines_of(facts[0])))
+        return 0
+    found = differences(*facts)
+    if args.json:
+        document = {"a": facts[0], "b": facts[1], "differences": found}
+        print(json.dumps(document, indent=1))
+    else:
+        print("\n".join(difference_lines(*facts, found)))
+    return 0

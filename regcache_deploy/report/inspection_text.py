@@ -1,0 +1,268 @@
+"""Facts of one bundle as lines of text, and of two side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..work.format import COUNTED
+from .inspection import Facts
+
+SPEED = ("threads", "batch", "p50_ms", "images_per_second")
+
+Rows = list[tuple[str, str]]
+
+
+def lines_of(facts: Facts) -> list[str]:
+    """A page of text: a name and a value on each line."""
+    return _columns([(name, value) for name, value in _rows(facts) if value])
+
+
+def differences(one: Facts, other: Facts) -> list[dict[str, Any]]:
+    """Facts that differ: `name` (with dots), `a`, `b`, in the order of `inspect_bundle`.
+
+    Names of files and paths say nothing by themselves and are left out; hashes count.
+    """
+    first, second = dict(_flat(one)), dict(_flat(other))
+    names = [name for name in {**first, **second} if name != "bundle"]
+    return [
+        {"name": name, "a": first.get(name), "b": second.get(name)}
+        for name in names
+        if first.get(name) != second.get(name)
+    ]
+
+
+def difference_lines(one: Facts, other: Facts, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The differences as a table, shares and sizes with their change."""
+    title = ("", one["bundle"], other["bundle"], "change")
+    if not found:
+        return [f"{one['bundle']} and {other['bundle']} hold the same."]
+    rows = [title]
+    for row in found:
+        rows.append((row["name"], _short(row["a"]), _short(row["b"]), _change(row["a"], row["b"])))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows
+    ]
+
+
+def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
+    model, quantizer, graph = facts["model"], facts["quantizer"], facts["graph"]
+    weights = model["pretrained"] or "its own weights"
+    yield "bundle", facts["bundle"]
+    yield "model", f"{model['name']} ({weights})"
+    yield "note", model["caution"] or ""
+    yield "encoder", _encoder(facts["encoder"])
+    linears = f"{quantizer['quantized_linears']} of {quantizer['linears']} linears"
+    yield "quantizer", f"{quantizer['baseline']}, {quantizer['bits']}, {linears}"
+    yield "recipe", _recipe(quantizer)
+    yield "RegCache", _regcache(facts["regcache"])
+    yield "sinks", _sinks(facts["sinks"])
+    yield "merging", _merge(facts["merge"])
+    yield "tokens by block", _tokens(facts["tokens_by_block"])
+    yield "graph", _graph(graph)
+    yield "input", _end(graph.get("input", {}))
+    yield "output", _end(graph.get("output", {}))
+    yield "preprocessing", ", ".join(f"{k} {v}" for k, v in facts["preprocess"].items())
+    yield "zero-shot head", _head(facts["head"])
+    yield "text tower", _text(facts["text"])
+    yield "sizes", _sizes(facts["sizes"])
+    yield from _accuracy(facts["accuracy"])
+    yield from _speed(facts["speed"])
+    yield "certificate", _certificate(facts["certificate"])
+    yield from _made(facts["made"])
+    for name, digest in facts["files"].items():
+        yield f"SHA-256 {name}", digest
+
+
+def _encoder(spec: Facts | None) -> str:
+    if spec is None:
+        return "not described (no certificate)"
+    size, patch = ("x".join(map(str, spec[name])) for name in ("image_size", "patch_size"))
+    parts = [
+        f"{size} pixels",
+        f"patches {patch}",
+        f"{spec['tokens']} tokens ({spec['num_prefix_tokens']} special)",
+        f"{spec['depth']} blocks of width {spec['width']}, {spec['heads']} heads",
+        f"MLP {spec['mlp_width']} {spec['activation']}",
+        f"pool {spec['pool']}",
+        f"embedding {spec['output_dim']}",
+    ]
+    return ", ".join([*parts, *(["rotary"] if spec["rotary"] else [])])
+
+
+def _recipe(quantizer: Facts) -> str:
+    treatment = quantizer["treatment"] or {}
+    nothing = (None, False, 0, "", [], {})
+    told = [f"{k} {v}" for k, v in treatment.items() if k != "alphas" and v not in nothing]
+    rule = quantizer["range_rule"]
+    return ", ".join(filter(None, [quantizer["recipe"], rule and f"ranges by {rule}", *told]))
+
+
+def _regcache(choice: Facts | None) -> str:
+    if not choice:
+        return "none"
+    scope = "only" if choice.get("prefix_scope") == "only" else "on"
+    return (
+        f"{choice['prefix_count']} cached keys and values from block {choice['prefix_block']} "
+        f"{scope}, {choice['delete_count']} tokens deleted at block {choice['delete_block']} "
+        f"({choice['delete_at']})"
+    )
+
+
+def _sinks(sinks: Facts | None) -> str:
+    if not sinks:
+        return ""
+    text = (
+        f"{sinks['absent_while_ranges_are_set']} absent while ranges are set, "
+        f"{sinks['saturate']} of them saturate"
+    )
+    norms = sinks["token_norms"]
+    if norms:
+        before, after = norms["before"]["largest"], norms["after"]["largest"]
+        text += f"; largest token norm at {norms['layer']} {before:.2f} -> {after:.2f}"
+    return text
+
+
+def _merge(merge: Facts | None) -> str:
+    if not merge:
+        return ""
+    return f"{sum(merge['counts'])} patches by {merge['metric']}: {_listed(merge['counts'])}"
+
+
+def _tokens(blocks: Sequence[Facts] | None) -> str:
+    if not blocks:
+        return ""
+    return _listed([block["attention"] for block in blocks]) + f" -> {blocks[-1]['mlp']}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def _graph(graph: Facts) -> str:
+    probes = len(graph.get("probes") or ())
+    left_out = graph.get("without")
+    parts = [f"target {graph.get('target')}", f"opset {graph.get('opset')}"]
+    parts += [f"{probes} probes"] if probes else []
+    return ", ".join(parts + ([f"without {', '.join(left_out)}"] if left_out else []))
+
+
+def _end(end: Facts) -> str:
+    shape = ", ".join(map(str, end.get("shape", ())))
+    note = "" if end.get("l2_normalized") is None else ", not L2-normalized"
+    return f"{end.get('name')} {end.get('dtype')} [{shape}]{note}"
+
+
+def _head(head: Facts | None) -> str:
+    if head is None:
+        return "none"
+    return f"{head['classes']} classes, logit scale {head['logit_scale']:.4g}"
+
+
+def _text(text: Facts | None) -> str:
+    if text is None:
+        return "none"
+    if "left_out" in text:
+        return f"none: {text['left_out']}"
+    cosine = text["cosine"]
+    case = ", lower case" if text["lower_case"] else ""
+    return (
+        f"{text['precision']}, {text['context_length']} tokens, {text['templates']} templates"
+        f"{case}, cosine {cosine['mean']:.5f} (lowest {cosine['lowest']:.5f}, "
+        f"{cosine['texts']:.0f} texts)"
+    )
+
+
+def _sizes(sizes: Facts) -> str:
+    parts = [f"model {_megabytes(sizes['model'])}"]
+    if sizes["model_in_float32"]:
+        parts.append(f"in float32 {_megabytes(sizes['model_in_float32'])}")
+    if sizes["text"]:
+        parts.append(f"text {_megabytes(sizes['text'])}")
+    return ", ".join([*parts, f"all files {_megabytes(sizes['whole'])}"])
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
+    if not accuracy:
+        return
+    metric = accuracy["metric"] or accuracy["search_objective"]
+    images = f" on {accuracy['images']} images" if accuracy["images"] else ""
+    scores = ", ".join(f"{k} {_score(metric, v)}" for k, v in accuracy["scores"].items())
+    yield "accuracy", f"{metric or 'score'}{images}: {scores}"
+    pair = accuracy["paired"]
+    if pair:
+        yield (
+            "against FP32",
+            f"{pair['difference']:+.4g} [{pair['low']:+.4g}, {pair['high']:+.4g}], "
+            f"McNemar p {pair['p_value']:.2g}",
+        )
+    agreement = accuracy["deployed_against_simulated"]
+    if agreement:
+        same = agreement.get("top1")
+        share = "" if same is None else f"top-1 identical on {same:.2%}, "
+        yield (
+            "deployed against simulated",
+            f"{share}mean cosine {agreement['mean_cosine']:.6f} "
+            f"(lowest {agreement['min_cosine']:.6f})",
+        )
+
+
+def _score(metric: str | None, value: float) -> str:
+    return f"{value:.2%}" if metric in COUNTED else f"{value:.5f}"
+
+
+def _speed(rows: Sequence[Facts] | None) -> Iterator[tuple[str, str]]:
+    for row in rows or ():
+        name = row.get("peer") or f"{row.get('engine')} {row.get('precision', '')}".strip()
+        yield f"speed, {name}", ", ".join(f"{k} {row[k]}" for k in SPEED if k in row)
+
+
+def _certificate(found: Facts | None) -> str:
+    if not found:
+        return "none: nobody can verify this bundle"
+    return (
+        f"{found['images']} images, {found['nodes']} nodes, {found['different_codes']} of "
+        f"{found['codes']} codes different; simulated by {found['simulation']}"
+    )
+
+
+def _made(made: Facts) -> Iterator[tuple[str, str]]:
+    versions = ", ".join(f"{k} {v}" for k, v in (made["versions"] or {}).items())
+    yield "made", ", ".join(filter(None, [made["created"], f"version {made['tool_version']}"]))
+    yield "made with", versions
+    yield "searched on", made["search_data"] or ""
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by name; lists of numbers stay whole."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{index}")
+    elif value is not None:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _change(one: Any, other: Any) -> str:
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (one, other))
+    if not numbers:
+        return ""
+    change = f"{other - one:+.6g}"
+    return f"{change} ({other / one - 1:+.1%})" if one else change
+
+
+def _columns(rows: Rows) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"{name.ljust(width)}  {value}" for name, value in rows]

@@ -1,0 +1,155 @@
+"""`regcache inspect`: what is in a bundle, and what differs between two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regcache_deploy.cli.main import main
+from regcache_deploy.report.inspection import inspect_bundle
+from regcache_deploy.report.inspection_text import differences, lines_of
+from regcache_export.bundle import add_files, seal_bundle, write_bundle
+from regcache_export.merge import block_tokens
+from regcache_export.spec import EncoderSpec
+from tests.cpp.damages import flip
+from tests.tiny_plans import CHOICE, SPEC, tiny_plan
+
+WITHOUT = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "onnx", "onnx_ir", "open_clip", "torchvision", "rich"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Block())
+from regcache_deploy.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def certificate(spec: EncoderSpec) -> bytes:
+    nodes = [{"node": "a", "elements": 90, "different": 2}]
+    return json.dumps({"encoder": spec.to_json(), "nodes": nodes, "images": 3}).encode()
+
+
+def made(folder: Path, name: str, accuracy: float) -> Path:
+    """A run folder: bundle, result, benchmark."""
+    plan = tiny_plan()
+    place = folder / name
+    draft = write_bundle(plan, place / f"{name}.draft")
+    add_files(draft, {"certificate.json": certificate(SPEC)})
+    bundle = seal_bundle(
+        draft,
+        place / f"{name}.regcache",
+        {"accuracy": {"fp32": 0.9, "deployed": accuracy}, "agreement": {"mean_cosine": 1.0,
+         "min_cosine": 0.5, "top1": 0.75}},
+    )  # fmt: skip
+    result = {
+        "bundle": f"{name}.regcache",
+        "metric": "top1",
+        "n_eval": 40,
+        "sensitive_layer": "blocks.1.mlp.fc2",
+        "paired": {"deployed": {"difference": -1.5, "low": -2, "high": 0, "p_value": 0.25}},
+        "token_norms": {
+            "layer": "blocks.1.mlp.fc2", "before": {"largest": 99.0}, "after": {"largest": 3.0}
+        },
+    }  # fmt: skip
+    (place / "result.json").write_text(json.dumps(result))
+    (place / "bench.csv").write_text(
+        f"engine,precision,batch,p50_ms\nonnxruntime,int8,1,{accuracy}\n"
+    )
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("a"), "a", 0.875)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("b"), "a", 0.75)
+
+
+def test_facts(one: Path) -> None:
+    facts = inspect_bundle(one)
+    assert facts["encoder"]["depth"] == SPEC.depth
+    assert facts["encoder"]["tokens"] == SPEC.num_tokens
+    tokens = [(b.attention, b.mlp) for b in block_tokens(SPEC, CHOICE)]
+    assert [(b["attention"], b["mlp"]) for b in facts["tokens_by_block"]] == tokens
+    assert facts["regcache"]["prefix_count"] == CHOICE.prefix_count
+    assert facts["sinks"]["absent_while_ranges_are_set"] == CHOICE.range_delete_count
+    sizes = {path.name: path.stat().st_size for path in one.iterdir()}
+    assert facts["sizes"]["model"] == sizes["model.onnx"]
+    assert facts["sizes"]["whole"] == sum(sizes.values()) - sizes["manifest.json"]
+    assert facts["sizes"]["text"] is None
+    assert set(facts["files"]) == set(sizes) - {"manifest.json"}
+    assert facts["certificate"]["different_codes"] == 2
+    assert facts["head"] == {"classes": 4, "named": True, "logit_scale": 50.0}
+    assert facts["made"]["created"].endswith("+00:00")
+    assert facts["accuracy"]["images"] == 40
+    assert facts["speed"][0]["p50_ms"] == "0.875"
+    assert inspect_bundle(one.parent) == facts, "the run's folder stands for its bundle"
+
+
+def test_the_page_says_what_there_is(one: Path) -> None:
+    text = "\n".join(lines_of(inspect_bundle(one)))
+    for words in (
+        "tiny", "32x24 pixels", "3 cached keys and values from block 1", "4 tokens deleted",
+        "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50%", "McNemar p 0.25",
+        "top-1 identical on 75.00%", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
+        "2 of 90 codes different", "SHA-256 model.onnx",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_two_side_by_side(one: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {row["name"]: row for row in differences(inspect_bundle(one), inspect_bundle(other))}
+    assert found["accuracy.scores.deployed"]["a"] == 0.875
+    assert found["speed.0.p50_ms"]["b"] == "0.75"
+    assert "encoder.depth" not in found
+    assert "bundle" not in found
+    assert main(["inspect", str(one), str(other)]) == 0
+    text = capsys.readouterr().out
+    (line,) = (line for line in text.splitlines() if line.startswith("accuracy.scores.deployed"))
+    assert "-0.125 (-14.3%)" in line
+    assert main(["inspect", str(one), str(one)]) == 0
+    assert "hold the same" in capsys.readouterr().out
+    assert main(["inspect", str(one), str(other), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in document["differences"]} == set(found)
+
+
+def test_without_torch_onnx_and_rich(one: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT, "inspect", str(one), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(json.dumps(inspect_bundle(one)))
+
+
+def test_a_bundle_alone_says_less(tmp_path: Path) -> None:
+    facts = inspect_bundle(write_bundle(tiny_plan(), tmp_path / "x.regcache"))
+    absent = ("encoder", "tokens_by_block", "accuracy", "speed", "certificate", "text")
+    assert [facts[name] for name in absent] == [None] * len(absent)
+    text = "\n".join(lines_of(facts))
+    assert "nobody can verify" in text
+    assert "not described" in text
+
+
+def test_mistakes(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def inspect(*paths: Any) -> tuple[int, str]:
+        code = main(["inspect", *map(str, paths)])
+        return code, capsys.readouterr().err
+
+    assert inspect(one, one, one)[0] == 2
+    assert inspect(tmp_path / "none")[0] == 5
+    for name in ("a", "b"):
+        write_bundle(tiny_plan(), tmp_path / f"{name}.regcache")
+    code, said = inspect(tmp_path)
+    assert (code, "several bundles" in said) == (2, True)
+    flip(tmp_path / "a.regcache/model.onnx")
+    assert inspect(tmp_path / "a.regcache")[0] == 5
