@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 
 CODE = (
+    "data/alterations.py",
     "data/copies.py",
     "data/images.py",
     "encoders/canonical.py",
@@ -44,6 +45,7 @@ CODE = (
     "evaluation/corners.py",
     "evaluation/image_sets.py",
     "evaluation/instances.py",
+    "evaluation/metrics.py",
     "evaluation/objective.py",
     "quantization/**/*.py",
     "search/clipping.py",
@@ -53,6 +55,7 @@ CODE = (
     "search/problem.py",
     "search/register/*.py",
     "search/sensitivity.py",
+    "search/spill.py",
     "search/states.py",
     "search/stopping.py",
     "search/token_norms.py",
