@@ -64,7 +64,7 @@ class Session:
         plan_folder: where plan.json is; None is beside the bundle.
         head_file: in place of the bundle's head.
         templates: prompts for classes that the bundle's head does not have.
-        batch_size, threads, workers, seed, limit: as on the command line.
+        batch_size, threads, device, workers, seed, limit: as on the command line.
     """
 
     path: Path
@@ -75,6 +75,7 @@ class Session:
     templates: str = DEFAULT_TEMPLATES
     batch_size: int = 32
     threads: int | None = None
+    device: str = "auto"
     workers: int = 0
     seed: int = 0
     limit: int | None = None
@@ -99,6 +100,7 @@ class Session:
                 self.threads,
                 self.batch_size,
                 self._stack,
+                self.device,
             )
         except BaseException:
             self._stack.close()
