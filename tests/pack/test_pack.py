@@ -108,7 +108,8 @@ class Immich:
             image = image.resize((size, size), how)
         else:
             short = min(image.size)
-            image = image.resize(tuple(int(side * size / short) for side in image.size), how)
+            width, height = (int(side * size / short) for side in image.size)
+            image = image.resize((width, height), how)
             left, top = ((side - size) // 2 for side in image.size)
             image = image.crop((left, top, left + size, top + size))
         pixels = np.asarray(image, np.float32) / 255

@@ -26,7 +26,7 @@ from regcache_deploy.run.search import run_search
 from regcache_deploy.search import pictures
 from regcache_deploy.work.progress import Reporter
 from tests.second_device import SECOND, Watch, second_device
-from tests.tiny_plans import PREPROCESS, tame_encoder, tiny_plan
+from tests.tiny_plans import PREPROCESS, SPEC, tame_encoder, tiny_plan
 
 ROOMS = ("encoders/", "quantization/", "search/", "evaluation/corners", "run/")
 
@@ -192,7 +192,7 @@ def test_the_watch_sees_a_tensor_in_the_wrong_place(
 
     monkeypatch.setattr(pictures, "THUMBNAILS", 1)
     with second_device(("",)) as watch, torch.no_grad():
-        encoder, image = tame_encoder().to(SECOND), torch.zeros(1, 3, *PREPROCESS["size"])
+        encoder, image = tame_encoder().to(SECOND), torch.zeros(1, 3, *SPEC.image_size)
         encoder(image)
         assert not [s for s in watch.on_cpu if "layer_norm" in s]
         with pytest.raises(RuntimeError, match="tensors on"):
