@@ -43,11 +43,13 @@ def make_runners(
     threads: int | None,
     batch_size: int,
     stack: ExitStack,
+    device: str = "cpu",
 ) -> list[Runner]:
     """Runners in the order of `names`; engines are closed with `stack`.
 
     A TensorRT engine is built into the user's cache, unless it is there. None is taken from beside
-    the bundle, where it may have come with a download.
+    the bundle, where it may have come with a download. FP32, baseline and simulation run on
+    `device`, as `find_device` takes it.
 
     Raises:
         BundleError, EngineError: what a runner needs is not there or damaged.
@@ -58,7 +60,7 @@ def make_runners(
         require("torch", "search")
         from .torch_runners import torch_runners
 
-        runners = torch_runners(bundle, plan_folder, threads, BASELINE in names)
+        runners = torch_runners(bundle, plan_folder, threads, BASELINE in names, device)
     for name in set(names) & set(ENGINES):
         engine = stack.enter_context(open_engine(name, bundle, threads, (1, batch_size)))
         runners[name] = Runner(name, _engine_run(engine))

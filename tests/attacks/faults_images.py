@@ -87,6 +87,11 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
+def to_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def endless(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/zero")
@@ -236,7 +241,7 @@ FAULTS = [
     fault("endless", "links to /dev/zero", images(every(endless))),
     fault("pipes", "pipes named .png", images(every(waiting))),
     fault("dangling", "links to nowhere", images(every(dangling))),
-    fault("folders", "folders named .png", images(every(lambda p: (p.unlink(), p.mkdir())))),
+    fault("folders", "folders named .png", images(every(to_folder))),
     fault(
         "same-twice",
         "the evaluation on the images of the search",
@@ -249,6 +254,8 @@ FAULTS = [
     fault("names-few", "fewer names than labels", shard(nothing, b"bus\ncat\n")),
     fault("shards-missing", "shards that are not there", lambda p: [
         "eval", str(p.bundle()), "--data", str(p.given / "x-{000..012}.tar")]),
+    fault("shards-many", "10**12 shards", lambda p: [
+        "eval", str(p.bundle()), "--data", str(p.given / "x-{0..999999999999}.tar")]),
     fault("set-unknown", "a set that torchvision has not", lambda p: [
         "eval", str(p.bundle()), "--data", f"torchvision:CIFAR9:{p.given}"], error=ConfigError),
     fault("image-absent", "an image that is not there", lambda p: [

@@ -20,7 +20,7 @@ from tests.text_bundles import small_clip
 pytest.importorskip("onnxruntime")
 import_torchvision()  # transformers imports it without the workaround
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "CLIP": {},
     "QuickGELU": {"quick_gelu": True},
     "CustomTextCLIP": {"custom": True},

@@ -54,7 +54,7 @@ def test_the_page_of_an_engine(tmp_path):
     document = result(decision=decision, bundle=str(path))
     card = file_card(document)
     assert (card.answer, card.mood) == ("float file (FP16)", "open")
-    assert card.detail.startswith("k.engine (")
+    assert card.detail.startswith("k.engine: ")
     manifest = Bundle.open(path).manifest
     graph = manifest["graph"] | {"target": "tensorrt"}
     made = how_to_run(tmp_path, document | {"manifest": manifest | {"graph": graph}})
