@@ -19,6 +19,10 @@ from .common import QUIET, add_common_arguments
 
 HELP = "embed a collection of images (--partition i/n), for autofaiss and clip-retrieval"
 
+EXAMPLES = """\
+  regcache embed runs/X/X.regcache --data DIR --output embeddings
+  regcache embed runs/X/X.regcache --data DIR --output embeddings --partition 0/4   # one of four"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache embed`."""
