@@ -51,9 +51,10 @@ class Prediction:
 class Clip:
     """A bundle in a runtime; `open` makes one. Use it as a context manager: it holds native memory.
 
-    Threads: any number of them may call it at once, and each gets what it would get alone: an
-    answer does not depend on other calls, nor on how images are put into batches. `close` waits
-    until nobody is inside. Processes: a forked child is refused with EngineError; open it there.
+    Threads: any number of them may call it at once, and each gets what it would get alone: to the
+    bit, embeddings and classes depend neither on other calls nor on how images are put into
+    batches. `close` waits until nobody is inside. Processes: a forked child is refused with
+    EngineError; open it there.
 
     Args:
         bundle: an open bundle.

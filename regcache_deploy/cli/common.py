@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from ..compat import import_open_clip, require, require_installed
 from ..errors import ConfigError
 from ..work.progress import Reporter, stderr_console
+from ..work.settings import MachineSettings
 
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 
@@ -125,6 +126,14 @@ def say_what_random_is(pretrained: str | None) -> None:
             "random weights show structure and speed only: without a head nothing is classified, "
             "fidelity stands in for accuracy, and there are no sinks that RegCache could remove"
         )
+
+
+def add_device_argument(group: argparse._ActionsContainer, what: str = "") -> None:
+    """Add `--device`, for commands without `MachineSettings`."""
+    text: str = MachineSettings.__dataclass_fields__["device"].metadata["help"]
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help=f"{what + ': ' if what else ''}{text}"
+    )
 
 
 def load_libraries(reporter: Reporter, *needed: tuple[str, str]) -> None:

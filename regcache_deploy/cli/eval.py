@@ -11,7 +11,14 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .common import QUIET, add_common_arguments, add_run_arguments, check_bundle, load_libraries
+from .common import (
+    QUIET,
+    add_common_arguments,
+    add_device_argument,
+    add_run_arguments,
+    check_bundle,
+    load_libraries,
+)
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
 
@@ -84,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="images per pass (default 32)"
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_device_argument(machine, "of fp32, baseline and simulated")
     machine.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
     )
@@ -108,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     check_bundle(args.bundle)
     reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import IN_TORCH, parse_runners
+    from ..evaluation.runner import IN_TORCH
+    from ..evaluation.runners import parse_runners
     from ..report.evaluation import keep_records, print_images, print_records, write_csv
 
     names = parse_runners(args.on)
@@ -126,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         seed=args.seed,
         limit=args.limit,
+        device=args.device,
     )
     with session:
         if args.images:

@@ -20,6 +20,7 @@ from types import FrameType, ModuleType
 from .. import __version__
 from ..errors import ConfigError, RegCacheError
 from ..work.invocation import remember
+from ..work.threads import sleep_while_idle
 from .common import Parser, did_you_mean, setup_logging
 from .config_file import parse_with_config
 
@@ -31,6 +32,7 @@ COMMANDS = (
     "check",
     "build",
     "eval",
+    "embed",
     "bench",
     "head",
     "pack",
@@ -47,7 +49,7 @@ EXIT_CODES = (
     "5 ONNX or bundle, 6 verification, 7 engine"
 )
 
-RESUMES = ("export", "search")
+RESUMES = ("export", "search", "embed")
 """Commands that keep what is finished."""
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -152,6 +154,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(_no_command(name))
+    sleep_while_idle()
     module = _module(name)
     parser = parser_of(name, prog)
     args = parse_with_config(parser, arguments)

@@ -8,6 +8,9 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..work.paths import require_folder
 from ..work.settings import MachineSettings, in_range, setting
+from .shards import expand, is_shards
+
+TORCHVISION = "torchvision:"
 
 DEMO_DATA = "demo"
 """Stands for the demo's digits, as in `regcache eval --data`."""
@@ -23,11 +26,12 @@ class DataSettings:
 
     data: Path | None = setting(
         None,
-        "images to calibrate and search on, one folder per class; demo for the demo's digits, the "
-        "default for the demo itself",
-        "DIR",
+        "images to calibrate and search on: one folder per class, images alone, webdataset shards "
+        "(DIR, x-{000..012}.tar), or torchvision:NAME:ROOT; demo for the demo's digits, which the "
+        "demo itself takes without",
+        "DATA",
     )
-    eval_data: Path | None = setting(None, "images to evaluate on, laid out alike", "DIR")
+    eval_data: Path | None = setting(None, "images to evaluate on, of the same classes", "DATA")
     limit: int | None = setting(None, "evaluate on at most N images", "N")
     calibration_images: int = setting(64, "images to calibrate on", "N")
     search_images: int = setting(512, "images to search on", "N")
@@ -48,10 +52,25 @@ class DataSettings:
         return self.data is None or str(self.data) == DEMO_DATA
 
     def check_folders(self) -> None:
-        """Raise DataError where an image folder is not there."""
-        for folder in (None if self.from_demo else self.data, self.eval_data):
-            if folder is not None:
-                require_folder(folder)
+        """Raise DataError where an image folder or a shard is not there."""
+        for place in (None if self.from_demo else self.data, self.eval_data):
+            if place is None:
+                continue
+            if not is_stream(place):
+                require_folder(place)
+            elif not is_torchvision(place):
+                expand(str(place))
+
+
+def is_torchvision(place: Path) -> bool:
+    """Whether `--data` names a data set of torchvision."""
+    return str(place).startswith(TORCHVISION)
+
+
+def is_stream(place: Path) -> bool:
+    """Whether `--data` names shards or a data set of torchvision, which are read in order."""
+    text = str(place)
+    return is_torchvision(place) or is_shards(text) or ("{" in text and not place.exists())
 
 
 @dataclass(frozen=True)

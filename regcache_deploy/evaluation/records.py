@@ -18,7 +18,7 @@ from ..work.progress import Reporter
 from .metrics import Array, classification_metrics, fidelity_metrics, resolution_line
 from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
-from .runners import Runner
+from .runner import Runner
 
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"

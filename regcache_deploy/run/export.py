@@ -72,6 +72,7 @@ def run_export(
             calibration, sets, options.batch_size, reporter
         )
         study.held_out.warnings["recipe"] = calibration.warnings
+    calibration = calibration.to("cpu")  # plan and certificate are numpy
     with reporter.stage("folding weights"):
         plan = plan_of(
             study.model,

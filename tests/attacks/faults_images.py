@@ -249,6 +249,8 @@ FAULTS = [
     fault("names-few", "fewer names than labels", shard(nothing, b"bus\ncat\n")),
     fault("shards-missing", "shards that are not there", lambda p: [
         "eval", str(p.bundle()), "--data", str(p.given / "x-{000..012}.tar")]),
+    fault("shards-many", "10**12 shards", lambda p: [
+        "eval", str(p.bundle()), "--data", str(p.given / "x-{0..999999999999}.tar")]),
     fault("set-unknown", "a set that torchvision has not", lambda p: [
         "eval", str(p.bundle()), "--data", f"torchvision:CIFAR9:{p.given}"], error=ConfigError),
     fault("image-absent", "an image that is not there", lambda p: [

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import regcache_engines
 from regcache_deploy.cli.main import main
-from regcache_engines import Bundle, TextTower, load_engine
+from regcache_engines import TextTower
 from regcache_engines.onnxruntime_session import open_session
-from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from tests.cpp.damages import preprocessing
@@ -66,13 +66,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def own_embeddings(bundle: Path, images: list[Path]) -> Any:
-    opened = Bundle.open(bundle)
-    preprocess = Preprocess(opened.preprocess)
-    mean, std = (np.asarray(opened.preprocess[k], np.float32) for k in ("mean", "std"))
-    pixels = np.stack([np.asarray(preprocess.read(path)) for path in images]).astype(np.float32)
-    feed = np.ascontiguousarray(((pixels / 255 - mean) / std).transpose(0, 3, 1, 2))
-    with load_engine(opened, threads=1) as engine:
-        return np.concatenate([engine.infer(image[None]) for image in feed])
+    with regcache_engines.open(bundle, threads=1) as clip:
+        return clip.embed_images(images, normalize=False)
 
 
 def unit(rows: Any) -> Any:
