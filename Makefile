@@ -26,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help cpp docs fuzz export test test-clean test-package test-examples test-encoders test-tensorrt lint types pytest bench format clean
+.PHONY: help cpp docs fuzz fuzz-python faults soak export test test-clean test-edge test-package test-examples test-encoders test-tensorrt lint types pytest bench format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -42,6 +42,10 @@ help:
 	@echo "make docs     the documentation as a site, every link checked: build/site/index.html"
 	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
 	@echo "make fuzz     its fuzzer for ten minutes; FUZZ_SECONDS=60"
+	@echo "make fuzz-python   every Python parser of outside files; FUZZ_SECONDS=60 each"
+	@echo "make faults   injects every fault of the catalogue, and prints the score; FAULT_KILLS=200"
+	@echo "make test-edge     ARM64 and a CPU without VNNI, under qemu"
+	@echo "make soak     an engine opened and closed 1,000 times; memory must not grow"
 	@echo "make bench    our files beside other tools, into benchmarks/results; 15 minutes, 2 cores"
 	@echo "make format   let ruff rewrite the code"
 	@echo "make clean    remove .venv and caches; runs/ stays"
@@ -98,6 +102,18 @@ fuzz: $(VENV)/.stamp-run
 	build/cpp-fuzz/regcache_fuzz build/cpp-fuzz/corpus -max_total_time=$(FUZZ_SECONDS) \
 	  -max_len=8192 -timeout=25 -rss_limit_mb=4096 -print_final_stats=1 \
 	  -artifact_prefix=build/cpp-fuzz/
+
+# Words choose faults by name: make faults FAULTS="weights/ processes/kill". Some need root (mount).
+FAULTS ?=
+faults: $(VENV)/.stamp-dev
+	PYTHONPATH=.:export:engines OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks $(FAULTS)
+
+soak: $(VENV)/.stamp-dev
+	PYTHONPATH=.:export:engines OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks.soak
+
+fuzz-python: $(VENV)/.stamp-dev
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,fuzz]'
+	PYTHONPATH=.:export:engines $(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
 # ModelOpt needs an environment of its own; name its Python to have it in the table.
 MODELOPT_PYTHON ?= $(BIN)/python

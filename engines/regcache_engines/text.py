@@ -130,7 +130,7 @@ class TextTower:
         # `texts` of untyped callers
         given: Any = texts
         several = isinstance(given, Iterable) and not isinstance(given, str)
-        cleaned = list(given) if several else [None]
+        cleaned: list[Any] = list(given) if several else [None]
         if not cleaned:
             raise DataError("there is no text to embed")
         if not all(isinstance(text, str) for text in cleaned):

@@ -206,16 +206,19 @@ class EncoderSpec:
         for name in ("image_size", "patch_size"):
             fields[name] = tuple(fields[name])
         spec = cls(**fields)
-        sizes = ("width", "depth", "heads", "mlp_width", "output_dim")
-        numbers = {name: [fields[name]] for name in sizes} | {
-            name: fields[name] for name in ("image_size", "patch_size")
-        }
-        for name, values in numbers.items():
-            if min(values) < 1 or max(values) > MAX_SIZE[name]:
-                raise BundleError(
-                    f"the encoder description has {name} = {data[name]}; expected 1 to "
-                    f"{MAX_SIZE[name]}"
-                )
-        if min(spec.grid) < 1 or spec.num_prefix_tokens < 0:
-            raise BundleError("the encoder description has no patches, or fewer than no tokens")
+        if problem := spec.size_problem():
+            raise BundleError(f"the encoder description has {problem}")
         return spec
+
+    def size_problem(self) -> str | None:
+        """What is wrong with its sizes, in words behind "has"; a file may say anything."""
+        for name, most in MAX_SIZE.items():
+            value = getattr(self, name)
+            sides = value if isinstance(value, tuple) else (value,)
+            if min(sides) < 1 or max(sides) > most:
+                return f"{name} = {value}; expected 1 to {most}"
+        if self.width % self.heads:
+            return f"a width of {self.width}, which {self.heads} heads do not divide"
+        if min(self.grid) < 1 or not 0 <= self.num_prefix_tokens <= MAX_SIZE["width"]:
+            return "no patches, or a number of special tokens that makes no sense"
+        return None

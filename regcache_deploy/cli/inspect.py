@@ -11,6 +11,10 @@ from .common import add_common_arguments
 
 HELP = "what is in a bundle; with two, what differs"
 
+EXAMPLES = """\
+  regcache inspect runs/X/X.regcache
+  regcache inspect runs/X/X.regcache runs/Y/Y.regcache"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache inspect`."""

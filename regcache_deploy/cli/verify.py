@@ -6,11 +6,19 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, check_bundle
+
+if TYPE_CHECKING:
+    from regcache_engines.signature import Signer
 
 HELP = "recompute a bundle's certificate with numpy and ONNX Runtime"
+
+EXAMPLES = """\
+  regcache verify runs/X/X.regcache
+  regcache verify runs/X/X.regcache --images 4       # a quick look"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run on the first N of the certificate's images (default: all of them)",
     )
+    who = parser.add_argument_group("signature (extra sign)")
+    who.add_argument("--identity", metavar="WHO", help="must have signed the bundle with sigstore")
+    who.add_argument("--issuer", metavar="URL", help="OpenID provider that vouches for --identity")
+    who.add_argument("--public-key", type=Path, metavar="FILE.pem", help="must have signed it")
+    who.add_argument(
+        "--signature", type=Path, metavar="FILE", help="default: BUNDLE.sig beside the bundle"
+    )
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print what was found; a difference ends in exit code 6."""
     from regcache_engines.bundle import Bundle
+    from regcache_engines.signature import verify_signature
     from regcache_export.verify import verify_bundle
 
     from ..errors import ConfigError
 
     if args.images is not None and args.images < 1:
         raise ConfigError(f"--images {args.images} is out of range: take at least 1")
+    check_bundle(args.bundle)
+    signer = _signer(args)
+    if signer is not None:
+        verify_signature(args.bundle, signer, args.signature)
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     with reporter.stage("recomputing the certificate"):
         report = verify_bundle(Bundle.open(args.bundle), args.images)
@@ -67,3 +87,11 @@ def run(args: argparse.Namespace) -> int:
         )
     report.check()
     return 0
+
+
+def _signer(args: argparse.Namespace) -> Signer | None:
+    from regcache_engines.signature import Signer
+
+    if not (args.identity or args.issuer or args.public_key or args.signature):
+        return None
+    return Signer(args.identity, args.issuer, args.public_key)

@@ -74,6 +74,8 @@ def load_transformers(
     spec = family.spec(fields, size, projection)
     if min(spec.grid) < 1:
         raise ConfigError(f"an image of {size} holds no patch of {spec.patch_size}")
+    if problem := spec.size_problem():
+        raise ModelError(f"{path} has {problem}")
     seed, scale, text = random_seed(pretrained), 100.0, None
     whole = family.two_towers and weights is None
     if seed is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from regcache_engines.documents import read_document
 from regcache_export.text_spec import TextSpec
 
 from ..compat import require
@@ -164,7 +165,10 @@ def _from_merges(files: ModelFiles) -> Any:
     start, end = "<|startoftext|>", "<|endoftext|>"
     if not {start, end} <= ids.keys():
         raise ModelError(f"{vocabulary} is not CLIP's vocabulary: it lacks {start} or {end}")
-    lines = merges.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = read_document(merges).split("\n")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{merges} cannot be read as UTF-8 text: {error}") from error
     made = byte_pairs(ids, [line for line in lines[1:] if line.count(" ") == 1], start, end)
     made.normalizer = lowered()
     return made

@@ -40,7 +40,8 @@ from .records import (
     top_classes,
     zero_shot_records,
 )
-from .runners import Runner, make_runners
+from .runner import Runner
+from .runners import make_runners
 
 if TYPE_CHECKING:
     from ..encoders.load import LoadedModel
@@ -63,7 +64,7 @@ class Session:
         plan_folder: where plan.json is; None is beside the bundle.
         head_file: in place of the bundle's head.
         templates: prompts for classes that the bundle's head does not have.
-        batch_size, threads, workers, seed, limit: as on the command line.
+        batch_size, threads, device, workers, seed, limit: as on the command line.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Session:
     templates: str = DEFAULT_TEMPLATES
     batch_size: int = 32
     threads: int | None = None
+    device: str = "auto"
     workers: int = 0
     seed: int = 0
     limit: int | None = None
@@ -98,6 +100,7 @@ class Session:
                 self.threads,
                 self.batch_size,
                 self._stack,
+                self.device,
             )
         except BaseException:
             self._stack.close()
@@ -235,7 +238,8 @@ class Session:
     ) -> ImageStream:
         limit = None if train else self.limit
         known = classes or self.labels
-        stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
+        with self.reporter.stage(f"opening {data}"):
+            stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
         stream.workers = self.workers
         return stream
 

@@ -18,8 +18,8 @@ from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.spec import EncoderSpec
 
 from ..errors import BundleError, ConfigError, DataError
+from ..work.paths import RESULT
 from .document import load_document
-from .result import RESULT
 
 CERTIFICATE = "certificate.json"
 

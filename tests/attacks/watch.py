@@ -92,13 +92,19 @@ def run_apart(
     begin = time.monotonic()
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=place.given, env=variables
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        cwd=place.given,
+        env=variables,
+        start_new_session=True,
     )
     faults: tuple[str, ...] = ()
     try:
         out, err = process.communicate(timeout=seconds + 10)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # the tracer, and what it traces
         out, err = process.communicate()
         faults = (f"not finished after {seconds + 10:g} s",)
     opened = read_trace(log.read_text(errors="replace")) if log.exists() else set()
