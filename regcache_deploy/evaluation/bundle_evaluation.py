@@ -238,7 +238,8 @@ class Session:
     ) -> ImageStream:
         limit = None if train else self.limit
         known = classes or self.labels
-        stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
+        with self.reporter.stage(f"opening {data}"):
+            stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
         stream.workers = self.workers
         return stream
 

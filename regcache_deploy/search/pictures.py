@@ -84,7 +84,9 @@ def tokens_before_mlp(encoder: Encoder, tokens: Tensor, regcache: RegCache) -> T
 
 @torch.no_grad()
 def picture_data(encoder: Encoder, sets: ImageSets, found: FoundChoice) -> dict[str, Any]:
-    """Arrays for `report.plots`: norms before and after, deleted patches, thumbnails.
+    """Arrays for `report.plots`: norms before and after, sinks, thumbnails.
+
+    `deleted` marks the patches that are absent while ranges are set: deleted or saturated.
 
     All in floating point: quantization does not move the sinks.
     """
@@ -97,10 +99,12 @@ def picture_data(encoder: Encoder, sets: ImageSets, found: FoundChoice) -> dict[
     special = encoder.spec.num_prefix_tokens
     shape = (len(rows), encoder.spec.num_patches)
     deleted = tokens.new_zeros(shape, dtype=torch.bool)
-    if regcache is not None and config.deletes:
-        state = encoder.run_blocks(tokens, 0, config.delete_block, FLOAT, regcache)
+    absent = config.for_ranges()  # what saturates stays in the graph, and is a sink all the same
+    if absent.deletes:
+        sinks = RegCache(absent, found.register if config.has_prefix else {})
+        state = encoder.run_blocks(tokens, 0, config.delete_block, FLOAT, sinks)
         every = torch.arange(state.shape[1], device=state.device).expand(len(rows), -1)
-        kept = kept_positions(encoder, state, regcache, every)[:, special:] - special
+        kept = kept_positions(encoder, state, sinks, every)[:, special:] - special
         deleted = torch.ones_like(deleted).scatter_(1, kept, False)
     return {
         "norms_before": before.cpu().numpy(),

@@ -59,7 +59,7 @@ def test_the_page_of_an_engine(tmp_path):
     graph = manifest["graph"] | {"target": "tensorrt"}
     made = how_to_run(tmp_path, document | {"manifest": manifest | {"graph": graph}})
     assert made is not None
-    assert "with TensorRTEngine('k.engine') as engine:" in made.code[0].text
+    assert "engine = TensorRTEngine('k.engine')" in made.code[0].text
     assert "load_engine" not in made.code[0].text
     compile(made.code[0].text, "page", "exec")
 
