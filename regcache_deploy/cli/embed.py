@@ -19,6 +19,11 @@ from .common import QUIET, add_common_arguments
 
 HELP = "embed a collection of images (--partition i/n), for autofaiss and clip-retrieval"
 
+EXAMPLES = """\
+  regcache embed runs/X/X.regcache --data DIR --output embeddings
+  regcache embed runs/X/X.regcache --data 'x-{000..127}.tar' \\
+      --output embeddings --partition 3/16           # the fourth of 16 tasks"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache embed`."""
