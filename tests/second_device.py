@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
+from types import FrameType
 from typing import Any
 
 import torch
@@ -51,11 +52,11 @@ FACTORIES = (
 class There(torch.Tensor):
     """A tensor on the second device."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> There:
-        made: There = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: There = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, dtype=inner.dtype, device=SECOND, strides=inner.stride()
         )
         return made
@@ -83,7 +84,9 @@ class There(torch.Tensor):
         return bool(self.inner)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(func, args, kwargs or {})
 
 
@@ -148,12 +151,12 @@ def _size(out: Any) -> int:
 
 def _caller() -> str:
     """`room/file.py` of the innermost frame of regcache_deploy."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         parts = PurePath(frame.f_code.co_filename).parts
         if "regcache_deploy" in parts:
             return "/".join(parts[parts.index("regcache_deploy") + 1 :])
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

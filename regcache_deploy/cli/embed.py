@@ -21,8 +21,7 @@ HELP = "embed a collection of images (--partition i/n), for autofaiss and clip-r
 
 EXAMPLES = """\
   regcache embed runs/X/X.regcache --data DIR --output embeddings
-  regcache embed runs/X/X.regcache --data 'x-{000..127}.tar' \\
-      --output embeddings --partition 3/16           # the fourth of 16 tasks"""
+  regcache embed runs/X/X.regcache --data DIR --output embeddings --partition 0/4   # one of four"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,12 @@ def guard(action: Callable[[], int]) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return _PIPE_CLOSED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there
+            raise
+        from ..work.devices import out_of_memory
+
+        return _fail(out_of_memory(error), RegCacheError.exit_code)
     except OSError as error:
         if error.errno in _WRONG_PLACE and error.filename:
             reason = f"cannot use {error.filename}: {error.strerror}; check the path"

@@ -45,7 +45,10 @@ class TextEncoder:
     def _places(self, ids: Tensor) -> Tensor:
         if self.spec.pooling in ("first", "last"):
             return torch.full((len(ids),), -(self.spec.pooling == "last"))
-        marks = ids == self.spec.eos_id if self.spec.pooling == "eos" else ids
+        marks = ids
+        if self.spec.pooling == "eos":
+            assert self.spec.eos_id is not None
+            marks = torch.eq(ids, self.spec.eos_id)
         return marks.int().argmax(dim=1)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:

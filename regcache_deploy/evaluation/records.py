@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regcache_engines.clip import best_classes
 from regcache_engines.engine import zero_shot
+from regcache_engines.predictions import best_classes
 
 from ..data.stream import ImageStream
 from ..errors import DataError

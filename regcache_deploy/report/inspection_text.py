@@ -93,7 +93,7 @@ def _encoder(spec: Facts | None) -> str:
 
 def _recipe(quantizer: Facts) -> str:
     treatment = quantizer["treatment"] or {}
-    nothing = (None, False, 0, "", [], {})
+    nothing: tuple[Any, ...] = (None, False, 0, "", [], {})
     told = [f"{k} {v}" for k, v in treatment.items() if k != "alphas" and v not in nothing]
     rule = quantizer["range_rule"]
     return ", ".join(filter(None, [quantizer["recipe"], rule and f"ranges by {rule}", *told]))

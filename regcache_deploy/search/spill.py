@@ -6,6 +6,8 @@ A file has no name any more once it is open, so nothing is left behind, however 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import tempfile
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -80,5 +82,8 @@ class SpilledRows(MutableMapping[int, Tensor]):
     def _open(self, shape: tuple[int, ...]) -> np.memmap:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder) as file:
+            # a full disk is an error here, and a dead process once pages are written
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 4 * ROWS * math.prod(shape))
             mapped: np.memmap = np.memmap(file, np.float32, "w+", shape=(ROWS, *shape))
         return mapped

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def kill_once(
 ) -> Iterator[str]:
     child = Child(place, words)
     time.sleep(delay)
-    os.kill(child.pid, number)
+    with suppress(ProcessLookupError):  # it has ended by itself
+        os.kill(child.pid, number)
     done = child.wait(60)
     yield from done.faults
     if number != signal.SIGKILL and done.code not in (0, 128 + number, -number):
@@ -196,7 +197,7 @@ def nobody(place: Place) -> Outcome:
     before = ["setpriv", "--reuid=54321", "--inh-caps=+dac_override"]
     before += ["--ambient-caps=+dac_override"]
     variables = {"HOME": "", "XDG_CACHE_HOME": "", "MPLCONFIGDIR": "", "HF_HOME": ""}
-    return run_apart(place, words, 60, before=before, **variables)
+    return run_apart(place, words, 60, before=before, trace=False, **variables)
 
 
 def evaluate(place: Place) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -36,22 +36,26 @@ def make_kit(folder: Path) -> Kit:
     import_module("timm")
     import_module("torch._dynamo")
     import_module("onnxruntime")
+    from regcache_deploy.bundling.certify import certify_bundle
     from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
+    from regcache_export.bundle import write_bundle
     from regcache_export.targets import GraphOptions
-    from tests.bundling.certificate_helpers import calibration, certified, plan_of
+    from tests.bundling.certificate_helpers import calibration, pixels, plan_of
     from tests.tiny_plans import PREPROCESS, tame_encoder
 
     kit = Kit(folder / "encoder.safetensors", folder / "images", folder / "run")
     content = EncoderFile(tame_encoder(), dict(PREPROCESS), "Random weights.")
     write_encoder(kit.encoder, content)
-    pixels = np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     for name in CLASSES:
         (kit.images / name).mkdir(parents=True)
         for index in range(EACH):
-            image = pixels.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            image = draw.integers(0, 256, (40, 36, 3), dtype=np.uint8)
             Image.fromarray(image).save(kit.images / name / f"{index:02}.png")
     kit.run.mkdir()
     calibrated = calibration()
-    certified(kit.run, calibrated, GraphOptions())
-    plan_of(calibrated).save(kit.run)
+    plan = replace(plan_of(calibrated), labels=CLASSES)
+    bundle = write_bundle(plan, kit.run / "tiny.regcache")
+    certify_bundle(bundle, plan, GraphOptions(), calibrated, pixels())
+    plan.save(kit.run)
     return kit

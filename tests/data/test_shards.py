@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from regcache_deploy.data import torchvision_sets
-from regcache_deploy.data.shards import expand, samples
+from regcache_deploy.data.shards import expand, read_classes, samples
 from regcache_deploy.data.sources import open_data
 from regcache_deploy.data.stream import ImageStream, Item
 from regcache_deploy.errors import DataError
@@ -233,3 +233,23 @@ def test_few_unreadable_images_are_counted_and_many_stop_the_stream():
     with pytest.raises(DataError, match="could not be read"):
         list(bad.batches(16))
     assert len(opened) < 300, "it stops early, not after 5000 files"
+
+
+def test_a_line_of_the_names_is_a_label(tmp_path):
+    """An empty one in between would move every later label by one."""
+    file = tmp_path / "classnames.txt"
+    # a line separator of Unicode is part of a name, and a byte order mark is not
+    file.write_bytes("\ufeffcat\r\ndog\u2028x\nsun\n\n".encode())
+    assert read_classes(str(tmp_path)) == ("cat", "dog\u2028x", "sun")
+    file.write_bytes(b"cat\n\nsun\n")
+    with pytest.raises(DataError, match="line 2 is empty"):
+        read_classes(str(tmp_path))
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_classes(str(tmp_path))
+
+
+def test_a_pattern_of_too_many_shards(tmp_path):
+    for end in ("999999999999", "1000000"):
+        with pytest.raises(DataError, match="more than"):
+            expand(f"{tmp_path}/x-{{0..{end}}}.tar")

@@ -77,6 +77,19 @@ def test_the_cache_saves_the_text_tower_and_is_keyed_by_everything(clip, tmp_pat
     assert len(calls) == 2 * count
 
 
+def test_other_braces_in_a_template_are_its_own_text(clip, tmp_path):
+    file = tmp_path / "templates.txt"
+    file.write_text("a {} in {year}, 100% {\n", encoding="utf-8")
+    got = head(clip, templates=str(file))(NAMES)
+    texts = [f"a {name} in {{year}}, 100% {{" for name in NAMES]
+    with torch.no_grad():
+        features = clip.encode_text(open_clip.SimpleTokenizer()(texts), normalize=True)
+    assert torch.allclose(got, features, atol=1e-6)
+    file.write_bytes(b"a caf\xe9 {}\n")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_templates(str(file))
+
+
 def test_the_cache_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert zero_shot_head.cache_folder() == tmp_path / "regcache-deploy" / "heads"

@@ -24,6 +24,7 @@ COMMANDS = tuple(
         "eval t.regcache --data data --task knn --train-data data",
         "eval t.regcache --data data --task instances",
         "inspect t.regcache",
+        "embed t.regcache --data data --output embeddings --metadata jsonl",
         "doctor",
     )
 )

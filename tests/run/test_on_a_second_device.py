@@ -5,6 +5,7 @@ No GPU is needed: `second_device` computes on the CPU and keeps a GPU's rules.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from regcache_deploy.evaluation.bundle_evaluation import Session
 from regcache_deploy.quantization import integer_gemm
 from regcache_deploy.report import block_errors
 from regcache_deploy.run import calibrate, study
+from regcache_deploy.run.export import run_export
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.run.search import run_search
 from regcache_deploy.search import pictures
 from regcache_deploy.work.progress import Reporter
+from regcache_export.plan import Plan
 from tests.second_device import SECOND, Watch, second_device
-from tests.tiny_plans import PREPROCESS, tame_encoder, tiny_plan
+from tests.tiny_plans import PREPROCESS, SPEC, tame_encoder, tiny_plan
 
 ROOMS = ("encoders/", "quantization/", "search/", "evaluation/corners", "run/")
 
@@ -150,6 +153,26 @@ def test_an_evaluation_computes_where_it_was_asked_to(
     assert there[-1].metrics["mean_cosine"] > 0.9
 
 
+@pytest.mark.slow
+def test_an_export_from_the_device_is_that_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "use_device", lambda text: torch.device("cpu"))
+    words = {"certificate_images": 2, "text": False, "batch_size": 6}
+    on_cpu = run_export(options(tmp_path / "x", "repqvit", **words), QUIET)
+    wanted = Plan.load(tmp_path / "x")
+    shutil.rmtree(tmp_path / "x")
+    monkeypatch.setattr(study, "use_device", lambda text: SECOND)
+    with second_device(ROOMS):
+        there = run_export(options(tmp_path / "x", "repqvit", **words), QUIET)
+    assert there.agreement == on_cpu.agreement
+    found = Plan.load(tmp_path / "x")
+    assert found.regcache == wanted.regcache
+    for name, layer in wanted.linears.items():
+        np.testing.assert_array_equal(found.linears[name].input.scale, layer.input.scale)
+        np.testing.assert_array_equal(found.linears[name].weight.scale, layer.weight.scale)
+
+
 def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = found_by(options(tmp_path / "whole", "naive", batch_size=4))
     block, failed = Encoder.block, []
@@ -192,7 +215,7 @@ def test_the_watch_sees_a_tensor_in_the_wrong_place(
 
     monkeypatch.setattr(pictures, "THUMBNAILS", 1)
     with second_device(("",)) as watch, torch.no_grad():
-        encoder, image = tame_encoder().to(SECOND), torch.zeros(1, 3, *PREPROCESS["size"])
+        encoder, image = tame_encoder().to(SECOND), torch.zeros(1, 3, *SPEC.image_size)
         encoder(image)
         assert not [s for s in watch.on_cpu if "layer_norm" in s]
         with pytest.raises(RuntimeError, match="tensors on"):

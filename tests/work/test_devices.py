@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from regcache_deploy.cli.main import guard
 from regcache_deploy.errors import ConfigError, RegCacheError
 from regcache_deploy.work import threads
 from regcache_deploy.work.devices import describe, find_device, fitting_batch, halving, line, wide
@@ -73,6 +74,16 @@ def test_a_single_image_that_is_too_much_says_what_to_do() -> None:
 
     with pytest.raises(RegCacheError, match=r"CUDA out of memory\).*--device cpu"):
         halving(run, torch.arange(4))
+
+
+def test_a_full_device_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. More.")
+
+    assert guard(action) == RegCacheError.exit_code
+    error = capsys.readouterr().err
+    assert error.startswith("regcache: error: the device's memory is full (CUDA out of memory)")
+    assert len(error.splitlines()) == 1
 
 
 def test_other_errors_are_not_swallowed() -> None:
