@@ -29,7 +29,8 @@ from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.find import find_choice
-from regcache_deploy.search.ways import race_ways, ways_of
+from regcache_deploy.search.way_race import race_ways
+from regcache_deploy.search.ways import ways_of
 from regcache_deploy.work.format import deletion_text
 from regcache_deploy.work.progress import Reporter
 from regcache_export.graph import build_model, serialize

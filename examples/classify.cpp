@@ -1,8 +1,9 @@
-// Name what is on photographs, in C++: classify BUNDLE IMAGE...
-//
-//     find_package(regcache 0.1 REQUIRED) and link regcache::regcache, see docs/cpp.md; or by hand:
-//     g++ -std=c++17 -I engines/cpp/include examples/classify.cpp -o classify \
-//         -L build/cpp -lregcache -Wl,-rpath,$PWD/build/cpp
+/* Name what is on photographs, in C++: classify BUNDLE IMAGE...
+ *
+ * find_package(regcache REQUIRED) and link regcache::regcache (docs/cpp.md), or by hand:
+ *     g++ -std=c++17 -I engines/cpp/include examples/classify.cpp -o classify
+ *         -L build/cpp -lregcache -Wl,-rpath,$PWD/build/cpp
+ */
 #include <cstdint>
 #include <cstdio>
 #include <memory>

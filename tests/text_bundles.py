@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,25 @@ from tests.tiny_plans import SPEC, tiny_plan
 open_clip = import_open_clip()
 
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}", "{}")
-TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+MERGES = 2000
+VOCABULARY = 512 + MERGES + 2
+END = VOCABULARY - 1
+TEXT = {"context_length": 20, "vocab_size": VOCABULARY, "width": 64, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+
+
+@cache
+def _merges() -> str:
+    """CLIP's merges, the first of them: a small vocabulary makes small files."""
+    packed = Path(open_clip.tokenizer.default_bpe()).read_bytes()
+    lines = gzip.decompress(packed).decode().split("\n")
+    path = Path(tempfile.mkdtemp(prefix="regcache-merges-")) / "merges.txt.gz"
+    path.write_bytes(gzip.compress("\n".join(lines[: MERGES + 1]).encode()))
+    return str(path)
+
+
+def small_tokenizer() -> Any:
+    return open_clip.SimpleTokenizer(_merges(), context_length=TEXT["context_length"])
 
 
 def small_clip(custom: bool = False, quick_gelu: bool = False, **text: Any) -> Any:
@@ -41,7 +61,7 @@ def small_clip(custom: bool = False, quick_gelu: bool = False, **text: Any) -> A
 
 def text_side(model: Any, tokenizer: Any = None, logit_scale: float = 50.0) -> TextSide:
     """As `load_model` makes it, with a tokenizer that needs no hub."""
-    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=model.context_length)
+    tokenizer = tokenizer or small_tokenizer()
 
     class Library:
         @staticmethod

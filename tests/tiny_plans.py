@@ -64,9 +64,9 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def tiny_images(count: int, seed: int = 1) -> Tensor:
+def tiny_images(count: int, seed: int = 1, size: tuple[int, int] = SPEC.image_size) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, *SPEC.image_size, generator=generator)
+    return torch.randn(count, 3, *size, generator=generator)
 
 
 def tiny_regcache(encoder: Encoder, config: RegCacheConfig = CHOICE) -> RegCache:
@@ -84,7 +84,7 @@ def float_calibration(encoder: Encoder, regcache: RegCache | None = None) -> Cal
 def naive_calibration(
     encoder: Encoder, regcache: RegCache | None = None, bits: Bits | None = None
 ) -> Calibration:
-    tokens = encoder.embed(tiny_images(8, seed=3))
+    tokens = encoder.embed(tiny_images(8, seed=3, size=encoder.spec.image_size))
     return make_baseline("naive", bits).calibrate(encoder, tokens, regcache=regcache)
 
 

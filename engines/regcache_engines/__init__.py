@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .clip import Clip, Prediction, open
+    from .clip import Clip
+    from .clip_open import open
     from .engine import Engine, zero_shot
     from .errors import BundleError, ConfigError, DataError, EngineError, RegCacheError
     from .load import load_engine
     from .monitor import ProbeReport
+    from .predictions import Prediction
     from .preprocess import Preprocess
     from .text import TextTower
 
@@ -52,13 +54,13 @@ _HOMES = {
     "DataError": "errors",
     "Engine": "engine",
     "EngineError": "errors",
-    "Prediction": "clip",
+    "Prediction": "predictions",
     "Preprocess": "preprocess",
     "ProbeReport": "monitor",
     "RegCacheError": "errors",
     "TextTower": "text",
     "load_engine": "load",
-    "open": "clip",
+    "open": "clip_open",
     "zero_shot": "engine",
 }
 

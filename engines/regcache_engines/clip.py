@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -16,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .ahead import map_ahead
-from .bundle import Bundle, unless_replaced
-from .engine import MIN_NORM, Array, Engine, FloatArray, unit_length
+from .bundle import Bundle
+from .engine import Array, Engine, FloatArray, unit_length
 from .errors import ConfigError, DataError, EngineError
-from .load import load_engine
 from .monitor import Monitor, ProbeReport
+from .predictions import Prediction, best_classes
 from .preprocess import Pixels, Preprocess
-from .providers import load_provider_engine
 from .text import TextTower
 
 if TYPE_CHECKING:
@@ -33,27 +30,13 @@ ImageLike: TypeAlias = "str | Path | bytes | Image | npt.NDArray[np.uint8]"
 """A file's path, a file's bytes, a PIL image, or RGB pixels uint8 `[H, W, 3]` of any size."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One class of an image.
-
-    Attributes:
-        index: of the class in the head.
-        label: its name; None where the head has none.
-        score: softmax of logit scale x cosine over all classes, in [0, 1].
-    """
-
-    index: int
-    label: str | None
-    score: float
-
-
 class Clip:
     """A bundle in a runtime; `open` makes one. Use it as a context manager: it holds native memory.
 
-    Threads: any number of them may call it at once, and each gets what it would get alone: an
-    answer does not depend on other calls, nor on how images are put into batches. `close` waits
-    until nobody is inside. Processes: a forked child is refused with EngineError; open it there.
+    Threads: any number of them may call it at once, and each gets what it would get alone: to the
+    bit, embeddings and classes of images depend neither on other calls nor on how images are put
+    into batches. `close` waits until nobody is inside. Processes: a forked child is refused with
+    EngineError; open it there.
 
     Args:
         bundle: an open bundle.
@@ -270,78 +253,6 @@ class Clip:
             raise DataError(f"{name}: {error}") from error
 
 
-def open(
-    bundle: Bundle | Path | str,
-    *,
-    threads: int | None = None,
-    runtime: str = "onnxruntime",
-    provider: str = "cpu",
-    device_id: int | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    pieces: bool | None = None,
-    saturation_warning: float = 4.0,
-    warn: Callable[[str], None] | None = None,
-) -> Clip:
-    """Open a bundle for photographs.
-
-        with regcache_engines.open("clip.regcache") as clip:
-            for best, *_ in clip.classify(["cat.jpg", "dog.png"]):
-                print(best.label, best.score)
-
-    Args:
-        bundle: the folder `NAME.regcache`, or an open bundle.
-        threads: inside one run; None takes one per physical core.
-        runtime: `onnxruntime`, or `openvino` for the CPU (extra `openvino`), where nothing watches
-            the probes.
-        provider: of ONNX Runtime: `cpu`, or on an NVIDIA GPU `cuda`, `tensorrt`, `tensorrt_rtx`.
-        device_id: which GPU, with `cuda` and `tensorrt`.
-        batch_size: images of one run.
-        workers: threads that decode; 0 takes one a core.
-        pieces: a second copy of the model, with which each of several threads runs images of its
-            own: None loads it with the first batch, True at once, False never, which saves the
-            model's memory and takes longer for batches. On the CPU, in ONNX Runtime.
-        saturation_warning: how many times its calibrated rate is too much for the end of a range,
-            see `Clip.saturation`; 0 never warns.
-        warn: called with that warning; None logs it as `regcache_engines.monitor`.
-
-    Raises:
-        BundleError: no bundle, or a damaged one.
-        ConfigError: a number out of range.
-        EngineError: the runtime or its device is missing, or refuses the model.
-    """
-    if not (math.isfinite(saturation_warning) and saturation_warning >= 0):
-        raise ConfigError(f"saturation_warning {saturation_warning}: take 0 or more")
-
-    def opened(found: Bundle) -> Clip:
-        watched = runtime == "onnxruntime" and found.manifest["graph"].get("probes")
-        monitor = Monitor(found.manifest, saturation_warning, warn) if watched else None
-        if runtime != "onnxruntime" and (provider != "cpu" or device_id is not None):
-            raise ConfigError(f"runtime {runtime} runs on the CPU alone; leave provider out")
-        if runtime == "onnxruntime":
-            engine = load_provider_engine(
-                found, provider, threads, device_id=device_id, monitor=monitor, pieces=pieces
-            )
-        else:
-            engine = load_engine(found, threads=threads, runtime=runtime, pieces=pieces)
-        try:
-            return Clip(
-                found,
-                engine,
-                monitor=monitor,
-                batch_size=batch_size,
-                workers=workers,
-                threads=threads,
-            )
-        except BaseException:
-            engine.close()
-            raise
-
-    if isinstance(bundle, Bundle):
-        return opened(bundle)
-    return unless_replaced(Path(bundle), lambda folder: opened(Bundle.open(folder)))
-
-
 def _several(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
@@ -360,27 +271,3 @@ def _picture(pixels: Array) -> Any:
             f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W, 3] in RGB"
         )
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def best_classes(
-    features: FloatArray, head: FloatArray, scale: float, labels: Sequence[str], top: int
-) -> list[Prediction]:
-    """The likeliest classes of one image, as libregcache's `classify.cpp` finds them.
-
-    Args:
-        features: `[E]`.
-        head: `[classes, E]`, L2-normalized.
-        scale: factor on the cosines.
-        labels: one a class, or none.
-        top: so many, or all where there are fewer.
-    """
-    # in float64, and equal scores in the order of the head
-    exact = features.astype(np.float64)
-    logits = scale / max(float(np.linalg.norm(exact)), MIN_NORM) * (head.astype(np.float64) @ exact)
-    order = np.argsort(-logits, kind="stable")[:top]
-    scores = np.exp(logits - logits[order[0]])
-    scores /= scores.sum()
-    return [
-        Prediction(int(index), labels[index] if labels else None, float(scores[index]))
-        for index in order
-    ]

@@ -175,8 +175,14 @@ def check_features(features: Array, count: int, output_dim: int) -> FloatArray:
 
 
 def unit_length(rows: Array) -> Array:
-    """Rows `[n, E]` divided by their norms; a zero vector stays zero."""
-    scaled: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), MIN_NORM)
+    """Rows `[n, E]` divided by their norms; a zero vector stays zero.
+
+    To the bit the same for a row alone and among others.
+    """
+    exact = rows.astype(np.float64)
+    # numpy sums the rows of a matrix in an order that depends on how many there are
+    norms = np.sqrt([np.dot(row, row) for row in exact])
+    scaled: Array = (exact / np.maximum(norms, MIN_NORM)[:, None]).astype(rows.dtype)
     return scaled
 
 

@@ -53,7 +53,8 @@ def maker_of(data: bytes) -> str | None:
         data: a file that `read_head` has read.
     """
     described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    return described.get("weights_sha256")
+    found = described.get("weights_sha256")
+    return found if isinstance(found, str) else None
 
 
 def head_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -127,11 +127,14 @@ class TextTower:
         self.close()
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise DataError("texts must be a list of strings")
-        if not len(texts):
+        # `texts` of untyped callers
+        given: Any = texts
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        cleaned: list[Any] = list(given) if several else [None]
+        if not cleaned:
             raise DataError("there is no text to embed")
-        cleaned = list(texts)
+        if not all(isinstance(text, str) for text in cleaned):
+            raise DataError("texts must be a list of strings")
         if self.config.html_unescape:
             cleaned = [html.unescape(html.unescape(text)) for text in cleaned]
         # one by one: `encode_batch` starts threads that a later fork warns of

@@ -28,8 +28,11 @@ export async function preprocess(file, config) {
                             Math.min(image.width, image.height));
     [w, h] = image.width <= image.height ? [width, long] : [long, height];
   }
-  image = columns(image, w, kernel);
-  image = turned(columns(turned(image), h, kernel));
+  const across = (picture) => columns(picture, w, kernel);
+  const down = (picture) => turned(columns(turned(picture), h, kernel));
+  // Pillow 13 begins with the rows where they shrink by far more
+  const rowsFirst = image.height > h && image.height - h > 2 * (image.width - w);
+  image = rowsFirst ? across(down(image)) : down(across(image));
   return cropped(image, halfEven((w - width) / 2), halfEven((h - height) / 2), width, height);
 }
 

@@ -1,24 +1,8 @@
-"""The ONNX graph of a text tower: `input_ids [b, L]` -> `text_embeds [b, E]`.
-
-A canonical pre-norm transformer, the text side of CLIP, SigLIP and their kin. Weights that belong
-to a `TextSpec` (float32; `V` vocabulary, `C` context length, `D` width, `M` MLP width):
-
-| name | shape |
-|---|---|
-| `token_embed.weight`, `pos_embed` | `[V, D]`, `[C, D]` |
-| `blocks.I.norm1.{weight,bias}`, `blocks.I.norm2.{weight,bias}` | `[D]` |
-| `blocks.I.attn.qkv.{weight,bias}`, `blocks.I.attn.out_proj.{weight,bias}` | `[3D, D]`, `[D, D]` |
-| `blocks.I.mlp.fc1.{weight,bias}`, `blocks.I.mlp.fc2.{weight,bias}` | `[M, D]`, `[D, M]` |
-| `norm.{weight,bias}` | `[D]` |
-| `proj.{weight,bias}` (if `projection`) | `[E, D]`, `[E]` |
-
-A layer scale is folded into the projections, and a missing bias is zeros.
-"""
+"""The ONNX graph of a text tower: `input_ids [b, L]` -> `text_embeds [b, E]`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -31,67 +15,10 @@ from .graph.builder import Array, GraphBuilder
 from .graph.encoder import IR_VERSION, OPSET
 from .graph.float_layers import gelu, gemm, layer_norm
 from .graph.shapes import add_shapes
-from .spec import Activation
+from .text_spec import TextSpec
 
 MASKED = -1e9
 """Added to logits of later tokens; their weights are zeros in float32."""
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """Structure of a text tower.
-
-    Attributes:
-        vocab_size: rows of the token embedding.
-        context_length: tokens that the position embedding has places for.
-        output_dim: length E of the embedding.
-        causal: a token sees those before it; else all of them, padding included.
-        pooling: as in `TextConfig`.
-        eos_id: the end token, for pooling `eos`.
-        projection: a linear layer behind the pooled token.
-    """
-
-    vocab_size: int
-    context_length: int
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    output_dim: int
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-5
-    causal: bool = True
-    pooling: str = "argmax"
-    eos_id: int | None = None
-    projection: bool = True
-
-    @property
-    def any_length(self) -> bool:
-        """Whether what stands behind a text's end changes nothing, so that rows may be short."""
-        return self.causal and self.pooling in ("argmax", "eos", "first")
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight by name, with its shape."""
-        width, hidden = self.width, self.mlp_width
-        shapes: dict[str, tuple[int, ...]] = {
-            "token_embed.weight": (self.vocab_size, width),
-            "pos_embed": (self.context_length, width),
-        }
-        linears = {
-            "attn.qkv": (3 * width, width),
-            "attn.out_proj": (width, width),
-            "mlp.fc1": (hidden, width),
-            "mlp.fc2": (width, hidden),
-        }
-        for index in range(self.depth):
-            for norm in ("norm1", "norm2"):
-                shapes |= _affine(f"blocks.{index}.{norm}", (width,))
-            for linear, shape in linears.items():
-                shapes |= _affine(f"blocks.{index}.{linear}", shape)
-        shapes |= _affine("norm", (width,))
-        if self.projection:
-            shapes |= _affine("proj", (self.output_dim, width))
-        return shapes
 
 
 def build_text_model(spec: TextSpec, weights: Mapping[str, Array]) -> onnx.ModelProto:
@@ -123,10 +50,6 @@ def build_text_model(spec: TextSpec, weights: Mapping[str, Array]) -> onnx.Model
     )
     add_shapes(model)
     return model
-
-
-def _affine(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def _embed(builder: GraphBuilder, spec: TextSpec, weights: Mapping[str, Array]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, check_bundle
 
 if TYPE_CHECKING:
     from ..bench.measure import Settings
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HELP = "latency and throughput of bundles, INT8 beside float (--compare fp32,int8)"
+
+EXAMPLES = """\
+  regcache bench runs/X/X.regcache --batch 1,8 --threads 1,4
+  regcache bench runs/X/X.regcache --engine openvino --csv bench/"""
 
 DEFAULT_COMPARE = "fp32,int8"
 DEFAULT_HALF = "fp16,int8"
@@ -109,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
     )
     from ..bench.subjects import FLOAT_FILE, bundle_images, subjects_of
 
+    for path in args.bundles:
+        check_bundle(path)
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     with reporter.stage("opening the bundles"):
         bundles = [Bundle.open(path) for path in args.bundles]

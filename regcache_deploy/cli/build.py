@@ -14,22 +14,27 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compat import require
+from ..compat import install_advice, require
 from ..errors import ConfigError
 from ..work.paths import beside, require_writable
 from ..work.progress import Reporter
 from ..work.settings import check_seed
 from .check import read_model
-from .common import QUIET, add_common_arguments, load_libraries
+from .common import QUIET, add_common_arguments, check_bundle, load_libraries
 
 if TYPE_CHECKING:
     from regcache_engines.tensorrt.build_options import BuildOptions
     from regcache_engines.tensorrt.builder import BuildResult
 
 HELP = "build a TensorRT engine, or decide which file to deploy (--max-drop, --min-speedup)"
+
+EXAMPLES = """\
+  regcache build runs/X/X.regcache --max-drop 0.5 --data DIR
+  regcache build runs/X/X.regcache --engine tensorrt --max-batch 64"""
 
 CPU_ENGINES = ("onnxruntime", "openvino")
 CONTRACT = ("max_drop", "min_speedup", "strict", "data")
@@ -63,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=("tensorrt", "tensorrt_rtx", *CPU_ENGINES),
-        default="tensorrt",
-        help="runtime (default %(default)s); tensorrt_rtx also builds without a GPU",
+        help="runtime (default: tensorrt for a bundle or file of that target, else what is "
+        "installed here of onnxruntime and openvino); tensorrt_rtx also builds without a GPU",
     )
     parser.add_argument(
         "--output",
@@ -153,6 +158,9 @@ def run(args: argparse.Namespace) -> int:
     require("onnx", "export")
     if args.output is None:
         args.output = beside(args.bundle)
+    if args.engine is None:
+        args.engine = engine_for(args.bundle)
+        log.info("engine: %s", args.engine)
     if args.engine in CPU_ENGINES or _given(args, CONTRACT):
         return _run_contract(args)
     if ignored := _given(args, CONTRACT_ONLY):
@@ -185,6 +193,30 @@ def run(args: argparse.Namespace) -> int:
         kinds = ", ".join(f"{count} {kind}" for kind, count in result.sidecar.layers.items())
         print(f"{'found' if result.reused else 'built'} {result.path}\nlayers: {kinds}")
     return 0
+
+
+def engine_for(bundle: Path) -> str:
+    """What a bundle is decided or built on, where nobody says.
+
+    Raises:
+        BundleError: a folder that is no bundle.
+        ConfigError: no runtime for it is installed.
+    """
+    if not bundle.is_dir():
+        return "tensorrt"
+    from regcache_engines.bundle import Bundle
+    from regcache_export.bundle_graph import graph_options
+    from regcache_export.targets import find_target
+
+    if find_target(graph_options(Bundle.open(bundle)).target).form == "tensorrt":
+        return "tensorrt"
+    for engine in CPU_ENGINES:
+        if find_spec(engine) is not None:
+            return engine
+    raise ConfigError(
+        f"no runtime for {bundle} is installed; run: {install_advice('cpu')} or "
+        f"{install_advice('openvino')}"
+    )
 
 
 def _build_options(args: argparse.Namespace) -> BuildOptions:
@@ -236,6 +268,7 @@ def _run_contract(args: argparse.Namespace) -> int:
     else:
         build = _build_options(args)
     require_writable(args.output)
+    check_bundle(args.bundle)
     reporter = Reporter(quiet=args.verbosity == QUIET)
     load_libraries(reporter)
     from ..contract.options import ContractOptions

@@ -16,9 +16,19 @@ from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed
 from .arguments import add_settings
-from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
+from .common import (
+    QUIET,
+    add_common_arguments,
+    add_device_argument,
+    add_run_arguments,
+    load_libraries,
+)
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
+
+EXAMPLES = """\
+  regcache calibrate runs/X --data DIR --images 5000
+  regcache calibrate runs/X --data 'shards/{000..012}.tar' --observer percentile"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="images per pass (default 32)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_device_argument(parser)
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
     )
@@ -73,14 +84,16 @@ def run(args: argparse.Namespace) -> int:
         values = {**vars(args), "plan": str(args.plan), "output": str(output)}
         print(json.dumps(values, indent=1, default=str))
         return 0
+    if not (args.plan / "plan.json").is_file():
+        from regcache_export.plan import Plan
+
+        Plan.load(args.plan)  # says what is there instead, before torch is imported
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
-    import torch
-
     from ..run.calibrate import RecalibrateOptions, recalibrate
+    from ..work.threads import settle_threads
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    settle_threads(args.threads)
     options = RecalibrateOptions(
         plan=args.plan,
         data=args.data,
@@ -92,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         certificate_images=args.certificate_images,
         seed=args.seed,
+        device=args.device,
     )
     found = recalibrate(options, reporter)
     if args.json:

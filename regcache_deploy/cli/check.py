@@ -19,6 +19,9 @@ MAX_MODEL = 1 << 31
 
 HELP = "hold a bundle's graph against TensorRT's rules, without a GPU"
 
+EXAMPLES = """\
+  regcache check runs/X/X.regcache"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache check`."""

@@ -13,11 +13,25 @@ from typing import Any, NoReturn
 from ..compat import import_open_clip, require, require_installed
 from ..errors import ConfigError
 from ..work.progress import Reporter, stderr_console
+from ..work.settings import MachineSettings
 
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 
 _OUR_LOGGERS = ("regcache_deploy", "regcache_export", "regcache_engines")
+log = logging.getLogger(__name__)
+
 _handlers: list[logging.Handler] = []  # ours on the root logger, exchanged by setup_logging
+
+
+class Formatter(argparse.HelpFormatter):
+    """Wraps paragraphs, and leaves lines that begin with two spaces as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = []
+        for part in text.split("\n\n"):
+            whole = any(line.startswith("  ") for line in part.splitlines())
+            parts.append(part if whole else super()._fill_text(part, width, indent))
+        return "\n\n".join(parts)
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         # An abbreviated option in a script breaks when a longer one is added.
-        super().__init__(allow_abbrev=False, **keywords)
+        super().__init__(allow_abbrev=False, **{"formatter_class": Formatter} | keywords)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -50,8 +64,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`, `-v` and `-q`."""
+    """Add `--config`, `--json`, `-v` and `-q`: what every command has."""
     group = parser.add_argument_group("output")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.yaml",
+        help="read options from a file: long option names as keys; the command line wins",
+    )
     group.add_argument(
         "--json",
         action=argparse.BooleanOptionalAction,
@@ -78,14 +98,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--dry-run` and `--seed`: for commands that compute something."""
+    """Add `--dry-run` and `--seed`: for commands that compute something."""
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE.yaml",
-        help="read options from a file: long option names as keys; the command line wins",
-    )
     group.add_argument(
         "--dry-run",
         action=argparse.BooleanOptionalAction,
@@ -94,6 +108,31 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--seed", type=int, default=0, metavar="N", help="for every random choice (default 0)"
+    )
+
+
+def check_bundle(path: Path) -> None:
+    """Raise BundleError where there is no bundle; asked before anything large is imported."""
+    from regcache_engines.bundle import MANIFEST, Bundle
+
+    if not (path / MANIFEST).is_file():
+        Bundle.open(path)  # says what is there instead
+
+
+def say_what_random_is(pretrained: str | None) -> None:
+    """What an export of random weights can show, before minutes are spent on it."""
+    if (pretrained or "").startswith("random"):
+        log.warning(
+            "random weights show structure and speed only: without a head nothing is classified, "
+            "fidelity stands in for accuracy, and there are no sinks that RegCache could remove"
+        )
+
+
+def add_device_argument(group: argparse._ActionsContainer, what: str = "") -> None:
+    """Add `--device`, for commands without `MachineSettings`."""
+    text: str = MachineSettings.__dataclass_fields__["device"].metadata["help"]
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help=f"{what + ': ' if what else ''}{text}"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ..compat import require
 from ..errors import ConfigError
 from ..run.finished import searched_options
 from .common import Parser, did_you_mean
+
+_SEVERAL = ("+", "*")
 
 _NOT_IN_A_FILE = {"config", "help"}
 
@@ -38,12 +41,12 @@ def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Name
         if path is not None:
             words, positionals = read_config(path, parser)
             try:
-                parser.parse_args([*words, *positionals.values()])
+                parser.parse_args([*chain(*positionals.values()), *words])
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from error
             # a positional is not overridden by a second one, so the file's gives way
-            left = [word for name, word in positionals.items() if getattr(values, name) is None]
-            arguments = [*words, *left, *arguments]
+            left = [found for name, found in positionals.items() if not getattr(values, name)]
+            arguments = [*chain(*left), *words, *arguments]
             values = parser.parse_args(arguments)
         run = getattr(values, "from_run", None)
         if run is not None:
@@ -56,7 +59,7 @@ def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Name
     return parser.parse_args(arguments)
 
 
-def read_config(path: Path, parser: Parser) -> tuple[list[str], dict[str, str]]:
+def read_config(path: Path, parser: Parser) -> tuple[list[str], dict[str, list[str]]]:
     """The file's content as command-line words, for example `["--limit=100", "--json"]`.
 
     Returns:
@@ -73,12 +76,12 @@ def read_config(path: Path, parser: Parser) -> tuple[list[str], dict[str, str]]:
     }
     positional = {a.dest: a for a in parser._actions if not a.option_strings}
     words: list[str] = []
-    positionals: dict[str, str] = {}
+    positionals: dict[str, list[str]] = {}
     for key, value in _load_mapping(path).items():
         name = str(key).replace("_", "-")
         if name in positional and name not in options:
             if value is not None:
-                positionals[name] = _one(path, name, value)
+                positionals[name] = _some(path, name, value, positional[name])
             continue
         if name not in options or name in _NOT_IN_A_FILE:
             known = (options.keys() | positional.keys()) - _NOT_IN_A_FILE
@@ -109,7 +112,16 @@ def _words(path: Path, name: str, value: Any, action: argparse.Action) -> list[s
         if value:
             return [f"--{name}"]
         return [f"--no-{name}"] if f"--no-{name}" in action.option_strings else []
+    if action.nargs in _SEVERAL:
+        return [f"--{name}", *_some(path, name, value, action)]
     return [f"--{name}={_one(path, name, value)}"]
+
+
+def _some(path: Path, name: str, value: Any, action: argparse.Action) -> list[str]:
+    """Words of an option or a positional argument, of which some take a list."""
+    if isinstance(value, list) and action.nargs in _SEVERAL:
+        return [_one(path, name, each) for each in value]
+    return [_one(path, name, value)]
 
 
 def _one(path: Path, name: str, value: Any) -> str:

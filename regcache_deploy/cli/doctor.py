@@ -22,6 +22,10 @@ from .common import add_common_arguments
 
 HELP = "versions, installed extras, and what will work on this machine"
 
+EXAMPLES = """\
+  regcache doctor
+  regcache doctor --json"""
+
 DISTRIBUTION = "regcache-deploy"
 
 USES = {

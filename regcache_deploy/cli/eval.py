@@ -11,9 +11,21 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import check_seed
-from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
+from .common import (
+    QUIET,
+    add_common_arguments,
+    add_device_argument,
+    add_run_arguments,
+    check_bundle,
+    load_libraries,
+)
 
 HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
+
+EXAMPLES = """\
+  regcache eval runs/X/X.regcache --on fp32,onnxruntime --data DIR
+  regcache eval runs/X/X.regcache --images cat.jpg dog.jpg
+  regcache eval runs/X/X.regcache --on fp32,onnxruntime --data DIR --task instances"""
 
 TASKS = ("auto", "fidelity", "instances", "knn", "linear_probe", "retrieval")
 
@@ -79,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="images per pass (default 32)"
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_device_argument(machine, "of fp32, baseline and simulated")
     machine.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
     )
@@ -100,9 +113,11 @@ def run(args: argparse.Namespace) -> int:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
         return 0
+    check_bundle(args.bundle)
     reporter = Reporter(quiet=args.verbosity == QUIET)
     from ..evaluation.bundle_evaluation import Session
-    from ..evaluation.runners import IN_TORCH, parse_runners
+    from ..evaluation.runner import IN_TORCH
+    from ..evaluation.runners import parse_runners
     from ..report.evaluation import keep_records, print_images, print_records, write_csv
 
     names = parse_runners(args.on)
@@ -120,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         seed=args.seed,
         limit=args.limit,
+        device=args.device,
     )
     with session:
         if args.images:

@@ -16,9 +16,22 @@ from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import add_settings, given, print_configuration
-from .common import QUIET, VERBOSE, add_common_arguments, add_run_arguments, load_libraries
+from .common import (
+    QUIET,
+    VERBOSE,
+    add_common_arguments,
+    add_run_arguments,
+    load_libraries,
+    say_what_random_is,
+)
 
 HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
+
+EXAMPLES = """\
+  regcache export                                    # the embedded demo
+  regcache export --model ViT-B-16 --pretrained openai \\
+      --data /data/imagenet/train --eval-data /data/imagenet/val --limit 5000
+  regcache export --from runs/X-search               # bake the choice of a search"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
     # Say now what is not installed, not after minutes of searching.
+    say_what_random_is(options.pretrained)
     load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
     from ..report.terminal import print_result
     from ..run.export import run_export

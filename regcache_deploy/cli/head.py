@@ -13,6 +13,10 @@ from .common import QUIET, add_common_arguments
 
 HELP = "a zero-shot head from class names, by the bundle's text tower (--classes a,b,c)"
 
+EXAMPLES = """\
+  regcache head runs/X/X.regcache --classes classes.txt
+  regcache head runs/X/X.regcache --classes cat,dog,none"""
+
 OUTPUT = Path("head.safetensors")
 
 

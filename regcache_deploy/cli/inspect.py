@@ -11,6 +11,10 @@ from .common import add_common_arguments
 
 HELP = "what is in a bundle; with two, what differs"
 
+EXAMPLES = """\
+  regcache inspect runs/X/X.regcache
+  regcache inspect runs/X/X.regcache runs/Y/Y.regcache"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache inspect`."""
@@ -35,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
     if len(facts) == 1:
         print(json.dumps(facts[0], indent=1) if args.json else "\n".join(lines_of(facts[0])))
         return 0
-    found = differences(*facts)
+    one, other = facts
+    found = differences(one, other)
     if args.json:
         document = {"a": facts[0], "b": facts[1], "differences": found}
         print(json.dumps(document, indent=1))
     else:
-        print("\n".join(difference_lines(*facts, found)))
+        print("\n".join(difference_lines(one, other, found)))
     return 0

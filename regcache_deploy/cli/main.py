@@ -1,6 +1,7 @@
 """`regcache <command>`: find the command, run it, and turn errors into one line and an exit code.
 
-A command is a module of this package with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
+A command is a module of this package with `HELP`, `EXAMPLES`, `add_arguments(parser)` and
+`run(args) -> int`.
 It imports torch, onnx and the like inside `run`: `regcache --help` must answer at once.
 """
 
@@ -19,6 +20,7 @@ from types import FrameType, ModuleType
 from .. import __version__
 from ..errors import ConfigError, RegCacheError
 from ..work.invocation import remember
+from ..work.threads import sleep_while_idle
 from .common import Parser, did_you_mean, setup_logging
 from .config_file import parse_with_config
 
@@ -30,6 +32,7 @@ COMMANDS = (
     "check",
     "build",
     "eval",
+    "embed",
     "bench",
     "head",
     "pack",
@@ -37,6 +40,7 @@ COMMANDS = (
     "models",
     "report",
     "doctor",
+    "completion",
 )
 """In the order of `regcache --help`; each is a module beside this one."""
 
@@ -45,7 +49,7 @@ EXIT_CODES = (
     "5 ONNX or bundle, 6 verification, 7 engine"
 )
 
-RESUMES = ("export", "search")
+RESUMES = ("export", "search", "embed")
 """Commands that keep what is finished."""
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -100,6 +104,12 @@ def guard(action: Callable[[], int]) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return _PIPE_CLOSED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there
+            raise
+        from ..work.devices import out_of_memory
+
+        return _fail(out_of_memory(error), RegCacheError.exit_code)
     except OSError as error:
         if error.errno in _WRONG_PLACE and error.filename:
             reason = f"cannot use {error.filename}: {error.strerror}; check the path"
@@ -129,7 +139,7 @@ def _fail(message: str, code: int) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         return _run_command(arguments[0], f"regcache {arguments[0]}", arguments[1:])
-    lines = [f"  {name:<10}{_module(name).HELP}" for name in COMMANDS]
+    lines = [f"  {name:<12}{_module(name).HELP}" for name in COMMANDS]
     parser = Parser(
         prog="regcache",
         usage="regcache <command> [options]",
@@ -151,9 +161,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(_no_command(name))
+    sleep_while_idle()
     module = _module(name)
-    parser = Parser(prog=prog, description=module.__doc__, epilog=EXIT_CODES)
-    module.add_arguments(parser)
+    parser = parser_of(name, prog)
     args = parse_with_config(parser, arguments)
     remember([*prog.split(), *arguments])
     setup_logging(args.verbosity)
@@ -166,6 +176,15 @@ def _run_command(name: str, prog: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail(f"interrupted{hint}", _INTERRUPTED)
     return code
+
+
+def parser_of(name: str, prog: str) -> Parser:
+    """The parser of a command, with its examples behind its options."""
+    module = _module(name)
+    epilog = f"examples:\n{module.EXAMPLES}\n\n{EXIT_CODES}"
+    parser = Parser(prog=prog, description=module.__doc__, epilog=epilog)
+    module.add_arguments(parser)
+    return parser
 
 
 class _Terminated(KeyboardInterrupt):

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 HELP = "list supported encoders: tokens, head size, GFLOPs"
 
+EXAMPLES = """\
+  regcache models 'ViT-B*'
+  regcache models 'timm/*dinov2*' --refused"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache models`."""

@@ -12,6 +12,9 @@ from .common import add_common_arguments
 
 HELP = "a bundle in immich's or transformers.js' layout (--layout immich|transformers DIR)"
 
+EXAMPLES = """\
+  regcache pack runs/X/X.regcache --layout transformers DIR"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `regcache pack`."""

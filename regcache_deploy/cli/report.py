@@ -11,9 +11,14 @@ from typing import Any
 from ..errors import BundleError, ConfigError
 from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, add_device_argument
 
 HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
+
+EXAMPLES = """\
+  regcache report runs/X
+  regcache report runs/X runs/Y runs/Z               # side by side
+  regcache report runs/X --triton model_repository"""
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY.engine",
         help="for --triton: serve this TensorRT engine of the bundle in place of the ONNX file",
     )
+    add_device_argument(parser, "of the error by layer")
     add_common_arguments(parser)
 
 
@@ -103,7 +109,7 @@ def _report(args: argparse.Namespace) -> dict[str, str]:
         with reporter.stage("reading the bundle"):
             document |= read_bundle(bundle)
         if args.layers:
-            document |= _block_errors(bundle, folder, reporter)
+            document |= _block_errors(bundle, folder, reporter, args.device)
     written = {"report": str(output)}
     if args.triton is not None:
         if bundle is None:
@@ -133,17 +139,19 @@ def find_bundle(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _block_errors(bundle: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def _block_errors(bundle: Path, folder: Path, reporter: Reporter, device: str) -> dict[str, Any]:
     """The error by layer, or nothing where it cannot be measured, with a message."""
     from ..compat import require
+    from ..work.threads import settle_threads
 
     with reporter.stage("loading torch"):
         require("torch", "search")
         from regcache_engines.bundle import Bundle
 
         from ..report.block_errors import kept_block_errors
+    settle_threads(None)
     try:
-        return {"block_errors": kept_block_errors(Bundle.open(bundle), folder, reporter)}
+        return {"block_errors": kept_block_errors(Bundle.open(bundle), folder, reporter, device)}
     except BundleError as error:
         log.warning("no error by layer: %s", error)
         return {}

@@ -16,9 +16,19 @@ from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
 from ..work.settings import MachineSettings
 from .arguments import PUBLISHED, add_settings, given, print_configuration
-from .common import QUIET, add_common_arguments, add_run_arguments, load_libraries
+from .common import (
+    QUIET,
+    add_common_arguments,
+    add_run_arguments,
+    load_libraries,
+    say_what_random_is,
+)
 
 HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
+
+EXAMPLES = """\
+  regcache search                                    # the embedded demo
+  regcache search --model ViT-B-16 --pretrained openai --data DIR --ablation"""
 
 SETTINGS = (
     ModelSettings,
@@ -70,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print_configuration(values, as_json=args.json)
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
+    say_what_random_is(options.pretrained)
     load_libraries(reporter)
     from ..report.terminal import print_search
     from ..run.search import run_search

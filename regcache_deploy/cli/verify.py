@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..work.progress import Reporter
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, check_bundle
 
 if TYPE_CHECKING:
     from regcache_engines.signature import Signer
 
 HELP = "recompute a bundle's certificate with numpy and ONNX Runtime"
+
+EXAMPLES = """\
+  regcache verify runs/X/X.regcache
+  regcache verify runs/X/X.regcache --images 4       # a quick look"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.images is not None and args.images < 1:
         raise ConfigError(f"--images {args.images} is out of range: take at least 1")
+    check_bundle(args.bundle)
     signer = _signer(args)
     if signer is not None:
         verify_signature(args.bundle, signer, args.signature)

@@ -7,8 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from regcache_engines.bundle import Bundle
 from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.probe import probe
@@ -19,6 +17,7 @@ from ..bench.environment import busy_warning, describe_machine, read_gpu
 from ..errors import BundleError
 from ..evaluation.engines import engine_version
 from ..work.progress import Reporter
+from ..work.threads import settle_threads
 from .candidates import Candidates
 from .data import load_judge_data
 from .decide import decide
@@ -55,8 +54,7 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
             f"{path} was exported for TensorRT, and its float file would be a float16 one; for "
             f"{options.engine} export with --target onnx or onnxruntime"
         )
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    settle_threads(options.threads)
     machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="regcache-build-") as scratch:
         builds = None

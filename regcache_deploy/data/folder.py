@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +12,14 @@ import torch
 from torch import Tensor
 
 from regcache_engines.ahead import map_ahead
-from regcache_engines.container import memory_limit
 from regcache_engines.preprocess import Preprocess
 
 from ..errors import DataError
+from ..work.memory import image_memory
 from ..work.progress import Reporter
 from .class_names import class_indices, head_for
 from .images import Images
 from .scan import MAX_UNREADABLE, MIN_IMAGES, scan_folder
-
-MAX_MEMORY_SHARE = 0.5
-"""Share of this machine's memory that pixels may fill."""
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +32,7 @@ def load_folder(
     *,
     class_names: Sequence[str] | None = None,
     reporter: Reporter | None = None,
+    room: int | None = None,
 ) -> Images:
     """Load at most `limit` images of a folder, evenly over its classes.
 
@@ -47,6 +44,7 @@ def load_folder(
             as can be, so `subset(range(n))` is a balanced subset.
         class_names: classes of the zero-shot head; None takes `head_for` the class folders.
         reporter: shows progress.
+        room: bytes for the pixels; None takes `image_memory`.
 
     Raises:
         DataError: missing or empty folder, a single image, a class folder that fits no class,
@@ -60,7 +58,7 @@ def load_folder(
         label_of_folder = class_indices(listing.folders, head)
     preprocess = Preprocess(preprocess_cfg)
     chosen = listing.choose(limit, seed)
-    _check_memory(path, len(chosen), preprocess.size)
+    check_memory(path, len(chosen), preprocess.size, room)
 
     pixels, reasons = _read_all([file for file, _ in chosen], preprocess, path, reporter)
     skipped = [f"{chosen[i][0].relative_to(path)}: {why}" for i, why in reasons.items()]
@@ -117,12 +115,12 @@ def _check_unreadable(path: Path, skipped: Sequence[str], tried: int) -> None:
     log.warning("%s; left out", text)
 
 
-def _check_memory(path: Path, count: int, size: tuple[int, int]) -> None:
-    needed = count * size[0] * size[1] * 3
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory = min(memory, memory_limit() or memory)
-    if needed > memory * MAX_MEMORY_SHARE:
+def check_memory(path: Path, count: int, size: tuple[int, int], room: int | None = None) -> None:
+    """Raise DataError where the pixels of `count` images do not fit into `room` bytes."""
+    needed, room = count * size[0] * size[1] * 3, image_memory() if room is None else room
+    if needed > room:
         raise DataError(
-            f"{count} images of {path} take {needed / 2**30:.1f} GiB in memory, and this machine "
-            f"or container has {memory / 2**30:.1f} GiB; take fewer images"
+            f"{count} images of {path} take {needed / 2**30:.1f} GiB in memory, and pixels may "
+            f"still take {room / 2**30:.1f} GiB of this machine or container; take fewer with "
+            "--search-images and --limit"
         )

@@ -97,7 +97,7 @@ def scan_folder(path: Path) -> FolderListing:
     ignored, empty = len(loose) - len(images), []
     for entry in visible:
         if entry.is_dir():
-            found, skipped = _images_below(Path(entry.path))
+            found, skipped = images_below(Path(entry.path))
             ignored += skipped
             if found:
                 classes[entry.name] = found
@@ -135,7 +135,12 @@ def _check(listing: FolderListing) -> None:
         )
 
 
-def _images_below(folder: Path) -> tuple[tuple[Path, ...], int]:
+def images_below(folder: Path) -> tuple[tuple[Path, ...], int]:
+    """Images of a folder and all below, sorted folder by folder; and how many files are none.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
     found: list[Path] = []
     skipped = 0
 

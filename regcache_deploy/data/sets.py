@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.preprocess import Preprocess
+
 from ..errors import ConfigError, DataError
+from ..work.memory import image_memory
 from ..work.progress import Reporter
 from .class_names import head_for
 from .demo_images import load_demo_images
 from .folder import load_folder
 from .images import Images
+from .in_memory import load_stream
 from .scan import scan_folder
-from .settings import ImageSettings
+from .settings import ImageSettings, is_stream, is_torchvision
+from .shards import read_classes
+from .sources import open_data
 
 DEMO_EVALUATION = 1000
 """Held-out canvases of the demo, where `--limit` does not say otherwise."""
+
+HELD_OUT = 5000
+"""Most images of `--data` that are held out, where `--limit` does not say otherwise. The rest of a
+large folder is not decoded."""
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +38,8 @@ def load_sets(
     """Load the search images and the evaluation images; no image is in both.
 
     Without `--data`, both are drawn from disjoint sets of the demo's handwritten digits. With
-    `--data` alone, the images behind the search images are held out for evaluation.
+    `--data` alone, the images behind the search images are held out for evaluation. Only what is
+    taken is decoded, and both sets together keep to `image_memory`.
 
     Returns:
         Search set (calibration takes its first images) and evaluation set, balanced over the
@@ -36,10 +47,10 @@ def load_sets(
 
     Raises:
         ConfigError: `--data` and `--eval-data` are the same folder.
-        DataError: too few or unreadable images.
+        DataError: too few or unreadable images, or more than memory holds.
     """
     search_count = max(settings.search_images, settings.calibration_images)
-    if settings.data is None:
+    if settings.from_demo or settings.data is None:
         count = settings.limit or DEMO_EVALUATION
         return (
             load_demo_images(
@@ -61,12 +72,28 @@ def load_sets(
             "the evaluation; leave --eval-data out, and a part of --data is held out"
         )
     # A class that only one of the folders has must still be a class of the one zero-shot head.
-    folders = {*scan_folder(settings.data).folders, *scan_folder(settings.eval_data).folders}
+    places = [place for place in (settings.data, settings.eval_data) if not is_stream(place)]
+    folders = {name for place in places for name in scan_folder(place).folders}
     head = head_for(sorted(folders)) if folders else None
-    search, evaluation = (
-        load_folder(path, preprocess_cfg, limit, settings.seed, class_names=head, reporter=reporter)
-        for path, limit in ((settings.data, search_count), (settings.eval_data, settings.limit))
+    search = _load(settings.data, preprocess_cfg, search_count, settings, head, reporter)
+    if is_stream(settings.data) and head is None:
+        head = search.class_names or None
+    evaluation = _load(
+        settings.eval_data,
+        preprocess_cfg,
+        settings.limit,
+        settings,
+        head,
+        reporter,
+        search.pixels.nbytes,
     )
+    if (search.labels is None) == (evaluation.labels is None) and (
+        search.class_names != evaluation.class_names
+    ):
+        raise DataError(
+            f"{search.source} and {evaluation.source} have different classes; give both the same "
+            "class names"
+        )
     return search, evaluation
 
 
@@ -80,6 +107,34 @@ def skipped_lines(*sets: Images) -> tuple[str, ...]:
     )
 
 
+def _load(
+    place: Path,
+    preprocess_cfg: Mapping[str, Any],
+    limit: int | None,
+    settings: ImageSettings,
+    head: Sequence[str] | None,
+    reporter: Reporter,
+    taken: int = 0,
+) -> Images:
+    """One set; `taken` bytes of the memory for images are another set's."""
+    room = image_memory() - taken
+    if not is_stream(place):
+        return load_folder(
+            place,
+            preprocess_cfg,
+            limit,
+            settings.seed,
+            class_names=head,
+            reporter=reporter,
+            room=room,
+        )
+    labels = is_torchvision(place) or read_classes(str(place)) is not None
+    stream = open_data(
+        str(place), Preprocess(preprocess_cfg), head or (), limit, settings.seed, labels=labels
+    )
+    return load_stream(stream, limit, room, reporter)
+
+
 def _hold_out(
     settings: ImageSettings,
     path: Path,
@@ -87,8 +142,8 @@ def _hold_out(
     preprocess_cfg: Mapping[str, Any],
     reporter: Reporter,
 ) -> tuple[Images, Images]:
-    wanted = None if settings.limit is None else search_count + settings.limit
-    images = load_folder(path, preprocess_cfg, wanted, settings.seed, reporter=reporter)
+    wanted = search_count + (HELD_OUT if settings.limit is None else settings.limit)
+    images = _load(path, preprocess_cfg, wanted, settings, None, reporter)
     # Of a small folder half is for the evaluation, whose figure counts, or less where --limit says.
     half = len(images) // 2
     rest = half if settings.limit is None else max(half, len(images) - settings.limit)

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from regcache_engines.documents import read_document
 
@@ -22,8 +23,9 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 MAX_SHARDS = 100_000
 """LAION-5B has a few times as many, in folders."""
+
 LABEL, CAPTION = "cls", "txt"
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass
@@ -59,16 +61,7 @@ def expand(text: str) -> list[Path]:
         if not found:
             raise DataError(f"{path} holds no shards (*.tar)")
         return found
-    match = _BRACES.search(text)
-    names = [text]
-    if match:
-        low, high = match[1], match[2]
-        if len(high) > 9 or int(high) - int(low) >= MAX_SHARDS:
-            raise DataError(f"{text:.200} names more than {MAX_SHARDS} shards")
-        names = [
-            f"{text[: match.start()]}{number:0{len(low)}d}{text[match.end() :]}"
-            for number in range(int(low), int(high) + 1)
-        ]
+    names = braces(text)
     missing = [name for name in names if not Path(name).is_file()]
     if missing or not names:
         raise DataError(
@@ -78,6 +71,24 @@ def expand(text: str) -> list[Path]:
     return [Path(name) for name in names]
 
 
+def braces(text: str) -> list[str]:
+    """`name-{000..012}.tar` -> the 13 names; any other text is one name.
+
+    Raises:
+        DataError: more than `MAX_SHARDS` names.
+    """
+    match = BRACES.search(text)
+    if not match:
+        return [text]
+    low, high = match[1], match[2]
+    if len(high) > 9 or int(high) - int(low) >= MAX_SHARDS:
+        raise DataError(f"{text:.200} names more than {MAX_SHARDS} shards")
+    return [
+        f"{text[: match.start()]}{number:0{len(low)}d}{text[match.end() :]}"
+        for number in range(int(low), int(high) + 1)
+    ]
+
+
 def samples(shards: Sequence[Path]) -> Iterator[Sample]:
     """Samples of all shards, in order.
 
@@ -85,7 +96,7 @@ def samples(shards: Sequence[Path]) -> Iterator[Sample]:
         DataError: a shard is cut or damaged; the message says where.
     """
     for shard in shards:
-        yield from _samples_of(shard)
+        yield from read_samples(shard)
 
 
 def read_classes(text: str) -> tuple[str, ...] | None:
@@ -138,14 +149,23 @@ def _tars(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
 
 
-def _samples_of(shard: Path) -> Iterator[Sample]:
-    if shard.name.endswith(".tar") and not _is_closed(shard):
+def read_samples(shard: Path | str, file: Any = None) -> Iterator[Sample]:
+    """Samples of one shard, in order.
+
+    Args:
+        shard: a file, or the name of what `file` reads, which the caller sees to the end of.
+
+    Raises:
+        DataError: it is cut or damaged; the message says where.
+    """
+    if isinstance(shard, Path) and shard.name.endswith(".tar") and not _is_closed(shard):
         raise DataError(
             f"the shard {shard} is cut: it lacks the two empty blocks at its end; copy it again"
         )
     current, count = Sample(""), 0
     try:
-        with tarfile.open(shard, "r|*") as archive:
+        place = shard if file is None else None
+        with tarfile.open(place, "r|*", fileobj=file) as archive:
             for member in archive:
                 if not member.isfile() or Path(member.name).name.startswith("."):
                     continue
@@ -157,8 +177,8 @@ def _samples_of(shard: Path) -> Iterator[Sample]:
                         count += 1
                         yield current
                     current = Sample(key)
-                file = archive.extractfile(member)
-                current.members[suffix.lower()] = file.read() if file is not None else b""
+                data = archive.extractfile(member)
+                current.members[suffix.lower()] = data.read() if data is not None else b""
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise DataError(
             f"the shard {shard} is damaged after {count} samples ({error}); copy it again"

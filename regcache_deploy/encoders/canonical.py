@@ -100,6 +100,16 @@ class Encoder:
         if self.merge is not None:
             self.merge.check(self.spec, regcache.config if regcache else None)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; images are brought there by `embed`."""
+        return self.weights["pos_embed"].device
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """The same encoder with its weights on a device."""
+        moved = {name: weight.to(device) for name, weight in self.weights.items()}
+        return Encoder(self.spec, moved, self.merge)
+
     def replace(self, weights: Mapping[str, Tensor]) -> Encoder:
         """The same encoder with some weights exchanged."""
         return Encoder(self.spec, {**self.weights, **weights}, self.merge)
@@ -136,7 +146,7 @@ class Encoder:
 
     def embed(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` -> tokens `[B, N, D]` at the input of block 0."""
-        w = self.weights
+        w, images = self.weights, images.to(self.device)
         patches = F.conv2d(
             images, w["patch_embed.weight"], w["patch_embed.bias"], stride=self.spec.patch_size
         )

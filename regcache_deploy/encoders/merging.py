@@ -96,9 +96,9 @@ def merge_as_published(
         survivors: its `sizes [B, N]` are those of all tokens here.
     """
     if survivors.sizes is None:
-        order = torch.arange(tokens.shape[1])
+        order = torch.arange(tokens.shape[1], device=tokens.device)
         registers = order[1:num_prefix_tokens]
-        order = torch.cat([order[:1], order[num_prefix_tokens:], registers]).to(tokens.device)
+        order = torch.cat([order[:1], order[num_prefix_tokens:], registers])
         tokens, metric = tokens[:, order], metric[:, order]
         survivors.sizes = torch.ones(tokens.shape[:2], dtype=tokens.dtype, device=tokens.device)
     sizes, similarity = survivors.sizes[..., None], _cosines(metric)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from ..errors import ConfigError
 from .canonical import Encoder
@@ -40,6 +42,10 @@ class LoadedModel:
     logit_scale: float = 100.0
     caution: str | None = None
 
+    def to(self, device: torch.device) -> LoadedModel:
+        """The same model with its image encoder on a device; the text side stays where it is."""
+        return replace(self, encoder=self.encoder.to(device))
+
     @property
     def is_random(self) -> bool:
         return (self.pretrained or "").startswith("random")
@@ -49,7 +55,7 @@ class LoadedModel:
         digest = hashlib.sha256()
         for name in sorted(self.encoder.weights):
             digest.update(name.encode())
-            digest.update(self.encoder.weights[name].contiguous().numpy().tobytes())
+            digest.update(self.encoder.weights[name].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regcache_export.text import TextSpec
+from regcache_export.text_spec import TextSpec
 
 from ..errors import UnsupportedEncoderError
 from .canonical import ACTIVATIONS
@@ -19,7 +19,7 @@ from .reading import Weights, activation_of, affine, is_norm, single_eps, tensor
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Structure and weights (float32, names of `regcache_export.text`); call it with token ids."""
+    """Structure and weights (float32, names of `text_spec`); call it with token ids."""
 
     spec: TextSpec
     weights: Weights = field(repr=False)
@@ -45,7 +45,10 @@ class TextEncoder:
     def _places(self, ids: Tensor) -> Tensor:
         if self.spec.pooling in ("first", "last"):
             return torch.full((len(ids),), -(self.spec.pooling == "last"))
-        marks = ids == self.spec.eos_id if self.spec.pooling == "eos" else ids
+        marks = ids
+        if self.spec.pooling == "eos":
+            assert self.spec.eos_id is not None
+            marks = torch.eq(ids, self.spec.eos_id)
         return marks.int().argmax(dim=1)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regcache_export.spec import EncoderSpec
-from regcache_export.text import TextSpec
+from regcache_export.text_spec import TextSpec
 
 from ..errors import ModelError
 from .parameters import Parameters

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regcache_engines.documents import read_document
-from regcache_export.text import TextSpec
+from regcache_export.text_spec import TextSpec
 
 from ..compat import require
 from ..errors import ModelError, UnsupportedEncoderError

@@ -14,6 +14,8 @@ import numpy as np
 
 from regcache_engines.bundle import Bundle
 from regcache_engines.preprocess import Preprocess
+from regcache_engines.text import TextTower
+from regcache_engines.text_head import make_head
 
 from ..compat import require
 from ..data.altered_stream import AlteredStream
@@ -38,12 +40,16 @@ from .records import (
     top_classes,
     zero_shot_records,
 )
-from .runners import Runner, make_runners
+from .runner import Runner
+from .runners import make_runners
 
 if TYPE_CHECKING:
     from ..encoders.load import LoadedModel
 
 log = logging.getLogger(__name__)
+
+DEFAULT_TEMPLATES = "openai"
+"""Of the original model's text tower; the bundle's has those of its export."""
 
 TASKS = ("auto", "fidelity", INSTANCES, KNN, PROBE)
 
@@ -58,7 +64,7 @@ class Session:
         plan_folder: where plan.json is; None is beside the bundle.
         head_file: in place of the bundle's head.
         templates: prompts for classes that the bundle's head does not have.
-        batch_size, threads, workers, seed, limit: as on the command line.
+        batch_size, threads, device, workers, seed, limit: as on the command line.
     """
 
     path: Path
@@ -66,9 +72,10 @@ class Session:
     reporter: Reporter
     plan_folder: Path | None = None
     head_file: Path | None = None
-    templates: str = "openai"
+    templates: str = DEFAULT_TEMPLATES
     batch_size: int = 32
     threads: int | None = None
+    device: str = "auto"
     workers: int = 0
     seed: int = 0
     limit: int | None = None
@@ -93,6 +100,7 @@ class Session:
                 self.threads,
                 self.batch_size,
                 self._stack,
+                self.device,
             )
         except BaseException:
             self._stack.close()
@@ -131,6 +139,13 @@ class Session:
         from ..encoders.load import load_model
 
         return load_model(name, self.provenance.get("pretrained"), templates=self.templates)
+
+    @cached_property
+    def _tower(self) -> TextTower | None:
+        """The bundle's text tower, where it has one."""
+        if not self.bundle.has_text:
+            return None
+        return self._stack.enter_context(TextTower(self.bundle, threads=self.threads))
 
     def images(self, files: Sequence[Path], top: int) -> list[dict[str, Any]]:
         """Top classes of single images, per runner.
@@ -180,6 +195,7 @@ class Session:
     def retrieve(self, root: Path, captions: Path | None) -> list[Record]:
         """Image-text retrieval, R@1 and R@5 in both directions.
 
+        Texts go through the bundle's text tower, or where it has none, the original model's.
         Runners are compared by image retrieval at 1, image by image.
 
         Raises:
@@ -187,13 +203,14 @@ class Session:
             ConfigError: the model has no text side.
         """
         pairs = read_captions(root, captions, self.limit)
-        if self.model.text_features is None:
+        encode = self._tower.embed if self._tower is not None else self.model.text_features
+        if encode is None:
             raise ConfigError(f"{self.model.name} has no text side; retrieval needs one")
         texts = []
         with self.reporter.stage("captions", len(pairs.texts)) as advance:
             for start in range(0, len(pairs.texts), self.batch_size):
                 part = pairs.texts[start : start + self.batch_size]
-                texts.append(np.asarray(self.model.text_features(part), np.float32))
+                texts.append(np.asarray(encode(part), np.float32))
                 advance(len(part))
         stream = pairs.stream(self.preprocess)
         stream.workers = self.workers
@@ -221,7 +238,8 @@ class Session:
     ) -> ImageStream:
         limit = None if train else self.limit
         known = classes or self.labels
-        stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
+        with self.reporter.stage(f"opening {data}"):
+            stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
         stream.workers = self.workers
         return stream
 
@@ -236,6 +254,11 @@ class Session:
         """Head and logit scale for these classes, or None where no text side can make one."""
         if classes == self.labels:
             return self.bundle.text_features, self.bundle.logit_scale
+        if self._tower is not None and self.templates == DEFAULT_TEMPLATES:
+            count, scale = len(classes), self._tower.config.logit_scale
+            title = "zero-shot head by the bundle's text tower"
+            with self.reporter.stage(title, count) as advance:
+                return make_head(self._tower, classes, advance=advance), scale
         if str(self.provenance.get("model", "")).startswith("timm/"):
             return None
         if self.model.text_head is None:

@@ -13,6 +13,7 @@ from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache, RegCacheConfig
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
+from ..work.devices import halving
 
 if TYPE_CHECKING:
     pass
@@ -58,10 +59,14 @@ def calibrate_corner(
 def simulate(
     calibration: Calibration, batches: Iterable[Tensor], advance: Callable[[int], None]
 ) -> Tensor:
-    """Embeddings `[n, E]` of the quantized simulation over batches of images."""
+    """Embeddings `[n, E]`, on the CPU, of the quantized simulation over batches of images."""
     numerics = calibration.numerics()
     features = []
+
+    def run(images: Tensor) -> Tensor:
+        return calibration.encoder(images, numerics, calibration.regcache).cpu()
+
     for images in batches:
-        features.append(calibration.encoder(images, numerics, calibration.regcache))
+        features += halving(run, images)
         advance(1)
     return torch.cat(features)

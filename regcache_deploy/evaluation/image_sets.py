@@ -110,6 +110,8 @@ def load_image_sets(
     if parts:
         with reporter.stage("hashes of weights and images"):
             identity = _identity(settings, model, search)
+    if parts and model.encoder.device.type != "cpu":  # the same up to rounding
+        identity |= {"device": model.encoder.device.type}
     cache = PartCache(parts, identity, Work())
     encoder, size = model.encoder, settings.batch_size
 

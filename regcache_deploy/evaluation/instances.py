@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.copies import altered
 from ..data.images import Images
+from ..work.devices import halving
 from . import metrics
 from .objective import Score
 
@@ -117,7 +118,7 @@ def search_objective(
     found = []
     for first in range(0, len(images), batch_size):
         copies = altered(images.pixels[first : first + batch_size], seed, first)
-        found.append(embed(images.normalized(copies)))
+        found += halving(lambda part: embed(part).cpu(), images.normalized(copies))
         advance(len(copies))
     return InstanceTop1(torch.cat(found), reference)
 

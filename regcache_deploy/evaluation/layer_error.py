@@ -34,7 +34,7 @@ def alone_errors(
     for name, features in one_at_a_time(
         encoder, numerics, encoder.embed(images), calibration.regcache
     ):
-        found[name] = features.double()
+        found[name] = features.cpu().double()
         advance(1 if name != FLOAT_ONLY else 0)
     reference = found.pop(FLOAT_ONLY)
     return {

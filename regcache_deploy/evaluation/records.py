@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regcache_engines.clip import best_classes
 from regcache_engines.engine import zero_shot
+from regcache_engines.predictions import best_classes
 
 from ..data.stream import ImageStream
 from ..errors import DataError
@@ -18,7 +18,7 @@ from ..work.progress import Reporter
 from .metrics import Array, classification_metrics, fidelity_metrics, resolution_line
 from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
-from .runners import Runner
+from .runner import Runner
 
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,9 @@ from ..compat import require
 from ..data.stream import Batch
 from ..errors import ConfigError
 from .engines import ENGINES, open_engine
+from .runner import BASELINE, IN_TORCH, Runner
 
-FP32, BASELINE, SIMULATED = "fp32", "baseline", "simulated"
-IN_TORCH = (FP32, BASELINE, SIMULATED)
 RUNNERS = (*IN_TORCH, *ENGINES)
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Something that turns a batch into embeddings `[b, E]`, float32, not L2-normalized.
-
-    Attributes:
-        note: how it came to be, where its name does not say it; for people.
-    """
-
-    name: str
-    run: Callable[[Batch], npt.NDArray[np.float32]] = field(repr=False)
-    note: str = ""
 
 
 def parse_runners(text: str) -> tuple[str, ...]:
@@ -58,11 +43,13 @@ def make_runners(
     threads: int | None,
     batch_size: int,
     stack: ExitStack,
+    device: str = "cpu",
 ) -> list[Runner]:
     """Runners in the order of `names`; engines are closed with `stack`.
 
     A TensorRT engine is built into the user's cache, unless it is there. None is taken from beside
-    the bundle, where it may have come with a download.
+    the bundle, where it may have come with a download. FP32, baseline and simulation run on
+    `device`, as `find_device` takes it.
 
     Raises:
         BundleError, EngineError: what a runner needs is not there or damaged.
@@ -73,7 +60,7 @@ def make_runners(
         require("torch", "search")
         from .torch_runners import torch_runners
 
-        runners = torch_runners(bundle, plan_folder, threads, BASELINE in names)
+        runners = torch_runners(bundle, plan_folder, threads, BASELINE in names, device)
     for name in set(names) & set(ENGINES):
         engine = stack.enter_context(open_engine(name, bundle, threads, (1, batch_size)))
         runners[name] = Runner(name, _engine_run(engine))

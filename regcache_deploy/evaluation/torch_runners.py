@@ -19,12 +19,14 @@ from regcache_export.plan_beside import load_plan
 from ..data.stream import Batch
 from ..quantization.plan import calibration_of
 from ..quantization.plan_baseline import baseline_of
-from ..quantization.simulate import Calibration
-from .runners import BASELINE, FP32, SIMULATED, Runner
+from ..quantization.simulate import Calibration, Quantization
+from ..work.devices import halving, log_device, use_device
+from ..work.threads import settle_threads
+from .runner import BASELINE, FP32, SIMULATED, Runner
 
 
 def torch_runners(
-    bundle: Bundle, plan_folder: Path | None, threads: int | None, baseline: bool
+    bundle: Bundle, plan_folder: Path | None, threads: int | None, baseline: bool, device: str
 ) -> dict[str, Runner]:
     """FP32 and the simulation, and with `baseline` the quantizer alone, by name.
 
@@ -34,31 +36,36 @@ def torch_runners(
     Args:
         bundle: open.
         plan_folder: where plan.json is; None is beside the bundle.
-        threads: torch's, in this process; None leaves them.
+        threads: torch's, in this process, as `settle_threads` takes them.
         baseline: whether to calibrate the quantizer alone, too.
+        device: where torch computes, as `find_device` takes it.
 
     Raises:
         BundleError: no plan there, or another bundle's.
         ConfigError: a plan whose baseline cannot be calibrated again.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    settle_threads(threads)
+    place = use_device(device)
+    log_device(place)
     plan = load_plan(bundle, plan_folder)
-    calibration = calibration_of(plan)
-    numerics, encoder = calibration.numerics(), calibration.encoder
-    found = [
-        Runner(FP32, _run(encoder)),
-        Runner(SIMULATED, _run(lambda images: encoder(images, numerics, calibration.regcache))),
-    ]
+    calibration = calibration_of(plan).to(place)
+    plain = Calibration(calibration.encoder, Quantization())
+    found = [Runner(FP32, _run(plain)), Runner(SIMULATED, _run(calibration))]
     if baseline:
         found.append(_baseline_run(plan, calibration, bundle))
     return {runner.name: runner for runner in found}
 
 
-def _run(forward: Callable[[Tensor], Tensor]) -> Callable[[Batch], npt.NDArray[np.float32]]:
+def _run(calibration: Calibration) -> Callable[[Batch], npt.NDArray[np.float32]]:
+    numerics, encoder = calibration.numerics(), calibration.encoder
+
+    def embed(images: Tensor) -> Tensor:
+        return encoder(images, numerics, calibration.regcache).cpu()
+
     @torch.no_grad()
     def run(batch: Batch) -> npt.NDArray[np.float32]:
-        features: npt.NDArray[np.float32] = forward(torch.from_numpy(batch.images)).numpy()
+        features: npt.NDArray[np.float32]
+        features = torch.cat(halving(embed, torch.from_numpy(batch.images))).numpy()
         return features
 
     return run
@@ -67,14 +74,13 @@ def _run(forward: Callable[[Tensor], Tensor]) -> Callable[[Batch], npt.NDArray[n
 def _baseline_run(plan: Plan, calibration: Calibration, bundle: Bundle) -> Runner:
     pixels = read_certificate(bundle)[1]
     alone = baseline_alone(plan, calibration, pixels)
-    numerics, encoder = alone.numerics(), alone.encoder
     note = (
         f"{BASELINE} is the plan's quantizer ({plan.provenance['baseline']}) without RegCache, "
         f"simulated, its ranges set on the certificate's {len(pixels)} images"
     )
     if any(bool(layer.treated) for layer in alone.quantization.linears.values()):
         note += "; smoothing and float channels of the plan are kept"
-    return Runner(BASELINE, _run(lambda images: encoder(images, numerics)), note)
+    return Runner(BASELINE, _run(alone), note)
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ def _out_proj_ranges(
 
     def see(name: str, x: Tensor) -> None:
         if name.endswith("attn.out_proj"):
-            ranges[name] = x.abs().amax(dim=(0, 1)).numpy()
+            ranges[name] = x.abs().amax(dim=(0, 1)).cpu().numpy()
 
     encoder.run_blocks(tokens, start, numerics=Watched(see), regcache=regcache)
     return ranges

@@ -30,7 +30,9 @@ class Range:
     high: float = float("-inf")
 
     def update(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
+        self.widen(*torch.aminmax(x))
+
+    def widen(self, low: Tensor, high: Tensor) -> None:
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
     @property
@@ -44,7 +46,7 @@ class Histogram:
 
     Attributes:
         limit: largest |x|, from an earlier pass; larger values would count in the last bin.
-        counts: int64 `[bins]`.
+        counts: int64 `[bins]`, on the CPU.
     """
 
     limit: float
@@ -55,10 +57,15 @@ class Histogram:
         self.counts = torch.zeros(self.bins, dtype=torch.int64)
 
     def update(self, x: Tensor) -> None:
+        self.counts += self.count(x)
+
+    def count(self, x: Tensor) -> Tensor:
+        """Counts of the values of `x`, int64 `[bins]`, on the CPU."""
+        counts = torch.zeros(self.bins, dtype=torch.int64, device=x.device)
         for part in x.flatten().split(CHUNK):
             index = (part.abs() * (self.bins / self.limit)).to(torch.int64)
-            found = torch.bincount(index.clamp_(max=self.bins - 1), minlength=self.bins)
-            self.counts += found.to(self.counts.device)
+            counts += torch.bincount(index.clamp_(max=self.bins - 1), minlength=self.bins)
+        return counts.cpu()
 
     def percentile(self, fraction: float) -> float:
         """Least bin edge below which at least `fraction` of the values lie."""
@@ -102,4 +109,4 @@ def symmetric_limit(x: Tensor, observer: Observer, bits: int) -> Tensor:
         return largest
     histogram = Histogram(float(largest))
     histogram.update(x)
-    return torch.tensor(histogram.clipping(observer, bits), dtype=x.dtype, device=x.device)
+    return x.new_full((), histogram.clipping(observer, bits))

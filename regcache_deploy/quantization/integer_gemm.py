@@ -71,7 +71,7 @@ class CodedWeight:
         low, high = torch.aminmax(integers)
         fits = has_integer_codes(quantizer) and bool(low >= -SHIFT) and bool(high < SHIFT)
         if not (fits and weight.device.type == "cpu" and has_exact_int8()):
-            return cls(integers, torch.empty(0, dtype=torch.int32), scale)
+            return cls(integers, integers.new_empty(0, dtype=torch.int32), scale)
         codes = integers.to(torch.int8)
         return cls(codes, codes.sum(dim=1, dtype=torch.int32), scale)
 
@@ -99,7 +99,7 @@ def coded_linear(x: Tensor, quantizer: Uniform, weight: CodedWeight, bias: Tenso
     offset = (shift - quantizer.zero_point).to(torch.int32) * weight.sums
     columns = weight.integers.t()
     flat = x.reshape(-1, x.shape[-1])
-    out = torch.empty((len(flat), len(weight.integers)), dtype=x.dtype)
+    out = x.new_empty((len(flat), len(weight.integers)))
     for rows, piece in zip(out.split(ROWS), flat.split(ROWS), strict=True):
         codes = quantizer.codes(piece)
         product = torch._int_mm(codes.sub_(shift).to(torch.int8), columns).add_(offset)

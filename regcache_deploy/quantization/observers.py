@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..work.devices import wide
 from .nonuniform import LogSqrt2
 from .quantizers import MIN_SCALE, Quantizer, Uniform
 
@@ -69,10 +70,11 @@ def percentile_range(x: Tensor, make: MakeQuantizer) -> tuple[Tensor, Tensor]:
 
 
 def squared_error(x: Tensor, quantizer: Quantizer) -> Tensor:
-    """Sum of `(Q(x) - x)**2` of every row of `[M, n]`, float64 `[M, 1]`."""
-    total = x.new_zeros(len(x), 1, dtype=torch.float64)
+    """Sum of `(Q(x) - x)**2` of every row of `[M, n]`, `[M, 1]` in `wide`."""
+    dtype = wide(x)
+    total = x.new_zeros(len(x), 1, dtype=dtype)
     for part in x.split(max(CHUNK // len(x), 1), dim=1):
-        total += (quantizer(part) - part).square().sum(1, keepdim=True, dtype=torch.float64)
+        total += (quantizer(part) - part).square().sum(1, keepdim=True, dtype=dtype)
     return total
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regcache_export.passes.reparametrization import fold_linear
 
+from ..work.devices import wide
 from .quantizers import MIN_SCALE, Uniform
 
 
@@ -42,7 +43,7 @@ class LayerNormFold:
 
     def linear(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight `[C_out, C]` and bias `[C_out]` after the fold."""
-        rows, offset = (t.detach().double().cpu().numpy() for t in (weight, bias))
+        rows, offset = (t.detach().cpu().double().numpy() for t in (weight, bias))
         new_rows, new_offset = fold_linear(rows, offset, *self.channels)
         return torch.from_numpy(new_rows).to(weight), torch.from_numpy(new_offset).to(bias)
 
@@ -76,17 +77,17 @@ def reparametrize(low: Tensor, high: Tensor, bits: int, centred: bool) -> Repara
         bits: code width.
         centred: zero point `2**(bits-1)` as deployed, else the mean as published.
     """
-    low, high = low.double(), high.double()
+    low, high = (x.to(wide(x)) for x in (low, high))
     # An empty range is one that single precision cannot tell from a point.
     constant = high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
     scales = (high - low) / (2**bits - 1)
     varying = scales[~constant]
-    target = varying.mean() if len(varying) else scales.new_tensor(1.0)
+    target = varying.mean() if len(varying) else scales.new_ones(())
     # Rounded before it is divided by: the runtime multiplies by exactly this number.
-    target = target.to(torch.float32).clamp_min(MIN_SCALE).double()
+    target = target.to(torch.float32).clamp_min(MIN_SCALE).to(low)
     scales = torch.where(constant, target, scales)
     zero_points = torch.round(-low / scales)
-    middle = scales.new_tensor(2.0 ** (bits - 1))
+    middle = scales.new_full((), 2.0 ** (bits - 1))
     if not centred and len(varying):
         middle = zero_points[~constant].mean()
     # A constant channel becomes the level next to the middle code, which is exact.

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..work.devices import wide
 from .quantizers import MIN_SCALE, Quantizer, Uniform
 from .simulate import LinearQuantization
 
@@ -76,7 +77,7 @@ class WeightedProduct:
         for part, (reference, root) in enumerate(zip(self._reference, self._root, strict=True)):
             residual = left(part) @ right(part)
             residual.sub_(reference[..., columns]).mul_(root[..., columns])
-            total += float(residual.square_().sum(dtype=torch.float64))
+            total += float(residual.square_().sum(dtype=wide(residual)))
             if not total < bound:
                 return float("inf")
         return total

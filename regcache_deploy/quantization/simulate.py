@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from .quantizers import Quantizer, Uniform
 from .treated_input import UNTREATED, TreatedInput
 
 T = TypeVar("T")
+M = TypeVar("M", Quantizer, TreatedInput)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,35 @@ class Calibration:
     regcache: RegCache | None = None
     warnings: tuple[str, ...] = ()
 
+    def to(self, device: torch.device | str) -> Calibration:
+        """The same calibration on a device."""
+        regcache = self.regcache
+        if regcache is not None:
+            register = {block: vector.to(device) for block, vector in regcache.register.items()}
+            regcache = replace(regcache, register=register)
+        quantization = Quantization(
+            {
+                name: LinearQuantization(*(_moved(getattr(q, f.name), device) for f in fields(q)))
+                for name, q in self.quantization.linears.items()
+            },
+            {
+                name: (_moved(left, device), _moved(right, device))
+                for name, (left, right) in self.quantization.matmuls.items()
+            },
+        )
+        return replace(
+            self, encoder=self.encoder.to(device), quantization=quantization, regcache=regcache
+        )
+
     def numerics(self) -> Numerics:
         """Fresh simulated numerics; keep the object to reuse its quantized weights."""
         return SimulatedNumerics(self.quantization)
+
+
+def _moved(part: M, device: torch.device | str) -> M:
+    """A quantizer or a treatment with its tensors on a device; UNTREATED stays what it is."""
+    assert is_dataclass(part)
+    tensors = {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
+    if not tensors:
+        return part
+    return replace(part, **{name: value.to(device) for name, value in tensors.items()})

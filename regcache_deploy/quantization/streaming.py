@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache
 from ..encoders.watching import Watched
 from ..errors import ConfigError, DataError
+from ..work.devices import halving
 from .baselines.base import check_finite, check_scale
 from .encoder_folds import CALIBRATION_FOLDS, apply_folds
 from .histogram import Histogram, Observer, Range, check_observer
 from .quantizers import Bits, Uniform, symmetric_weight
 from .simulate import Calibration, LinearQuantization, Quantization
 from .treated_input import UNTREATED, TreatedInput
+
+T = TypeVar("T")
 
 Batches = Callable[[], Iterable[Tensor]]
 """Makes a fresh iterator over tokens `[b, N, D]` at the input of block 0, once per pass."""
@@ -88,11 +92,13 @@ def stream_limits(
         how = (treated or {}).get(name, UNTREATED)
         return how.ranged(how.input(x))
 
-    def widen(name: str, x: Tensor) -> None:
-        if name in ranges:
-            ranges[name].update(seen(name, x))
+    def extremes(name: str, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        return torch.aminmax(seen(name, x)) if name in ranges else None
 
-    images = _pass(encoder, batches, present, widen)
+    def widen(name: str, found: tuple[Tensor, Tensor]) -> None:
+        ranges[name].widen(*found)
+
+    images = _pass(encoder, batches, present, extremes, widen)
     if not images:
         raise DataError("calibration needs at least one image")
     largest = {name: found.max_abs for name, found in ranges.items()}
@@ -100,11 +106,13 @@ def stream_limits(
         return StreamedLimits(largest, largest, images, 16 * len(ranges))
     histograms = {name: Histogram(limit) for name, limit in largest.items() if limit > 0}
 
-    def count(name: str, x: Tensor) -> None:
-        if name in histograms:
-            histograms[name].update(seen(name, x))
+    def count(name: str, x: Tensor) -> Tensor | None:
+        return histograms[name].count(seen(name, x)) if name in histograms else None
 
-    again = _pass(encoder, batches, present, count)
+    def add(name: str, counts: Tensor) -> None:
+        histograms[name].counts += counts
+
+    again = _pass(encoder, batches, present, count, add)
     if again != images:
         raise DataError(f"the second pass found {again} images and the first one {images}")
     limits = largest | {n: h.clipping(observer, bits[n]) for n, h in histograms.items()}
@@ -132,7 +140,9 @@ def calibrate_stream(
     linears = {}
     for name, limit in found.limits.items():
         weight = symmetric_weight(encoder.weights[f"{name}.weight"], bits.weight)
-        linears[name] = LinearQuantization(_symmetric(name, limit, bits.activation), weight)
+        linears[name] = LinearQuantization(
+            _symmetric(name, limit, bits.activation, weight.scale.device), weight
+        )
     return Calibration(encoder, Quantization(linears), regcache, found.warnings)
 
 
@@ -160,8 +170,9 @@ def recalibrate_stream(
     found = stream_limits(
         calibration.encoder, batches, widths, observer, calibration.regcache, treated
     )
+    device = calibration.encoder.device
     linears = {
-        name: replace(layer, input=_symmetric(name, found.limits[name], widths[name]))
+        name: replace(layer, input=_symmetric(name, found.limits[name], widths[name], device))
         for name, layer in calibration.quantization.linears.items()
     }
     quantization = Quantization(linears, calibration.quantization.matmuls)
@@ -169,8 +180,8 @@ def recalibrate_stream(
     return changed, found
 
 
-def _symmetric(name: str, limit: float, bits: int) -> Uniform:
-    quantizer = Uniform.symmetric(torch.tensor(limit), bits)
+def _symmetric(name: str, limit: float, bits: int, device: torch.device) -> Uniform:
+    quantizer = Uniform.symmetric(torch.full((), limit, device=device), bits)
     check_scale(name, quantizer)
     return quantizer
 
@@ -179,15 +190,27 @@ def _pass(
     encoder: Encoder,
     batches: Batches,
     regcache: RegCache | None,
-    observe: Callable[[str, Tensor], None],
+    look: Callable[[str, Tensor], T | None],
+    keep: Callable[[str, T], None],
 ) -> int:
-    def see(name: str, x: Tensor) -> None:
-        check_finite(name, x)
-        observe(name, x)
+    """Number of images. `keep` gets what `look` found in a batch, once all its blocks have run."""
+
+    def run(tokens: Tensor) -> list[tuple[str, T]]:
+        found: list[tuple[str, T]] = []
+
+        def see(name: str, x: Tensor) -> None:
+            check_finite(name, x)
+            if (each := look(name, x)) is not None:
+                found.append((name, each))
+
+        encoder.run_blocks(tokens, numerics=Watched(see), regcache=regcache)
+        return found
 
     seen = 0
     for tokens in batches():
-        encoder.run_blocks(tokens, numerics=Watched(see), regcache=regcache)
+        for found in halving(run, tokens):
+            for name, each in found:
+                keep(name, each)
         seen += len(tokens)
         del tokens  # before the next ones are made
     return seen

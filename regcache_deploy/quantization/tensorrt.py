@@ -22,6 +22,7 @@ from regcache_export.checks.fusion import int8_attention_blocks
 
 from ..encoders.regcache import RegCache
 from ..errors import DataError
+from ..work.devices import wide
 from .observers import percentile_range
 from .quantizers import Quantizer, Uniform
 from .simulate import Calibration, LinearQuantization, Quantization, SimulatedNumerics
@@ -110,7 +111,7 @@ def _linear(
     if name.endswith("attn.qkv"):
         # the attention scale joins the scales of the query rows at export
         rows = weight.scale.numel()
-        factor = torch.ones(rows, 1, dtype=torch.float64)
+        factor = weight.scale.new_ones(rows, 1, dtype=wide(weight.scale))
         factor[: rows // 3] = query_factor
     return replace(
         layer,
@@ -174,7 +175,7 @@ class _Calibrator(SimulatedNumerics):
             left = _symmetric(a)
         else:
             prefix, own = b[..., :count, :], b[..., count:, :]
-            left = _half(Uniform.symmetric(torch.tensor(SOFTMAX_LARGEST), BITS))
+            left = _half(Uniform.symmetric(a.new_full((), SOFTMAX_LARGEST), BITS))
         right = _symmetric(own, at_least=prefix.abs().amax() if count else None)
         self.found[name] = left, right
         return left(a) @ right(b)

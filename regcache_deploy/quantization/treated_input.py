@@ -51,15 +51,16 @@ class TreatedInput:
         """
         if self.float_channels is None:
             return x
-        kept = torch.ones(x.shape[-1], dtype=torch.bool)
-        kept[self.float_channels] = False
-        return x[..., kept.to(x.device)]
+        kept = torch.ones(x.shape[-1], dtype=torch.bool, device=x.device)
+        kept[self.float_channels.to(x.device)] = False
+        return x[..., kept]
 
     def add_float(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The product's float share added to `y [..., C_out]`; `x` and `weight` as they are."""
         if self.float_channels is None:
             return y
-        return y + F.linear(x[..., self.float_channels], weight[:, self.float_channels])
+        channels = self.float_channels.to(x.device)
+        return y + F.linear(x[..., channels], weight[:, channels])
 
     def note(self) -> str:
         """In words, to follow a quantizer's description; empty where nothing is done."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from regcache_export.passes.smoothing import FOLDED_ROLES
 from regcache_export.treated import FLOAT_CHANNEL_ROLES
 
+from ..work.devices import wide
 from .output_error import OutputError, Reading
 from .quantizers import Quantizer, Uniform
 from .simulate import LinearQuantization
@@ -211,7 +212,7 @@ def smoothing_factors(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
     Returns:
         float32 `[C]`; 1 where a channel is silent.
     """
-    x, w = (v.double() for v in (largest, weight))
+    x, w = (v.to(wide(v)) for v in (largest, weight))
     heard = x > 0
     if not heard.any() or not w.any():
         return torch.ones_like(largest, dtype=torch.float32)

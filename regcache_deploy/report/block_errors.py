@@ -24,6 +24,7 @@ from ..encoders.canonical import FLOAT, Numerics
 from ..evaluation.layer_error import alone_errors
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
+from ..work.devices import use_device
 from ..work.json_file import write_json
 from ..work.progress import Advance, Reporter
 
@@ -33,13 +34,16 @@ KEPT = "layers.json"
 """In the run folder: what was measured of a bundle, so that a second page has it at once."""
 
 
-def kept_block_errors(bundle: Bundle, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def kept_block_errors(
+    bundle: Bundle, folder: Path, reporter: Reporter, device: str = "cpu"
+) -> dict[str, Any]:
     """`measure_block_errors`, or what it found of the same files before.
 
     Args:
         bundle: open.
         folder: of the run; its plan is taken where it has one.
         reporter: shows the measurement.
+        device: as `measure_block_errors` takes it.
 
     Raises:
         BundleError: as `measure_block_errors`.
@@ -55,14 +59,17 @@ def kept_block_errors(bundle: Bundle, folder: Path, reporter: Reporter) -> dict[
     place = folder if (folder / "plan.json").is_file() else None
     total = bundle.manifest["quantized_linears"] + 3
     with reporter.stage("error by layer", total) as advance:
-        errors = measure_block_errors(bundle, place, advance)
+        errors = measure_block_errors(bundle, place, advance, device)
     write_json(folder / KEPT, {"of": key, "errors": errors})
     return errors
 
 
 @torch.no_grad()
 def measure_block_errors(
-    bundle: Bundle, plan_folder: Path | None = None, advance: Advance = lambda n=1: None
+    bundle: Bundle,
+    plan_folder: Path | None = None,
+    advance: Advance = lambda n=1: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Errors on the first calibration images in the bundle.
 
@@ -70,6 +77,9 @@ def measure_block_errors(
     Compared is the summary that pooling reads: the class token, or the mean of all tokens.
     The deployed graph runs with optimizations off, because only then its inner tensors are there.
     `advance` is told of every linear, and once more of each of the three whole passes.
+
+    Args:
+        device: of the simulation, as `find_device` takes it.
 
     Returns:
         `images`; `alone`: linear -> one minus the cosine of the features with only it quantized;
@@ -80,7 +90,7 @@ def measure_block_errors(
     """
     plan = load_plan(bundle, plan_folder)
     options = graph_options(bundle)
-    calibration = calibration_of(plan)
+    calibration = calibration_of(plan).to(use_device(device))
     pixels = read_certificate(bundle)[1]
     model = onnx.load_model_from_string(bundle.read(MODEL))
     pixels = pixels[: fixed_batch(model) or IMAGES]
@@ -121,8 +131,8 @@ def _after_blocks(calibration: Calibration, images: Tensor, numerics: Numerics) 
 def _summary(tokens: Tensor, spec: EncoderSpec) -> Tensor:
     """`[B, N, D]` -> `[B, D]`; the order of tokens, which a deletion may change, has no part."""
     if spec.pool == "cls" and spec.num_prefix_tokens:
-        return tokens[:, 0].double()
-    return tokens.double().mean(dim=1)
+        return tokens[:, 0].cpu().double()
+    return tokens.cpu().double().mean(dim=1)
 
 
 def _relative(found: list[Tensor], reference: list[Tensor]) -> list[float]:

@@ -11,8 +11,7 @@ from regcache_engines.documents import read_json
 
 from ..bench.results import environment_of_rows
 from ..errors import DataError
-from ..work.paths import DETAILS
-from .result import RESULT
+from ..work.paths import DETAILS, RESULT
 
 SAME_RUN = (
     "model",

@@ -18,7 +18,8 @@ from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.spec import EncoderSpec
 
 from ..errors import BundleError, ConfigError, DataError
-from .document import RESULT, load_document
+from ..work.paths import RESULT
+from .document import load_document
 
 CERTIFICATE = "certificate.json"
 
@@ -196,9 +197,10 @@ def _accuracy(
     }
 
 
-def _speed(run: Mapping[str, Any]) -> list[Facts] | None:
-    """Rows of `regcache bench` that lie in the run folder (`bench*.csv`, `bench*.json`)."""
-    return run.get("bench") or None
+def _speed(run: Mapping[str, Any]) -> Facts | None:
+    """What the export saw beside the float file, and rows of `regcache bench` in the run folder."""
+    found = {"over_fp32": run.get("speed"), "rows": run.get("bench")}
+    return found if any(found.values()) else None
 
 
 def _summary(certificate: Mapping[str, Any]) -> Facts | None:

@@ -93,7 +93,7 @@ def _encoder(spec: Facts | None) -> str:
 
 def _recipe(quantizer: Facts) -> str:
     treatment = quantizer["treatment"] or {}
-    nothing = (None, False, 0, "", [], {})
+    nothing: tuple[Any, ...] = (None, False, 0, "", [], {})
     told = [f"{k} {v}" for k, v in treatment.items() if k != "alphas" and v not in nothing]
     rule = quantizer["range_rule"]
     return ", ".join(filter(None, [quantizer["recipe"], rule and f"ranges by {rule}", *told]))
@@ -216,8 +216,17 @@ def _score(metric: str | None, value: float) -> str:
     return f"{value:.2%}" if metric in COUNTED else f"{value:.5f}"
 
 
-def _speed(rows: Sequence[Facts] | None) -> Iterator[tuple[str, str]]:
-    for row in rows or ():
+def _speed(speed: Facts | None) -> Iterator[tuple[str, str]]:
+    if not speed:
+        return
+    look = speed["over_fp32"]
+    if look:
+        yield (
+            "speed over FP32",
+            f"{look['value']:.2f} [{look['low']:.2f}, {look['high']:.2f}] in {look['engine']}, "
+            f"batch {look['batch']}, threads {look['threads']}, {look['cpu']}",
+        )
+    for row in speed["rows"] or ():
         name = row.get("peer") or f"{row.get('engine')} {row.get('precision', '')}".strip()
         yield f"speed, {name}", ", ".join(f"{k} {row[k]}" for k in SPEED if k in row)
 

@@ -86,7 +86,7 @@ def norms(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
 
 
 def deleted(document: dict[str, Any], arrays: dict[str, Any]) -> Any:
-    """Where the deleted tokens lie, on a few search images."""
+    """Where the sink tokens lie that are deleted or saturate, on a few search images."""
     from matplotlib.patches import Rectangle
 
     images, masks = arrays["thumbnails"], arrays["deleted"]

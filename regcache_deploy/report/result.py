@@ -14,9 +14,6 @@ from regcache_engines.files import atomic_write_bytes
 from ..encoders.regcache import RegCacheConfig
 from ..search.result import Trial
 
-RESULT = "result.json"
-"""What an export leaves in its run folder."""
-
 CORNERS = (
     "fp32",
     "baseline",
@@ -65,7 +62,7 @@ class ExportResult:
         in_float: linears that `--keep-float` left in floating point.
         recipe: way that was chosen, or the recipe that fixed it.
         ways: that were raced on the search images, with value, cost and which one was chosen.
-        untried_ways: dearer ones, not tried because a plain one is level with floating point.
+        untried_ways: dearer ones: a plain one is level with floating point, or for lack of budget.
         reason: why, in one sentence; empty where nothing was raced.
         merge: schedule and counts of the chosen way, or None; `merge_front`, what `--merge auto`
             weighed against each other, and `merge_reason`, why.

@@ -224,14 +224,14 @@ def tokens(folder: Path, document: dict[str, Any]) -> Section | None:
             "floating point. Grey: deleted in every one of them.",
         ),
     ]
-    if document["delete_count"]:
+    if absent := absent_count(document):
         pictures.append(
             plot_picture(
                 folder,
                 document,
                 "deleted",
-                "Thumbnails with the deleted patches framed.",
-                f"The {document['delete_count']} patches that are deleted, on search images.",
+                "Thumbnails with the sink patches framed.",
+                f"The {absent} sink patches of some search images: {deletion_text(document)}.",
             )
         )
     text = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..bench.environment import busy_warning
 from ..work.format import COUNTED, difference_text, metric_title, ratio_text, value_text
 
 MAX_DROP = 0.5
@@ -67,10 +68,16 @@ def speed_sentence(document: Mapping[str, Any]) -> str:
         words = f"It is slower than FP32, {speed['value']:.2f} times as fast"
     else:
         words = f"It is not clearly faster than FP32, {speed['value']:.2f} times as fast"
+    load, cores = speed.get("load"), speed.get("cores")
+    busy = f"; it was busy, load {load:g} on {cores} cores" if _busy(load, cores) else ""
     return (
-        f"{words} {ratio_text(speed, value=False)} in ONNX Runtime on this machine, batch "
+        f"{words} {ratio_text(speed, value=False)} in ONNX Runtime on this machine{busy}, batch "
         f"{speed['batch']}, by {speed['rounds']} rounds (brackets: 95 % intervals)."
     )
+
+
+def _busy(load: float | None, cores: int | None) -> bool:
+    return bool(cores and busy_warning(load, cores))
 
 
 def next_commands(document: Mapping[str, Any], folder: Path) -> list[str]:

@@ -38,6 +38,7 @@ from ..quantization.settings import BASELINE_NAMES, check_observer_of
 from ..quantization.simulate import Calibration
 from ..quantization.streaming import StreamedLimits, recalibrate_stream
 from ..work.count import peak_memory
+from ..work.devices import describe, log_device, use_device
 from ..work.progress import Reporter
 from .options import ExportOptions
 
@@ -56,6 +57,7 @@ class RecalibrateOptions:
         keep_images: of the stream, for the baselines that search on whole tensors.
         output: result folder; never the plan's own.
         certificate_images: images of the stream that travel in the bundle.
+        device: where torch computes, as `find_device` takes it.
     """
 
     plan: Path
@@ -68,6 +70,7 @@ class RecalibrateOptions:
     workers: int = 0
     certificate_images: int = 32
     seed: int = 0
+    device: str = "auto"
 
 
 @torch.no_grad()
@@ -77,8 +80,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     Returns:
         What was found, ready for JSON: `images`, `kept_images`, `observer`, `layers` with the
         scale before and after and, for `naive`, the share of the largest value that is kept,
-        `warnings`, `bundle`, `observer_bytes`, and `peak_memory_bytes` of the process up to the
-        end of the calibration.
+        `warnings`, `bundle`, `observer_bytes`, `peak_memory_bytes` of the process up to the
+        end of the calibration, and the device as `describe` has it.
 
     Raises:
         BundleError: no readable plan, or one that quantizes nothing.
@@ -89,7 +92,9 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     """
     plan = Plan.load(options.plan)
     _check(plan, options)
-    before = calibration_of(plan)
+    device = use_device(options.device)
+    before = calibration_of(plan).to(device)
+    log_device(device)
     stream = open_data(
         options.data,
         Preprocess(plan.preprocess),
@@ -122,6 +127,7 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
             after, found = _by_sample(plan, before, images, options)
     peak = peak_memory()  # a certificate comes behind it, of its fixed images
     pixels = torch.cat(kept)[: options.certificate_images]
+    before, after = before.to("cpu"), after.to("cpu")
     changed = _plan(plan, after, options, stream, found)
     with reporter.stage("writing the graph and its certificate"):
         bundle = _write(changed, options, after, pixels)
@@ -138,6 +144,7 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
         "warnings": warnings,
         "observer_bytes": found.state_bytes,
         "peak_memory_bytes": peak,
+        **describe(device),
     }
 
 

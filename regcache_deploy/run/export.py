@@ -25,8 +25,9 @@ from ..quantization.encoder_folds import changing_folds
 from ..quantization.saturation import warn_about_saturation
 from ..quantization.simulate import Calibration
 from ..quantization.tensorrt_table import tensorrt_differences
-from ..report.result import RESULT, ExportResult, write_trials
+from ..report.result import ExportResult, write_trials
 from ..work.json_file import write_json
+from ..work.paths import RESULT
 from ..work.progress import Reporter
 from .account import account_of
 from .details import details_of, draw
@@ -71,6 +72,7 @@ def run_export(
             calibration, sets, options.batch_size, reporter
         )
         study.held_out.warnings["recipe"] = calibration.warnings
+    calibration = calibration.to("cpu")  # plan and certificate are numpy
     with reporter.stage("folding weights"):
         plan = plan_of(
             study.model,

@@ -11,8 +11,8 @@ from regcache_export.fold_names import EXPORT_FOLDS
 from regcache_export.targets import DEFAULT_TARGET, GraphOptions, find_target
 
 from ..bundling.settings import GraphSettings
-from ..data.settings import ImageSettings
-from ..encoders.settings import ModelSettings
+from ..data.settings import DEMO_DATA, ImageSettings
+from ..encoders.settings import DEMO, ModelSettings
 from ..errors import ConfigError
 from ..quantization.settings import AUTO, QuantizerSettings
 from ..search.settings import PAPER, REGCACHE, WAY_NAMES, FindSettings, MergeSettings
@@ -83,8 +83,15 @@ class ExportOptions(
 
         Raises:
             DataError: an image folder is not there.
-            ConfigError: the result folder could not be written.
+            ConfigError: no images for an encoder that the demo's say nothing about, or the result
+                folder could not be written.
         """
+        if self.data is None and self.model.partition("-")[0] != DEMO:
+            raise ConfigError(
+                f"--model {self.model} needs --data DIR: images of what it was trained for, one "
+                "folder per class or a flat folder. The demo's two-digit numbers tell nothing "
+                f"about it; --data {DEMO_DATA} takes them all the same"
+            )
         self.check_folders()
         require_writable(self.output_dir)
 

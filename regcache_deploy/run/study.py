@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regcache_export.merge import Merge
+from regcache_export.spec import EncoderSpec
 
 from ..bench.merge_latency import read_latency
 from ..data.copies import with_copies
@@ -37,9 +38,12 @@ from ..search.merging import fitting_merge
 from ..search.settings import PAPER, REGCACHE
 from ..search.statistics import Difference, compare_scores
 from ..search.token_norms import TokenNorms, measure_norms
-from ..search.ways import Raced, WayRace, fidelity_way, race_ways, reason, ways_of
+from ..search.way_race import MAX_SHARE, Raced, WayRace, fidelity_way, race_ways, reason
+from ..search.ways import ways_of
 from ..work.count import Work
+from ..work.devices import describe, fitting_batch, log_device, use_device
 from ..work.progress import Reporter
+from ..work.threads import settle_threads
 from .finished import parts_of
 from .merging import MergeFront, choose_merge
 from .options import ExportOptions
@@ -156,7 +160,9 @@ class Study:
             warnings=warnings,
             caution=self.model.caution,
             seconds=time.monotonic() - self.began,
-            search_cost=found.cost.to_json() | {"ways_block_forwards": self.ways_work},
+            search_cost=found.cost.to_json()
+            | {"ways_block_forwards": self.ways_work}
+            | describe(self.model.encoder.device),
             not_tried=found.result.not_tried,
             recipe=self.recipe,
             ways=tuple(each.to_json() for each in self.raced),
@@ -226,8 +232,8 @@ def decide_study(
     As `run_study`, with no features yet.
     """
     began = time.monotonic()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    settle_threads(options.threads)
+    device = use_device(options.device)
     if model is None:
         with reporter.stage(f"loading {options.model}"):
             model = load_model(
@@ -238,6 +244,7 @@ def decide_study(
                 options.classifier,
             )
     check_choice(options, model)
+    model, options = model.to(device), _fitted(options, model.encoder.spec, device)
     sets = load_image_sets(
         options, model, reporter, parts or parts_of(options.output_dir), options.objective
     )
@@ -310,13 +317,21 @@ def _choose_way(
     ways = ways_of(published, best, found.sensitivity.layer, searched.encoder.spec)
     if recipe == AUTO:
         work = sets.cache.work
-        race = race_ways(ways, searched, found.register, objective, work, options.seed)
+        budget = int(MAX_SHARE * found.cost.block_forwards)
+        race = race_ways(ways, searched, found.register, objective, work, options.seed, budget)
         chosen = next(each.way for each in race.raced if each.chosen)
         return chosen.baseline, chosen.config, race
     named = next((way for way in ways if way.name == recipe), None)
     if named is None:
         raise ConfigError(f"--recipe {recipe}: {published.name} has no such way here")
     return named.baseline, named.config, None
+
+
+def _fitted(options: ExportOptions, spec: EncoderSpec, device: torch.device) -> ExportOptions:
+    """The options with a batch that the device has memory for; says which device that is."""
+    size = fitting_batch(device, options.batch_size, spec.num_tokens, spec.mlp_width)
+    log_device(device, size)
+    return options if size == options.batch_size else replace(options, batch_size=size)
 
 
 def check_choice(options: ExportOptions, model: LoadedModel) -> None:

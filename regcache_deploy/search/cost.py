@@ -58,6 +58,7 @@ class SearchCost:
         seconds: wall time of this run.
         resumed_block_forwards: part of `block_forwards` that an earlier run had done.
         hidden_state_bytes: most bytes of hidden states held in memory at once.
+        spilled_state_bytes: of hidden states on disk.
         peak_memory_bytes: largest resident size of the process so far, libraries and weights
             included.
     """
@@ -67,6 +68,7 @@ class SearchCost:
     seconds: float
     resumed_block_forwards: int = 0
     hidden_state_bytes: int = 0
+    spilled_state_bytes: int = 0
     peak_memory_bytes: int = 0
 
     @property
@@ -82,5 +84,6 @@ class SearchCost:
             "share": round(self.share, 5),
             "resumed_block_forwards": self.resumed_block_forwards,
             "hidden_state_bytes": self.hidden_state_bytes,
+            "spilled_state_bytes": self.spilled_state_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
         }

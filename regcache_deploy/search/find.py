@@ -21,6 +21,8 @@ from ..evaluation.metrics import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
 from ..work.count import Work, peak_memory
+from ..work.devices import free_memory
+from ..work.memory import free_disk, image_memory
 from ..work.progress import Reporter
 from .cost import SearchCost, calibration_walks, exhaustive_block_forwards
 from .problem import SearchProblem
@@ -30,6 +32,7 @@ from .result import SearchResult
 from .sensitivity import Sensitivity, cached_proxy, first_images, measure_sensitivity
 from .settings import FindSettings, SearchSettings
 from .space import SearchSpace
+from .spill import Spill
 from .strategies import race_budget, search
 
 LOOK_BACK = 3
@@ -203,8 +206,9 @@ def find_choice(
         objective=objective,
         registers=registers,
         cache=cache,
-        memory=settings.memory_bytes,
+        memory=_room(settings, encoder, sets),
         batch_size=settings.batch_size,
+        spill=Spill(cache.folder, free_disk(cache.folder)) if cache.folder else Spill(),
     )
     # A race ends early or spends its budget; a grid has as many choices as it has.
     spends = settings.strategy == "default" and not space.fixed
@@ -229,6 +233,7 @@ def find_choice(
         seconds=time.monotonic() - began,
         resumed_block_forwards=cache.work.resumed,
         hidden_state_bytes=problem.budget.used,
+        spilled_state_bytes=problem.spill.used,
         peak_memory_bytes=peak_memory(),
     )
     return FoundChoice(
@@ -242,3 +247,11 @@ def find_choice(
         objective=objective,
         cost=cost,
     )
+
+
+def _room(settings: SearchSettings, encoder: Encoder, sets: ImageSets) -> int:
+    """Bytes for hidden states: `--memory`, or what the pixels or the GPU leave."""
+    pixels = sets.search.pixels.nbytes + sets.evaluation.pixels.nbytes
+    left = max(image_memory() - pixels, 0)
+    on_device = free_memory(encoder.device)
+    return min(settings.memory_bytes, left if on_device is None else on_device // 2)

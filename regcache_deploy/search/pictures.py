@@ -31,11 +31,11 @@ def token_norms(
         order of the tokens, they stand where they stood in the image.
     """
     depth, count = encoder.spec.depth, tokens.shape[1]
-    positions = torch.arange(count).expand(len(tokens), -1)
-    means = torch.full((depth, count), torch.nan)
+    positions = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
+    means = tokens.new_full((depth, count), torch.nan)
     largest, survivors = means.clone(), Survivors()
     for index in range(depth):
-        norms = torch.full((len(tokens), count), torch.nan)
+        norms = tokens.new_full((len(tokens), count), torch.nan)
         norms.scatter_(1, positions, tokens.abs().amax(dim=-1))
         means[index] = norms.nanmean(dim=0)
         largest[index] = norms.nan_to_num(nan=-torch.inf).amax(dim=0)
@@ -63,7 +63,8 @@ def kept_positions(
     scores = tokens[:, special:].abs().amax(dim=-1)
     order = torch.sort(scores, dim=1, stable=True).indices
     keep = order[:, : scores.shape[1] - config.delete_count] + special
-    keep = torch.cat([torch.arange(special).expand(len(tokens), -1), keep], dim=1)
+    leading = torch.arange(special, device=tokens.device).expand(len(tokens), -1)
+    keep = torch.cat([leading, keep], dim=1)
     return positions.gather(1, keep)
 
 
@@ -83,7 +84,9 @@ def tokens_before_mlp(encoder: Encoder, tokens: Tensor, regcache: RegCache) -> T
 
 @torch.no_grad()
 def picture_data(encoder: Encoder, sets: ImageSets, found: FoundChoice) -> dict[str, Any]:
-    """Arrays for `report.plots`: norms before and after, deleted patches, thumbnails.
+    """Arrays for `report.plots`: norms before and after, sinks, thumbnails.
+
+    `deleted` marks the patches that are absent while ranges are set: deleted or saturated.
 
     All in floating point: quantization does not move the sinks.
     """
@@ -94,17 +97,20 @@ def picture_data(encoder: Encoder, sets: ImageSets, found: FoundChoice) -> dict[
     before, before_max = token_norms(encoder, tokens)
     after, after_max = token_norms(encoder, tokens, regcache)
     special = encoder.spec.num_prefix_tokens
-    deleted = torch.zeros(len(rows), encoder.spec.num_patches, dtype=torch.bool)
-    if regcache is not None and config.deletes:
-        state = encoder.run_blocks(tokens, 0, config.delete_block, FLOAT, regcache)
-        every = torch.arange(state.shape[1]).expand(len(rows), -1)
-        kept = kept_positions(encoder, state, regcache, every)[:, special:] - special
+    shape = (len(rows), encoder.spec.num_patches)
+    deleted = tokens.new_zeros(shape, dtype=torch.bool)
+    absent = config.for_ranges()  # what saturates stays in the graph, and is a sink all the same
+    if absent.deletes:
+        sinks = RegCache(absent, found.register if config.has_prefix else {})
+        state = encoder.run_blocks(tokens, 0, config.delete_block, FLOAT, sinks)
+        every = torch.arange(state.shape[1], device=state.device).expand(len(rows), -1)
+        kept = kept_positions(encoder, state, sinks, every)[:, special:] - special
         deleted = torch.ones_like(deleted).scatter_(1, kept, False)
     return {
-        "norms_before": before.numpy(),
-        "norms_after": after.numpy(),
-        "largest_before": before_max.numpy(),
-        "largest_after": after_max.numpy(),
-        "deleted": deleted.view(len(rows), *encoder.spec.grid).numpy(),
+        "norms_before": before.cpu().numpy(),
+        "norms_after": after.cpu().numpy(),
+        "largest_before": before_max.cpu().numpy(),
+        "largest_after": after_max.cpu().numpy(),
+        "deleted": deleted.view(len(rows), *encoder.spec.grid).cpu().numpy(),
         "thumbnails": sets.search.pixels[rows].numpy(),
     }

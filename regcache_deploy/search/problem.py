@@ -17,7 +17,9 @@ from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
 from ..work.cache import PartCache, rows_key
 from ..work.count import Work
+from ..work.devices import halving
 from .cost import calibration_walks
+from .spill import Spill
 from .states import Budget, Embed, HiddenStates
 from .stopping import Stop
 
@@ -39,6 +41,7 @@ class SearchProblem:
         registers: target block -> register.
         cache: keeps finished evaluations, and counts the work.
         memory: bytes of hidden states to keep.
+        spill: for those beyond it.
         batch_size: images per forward pass.
     """
 
@@ -52,6 +55,7 @@ class SearchProblem:
     cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
     memory: int = 4 * 2**30
     batch_size: int = 64
+    spill: Spill = field(default_factory=Spill)
 
     def __post_init__(self) -> None:
         self.work = self.cache.work
@@ -62,12 +66,16 @@ class SearchProblem:
 
         def plain_blocks(tokens: Tensor, start: int, stop: int) -> Tensor:
             numerics = self._numerics_of_plain()
-            return self.plain.encoder.run_blocks(tokens, start, stop, numerics)
+            encoder = self.plain.encoder
+            return torch.cat(
+                halving(lambda part: encoder.run_blocks(part, start, stop, numerics), tokens)
+            )
 
         def float_blocks(tokens: Tensor, start: int, stop: int) -> Tensor:
-            return self.encoder.run_blocks(tokens, start, stop)
+            run = self.encoder.run_blocks
+            return torch.cat(halving(lambda part: run(part, start, stop), tokens))
 
-        common = (state_bytes, self.budget, self.work, self.batch_size)
+        common = (state_bytes, self.budget, self.work, self.batch_size, self.spill)
         sequential = self.baseline.sequential
         self._calibration_states = HiddenStates(
             lambda rows: self.calibration_tokens[rows],
@@ -166,16 +174,17 @@ class SearchProblem:
                 self.encoder, self._calibration_states.at(start, some), start, self.regcache(config)
             )
         numerics, scores = calibration.numerics(), list[Score]()
+
+        def embed(tokens: Tensor) -> Tensor:
+            out = calibration.encoder.run_blocks(
+                tokens, start, numerics=numerics, regcache=calibration.regcache
+            )
+            return self.encoder.pool(out).cpu()
+
         pieces = stop.pieces(rows, self.batch_size) if stop else rows.split(self.batch_size)
         for piece in pieces:
             self.work.add(len(piece) * blocks)
-            tokens = calibration.encoder.run_blocks(
-                self._search_states.at(start, piece),
-                start,
-                numerics=numerics,
-                regcache=calibration.regcache,
-            )
-            features = self.encoder.pool(tokens)
+            features = torch.cat(halving(embed, self._search_states.at(start, piece)))
             if not torch.isfinite(features).all():
                 raise DataError(
                     f"the quantized encoder gives NaN or infinite features with {config}; "
@@ -206,5 +215,5 @@ def register_hash(register: Mapping[int, Tensor]) -> str:
     digest = hashlib.sha256()
     for block, vector in sorted(register.items()):
         digest.update(str(block).encode())
-        digest.update(vector.contiguous().numpy().tobytes())
+        digest.update(vector.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -19,6 +19,7 @@ from ..quantization.quantizers import Bits
 from ..quantization.simulate import Quantization
 from ..work.cache import PartCache, rows_key
 from ..work.count import Work
+from ..work.devices import halving
 from .states import Embed
 from .statistics import survivors
 
@@ -191,13 +192,22 @@ def _measure(
     """Embeddings of the images `rows` for each layer of `names` alone, and ``""`` for none."""
     depth, numerics = encoder.spec.depth, numerics_of(quantization, names)
     features: dict[str, list[Tensor]] = {name: [] for name in [FLOAT_ONLY, *names]}
-    for piece in rows.split(batch_size):
-        for name, found in one_at_a_time(encoder, numerics, tokens(piece)):
-            block = 0 if name == FLOAT_ONLY else int(name.split(".")[1])
-            work.add(len(piece) * (depth - block))
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for name, features_of in one_at_a_time(encoder, numerics, images):
+            found[name] = features_of.cpu()
             if not features[name]:
                 told(name != FLOAT_ONLY)
-            features[name].append(found)
+        return found
+
+    for piece in rows.split(batch_size):
+        for found in halving(run, tokens(piece)):
+            for name, part in found.items():
+                features[name].append(part)
+        for name in features:
+            block = 0 if name == FLOAT_ONLY else int(name.split(".")[1])
+            work.add(len(piece) * (depth - block))
     joined = {name: torch.cat(parts) for name, parts in features.items()}
     if not all(torch.isfinite(each).all() for each in joined.values()):
         raise DataError("the encoder gives NaN or infinite features on these images")
@@ -211,20 +221,27 @@ def measure_proxy(
     depth = encoder.spec.depth
     at_input: list[list[Tensor]] = [[] for _ in range(depth)]
     at_fc2: list[list[Tensor]] = [[] for _ in range(depth)]
-    for piece in rows.split(batch_size):
-        inputs: list[Tensor] = []
 
-        def see(name: str, x: Tensor, inputs: list[Tensor] = inputs) -> None:
+    def run(images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        inner: list[Tensor] = []
+        outer: list[Tensor] = []
+
+        def see(name: str, x: Tensor) -> None:
             if name.endswith("mlp.fc2"):
-                inputs.append(x.abs().amax(dim=-1).flatten())
+                inner.append(x.abs().amax(dim=-1).flatten().cpu())
 
         def observe(index: int, state: Tensor) -> None:
-            at_input[index].append(state.abs().amax(dim=-1).flatten())
+            outer.append(state.abs().amax(dim=-1).flatten().cpu())
 
-        encoder.run_blocks(tokens(piece), numerics=Watched(see), observe=observe)
+        encoder.run_blocks(images, numerics=Watched(see), observe=observe)
+        return outer, inner
+
+    for piece in rows.split(batch_size):
+        for outer, inner in halving(run, tokens(piece)):
+            for index in range(depth):
+                at_input[index].append(outer[index])
+                at_fc2[index].append(inner[index])
         work.add(len(piece) * depth)
-        for index, norms in enumerate(inputs):
-            at_fc2[index].append(norms)
 
     def ratios(parts: list[list[Tensor]]) -> tuple[float, ...]:
         joined = [torch.cat(each) for each in parts]

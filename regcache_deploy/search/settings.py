@@ -97,7 +97,9 @@ class SearchSettings:
     budget_fraction: float = setting(
         0.05, "share of the full grid's block-forwards that the default strategy may spend", "X"
     )
-    memory: float = setting(4.0, "hidden states to keep, GiB; the rest is recomputed", "GIB")
+    memory: float = setting(
+        4.0, "hidden states to keep in memory, GiB; the rest goes to disk, in the run folder", "GIB"
+    )
 
     def __post_init__(self) -> None:
         for name, valid in CHOICES.items():

@@ -1,9 +1,9 @@
 """Hidden states at block inputs, within a memory budget.
 
-A state that fits is kept as float32; one that does not is computed anew each time it is asked for,
-from the nearest earlier block that is kept. What a state costs is booked apart from its
-computation, so that a resumed search, which skips finished parts, books what an uninterrupted one
-does.
+A state that fits is kept as float32, in memory or else on disk; one that fits neither is computed
+anew each time it is asked for, from the nearest earlier block that is kept. What a state costs is
+booked apart from its computation, so that a resumed search, which skips finished parts, books what
+an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..work.count import Work
+from .spill import Spill, SpilledRows
 
 Embed = Callable[[Tensor], Tensor]
 """Image indices `[m]` -> tokens `[m, N, D]` at the input of block 0."""
@@ -54,6 +55,7 @@ class HiddenStates:
         budget: shared by several sets.
         work: where the blocks are booked.
         batch_size: images in flight at a time.
+        spill: for states that the budget has no room for.
     """
 
     embed: Embed
@@ -62,8 +64,10 @@ class HiddenStates:
     budget: Budget
     work: Work
     batch_size: int
+    spill: Spill = field(default_factory=Spill)
     _granted: dict[int, set[int]] = field(default_factory=dict)
-    _kept: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    _on_disk: dict[int, set[int]] = field(default_factory=dict)
+    _kept: dict[int, _Kept] = field(default_factory=dict)
 
     def book(self, block: int, rows: Tensor) -> None:
         """Book what it takes to have the states of `rows [m]` at `block`, and room for them."""
@@ -76,12 +80,15 @@ class HiddenStates:
             self.work.add(block - nearest)
             if self.budget.take(self.bytes_per_image):
                 granted.add(row)
+            elif self.spill.take(self.bytes_per_image):
+                granted.add(row)
+                self._on_disk.setdefault(block, set()).add(row)
 
     def at(self, block: int, rows: Tensor) -> Tensor:
         """Tokens `[m, N, D]` of the booked images `rows [m]` at the input of `block`."""
         if block == 0:
             return self.embed(rows)
-        kept, granted = self._kept.setdefault(block, {}), self._granted.get(block, set())
+        kept, granted = self._kept_at(block), self._granted.get(block, set())
         states: dict[int, Tensor] = {}
         missing = [row for row in rows.tolist() if row not in kept]
         for start in range(0, len(missing), self.batch_size):
@@ -89,12 +96,53 @@ class HiddenStates:
             for row, state in zip(some, self._compute(block, some), strict=True):
                 states[row] = state
                 if row in granted:
-                    kept[row] = state.clone()
-        return torch.stack([kept[row] if row in kept else states[row] for row in rows.tolist()])
+                    kept[row] = state
+        return torch.stack([states[row] if row in states else kept[row] for row in rows.tolist()])
+
+    def _kept_at(self, block: int) -> _Kept:
+        if block not in self._kept:
+            folder = self.spill.folder
+            self._kept[block] = _Kept(
+                self._on_disk.setdefault(block, set()),
+                SpilledRows(folder) if folder is not None else None,
+            )
+        return self._kept[block]
 
     def _compute(self, block: int, rows: list[int]) -> Tensor:
-        earlier = [b for b, kept in self._kept.items() if b < block and kept.keys() >= set(rows)]
+        earlier = [
+            b for b, kept in self._kept.items() if b < block and all(row in kept for row in rows)
+        ]
         if not earlier:
             return self.run(self.embed(torch.tensor(rows)), 0, block)
         nearest = max(earlier)
         return self.run(torch.stack([self._kept[nearest][row] for row in rows]), nearest, block)
+
+
+@dataclass
+class _Kept:
+    """States of one block: in memory, on the device that computed them, and on disk.
+
+    Attributes:
+        on_disk: rows that go there.
+        spilled: None where none does.
+    """
+
+    on_disk: set[int]
+    spilled: SpilledRows | None
+    held: dict[int, Tensor] = field(default_factory=dict)
+    device: torch.device | None = None
+
+    def __contains__(self, row: int) -> bool:
+        return row in self.held or (self.spilled is not None and row in self.spilled)
+
+    def __setitem__(self, row: int, state: Tensor) -> None:
+        self.device = state.device
+        if self.spilled is not None and row in self.on_disk:
+            self.spilled[row] = state
+        else:
+            self.held[row] = state.clone()
+
+    def __getitem__(self, row: int) -> Tensor:
+        if row in self.held or self.spilled is None:
+            return self.held[row]
+        return self.spilled[row].to(self.device)

@@ -14,6 +14,7 @@ from ..encoders.regcache import RegCache, RegCacheConfig
 from ..encoders.watching import Watched
 from ..evaluation.image_sets import ImageSets
 from ..work.cache import PartCache
+from ..work.devices import halving
 from .problem import register_hash
 
 
@@ -107,13 +108,17 @@ def largest_norms(
     encoder: Encoder, sets: ImageSets, layer: str, regcache: RegCache | None, batch_size: int
 ) -> Tensor:
     """l-inf norm of the largest token of every search image at the layer's input: `[n]`."""
-    found: list[Tensor] = []
+    stop = int(layer.split(".")[1]) + 1
 
-    def see(name: str, x: Tensor) -> None:
-        if name == layer:
-            found.append(x.abs().amax(dim=(1, 2)))
+    def run(images: Tensor) -> Tensor:
+        found: list[Tensor] = []
 
-    numerics, stop = Watched(see), int(layer.split(".")[1]) + 1
-    for images in sets.search.batches(batch_size):
-        encoder.run_blocks(encoder.embed(images), 0, stop, numerics, regcache)
-    return torch.cat(found)
+        def see(name: str, x: Tensor) -> None:
+            if name == layer:
+                found.append(x.abs().amax(dim=(1, 2)).cpu())
+
+        encoder.run_blocks(encoder.embed(images), 0, stop, Watched(see), regcache)
+        return found[0]
+
+    batches = sets.search.batches(batch_size)
+    return torch.cat([norms for images in batches for norms in halving(run, images)])

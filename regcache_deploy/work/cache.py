@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 
 CODE = (
+    "data/alterations.py",
     "data/copies.py",
     "data/images.py",
     "encoders/canonical.py",
@@ -44,6 +45,7 @@ CODE = (
     "evaluation/corners.py",
     "evaluation/image_sets.py",
     "evaluation/instances.py",
+    "evaluation/metrics.py",
     "evaluation/objective.py",
     "quantization/**/*.py",
     "search/clipping.py",
@@ -53,9 +55,11 @@ CODE = (
     "search/problem.py",
     "search/register/*.py",
     "search/sensitivity.py",
+    "search/spill.py",
     "search/states.py",
     "search/stopping.py",
     "search/token_norms.py",
+    "work/devices.py",
 )
 """What a cached part depends on, as patterns below the package. What only decides what to ask next
 (`race.py`, `statistics.py`) changes no answer."""
@@ -111,7 +115,7 @@ class PartCache:
     def part(
         self, name: str, compute: Callable[[], dict[str, Tensor]], **key: Any
     ) -> dict[str, Tensor]:
-        """The part's tensors: read, or computed and written.
+        """The part's tensors, on the CPU: read, or computed and written.
 
         Args:
             name: what it is, for the file name.
@@ -134,7 +138,7 @@ class PartCache:
                     log.info("going on from what is finished in %s", self.folder)
                 return found.tensors
         before = self.work.block_forwards
-        tensors = compute()
+        tensors = {name: value.cpu() for name, value in compute().items()}
         if path is not None:
             _write(path, Part(tensors, self.work.block_forwards - before))
         return tensors

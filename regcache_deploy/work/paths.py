@@ -10,6 +10,9 @@ from ..errors import ConfigError, DataError
 DETAILS = "search.json"
 """What a search leaves in its run folder."""
 
+RESULT = "result.json"
+"""What an export leaves there."""
+
 
 def beside(path: Path) -> Path:
     """The folder that `path` lies in, relative where `path` is."""

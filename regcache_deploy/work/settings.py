@@ -55,7 +55,10 @@ class MachineSettings:
     """What a run takes of the machine, and its seed. Raises ConfigError out of range."""
 
     batch_size: int = setting(32, "images per forward pass", "N")
-    threads: int | None = setting(None, "CPU threads", "N")
+    threads: int | None = setting(None, "CPU threads (default: what affinity and quota leave)", "N")
+    device: str = setting(
+        "auto", "where torch computes: auto (a GPU if there is one), cpu, cuda, cuda:N, mps", "NAME"
+    )
     seed: int = setting(0, "for every random choice", "N")
 
     def __post_init__(self) -> None:

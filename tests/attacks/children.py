@@ -68,7 +68,8 @@ class Child:
             texts.append(path.read_text(errors="replace") if path.exists() else "")
         code = self.process.exitcode
         assert code is not None
-        return Outcome(code, time.monotonic() - self._begin, *texts, faults=faults)
+        out, err = texts
+        return Outcome(code, time.monotonic() - self._begin, out, err, faults=faults)
 
 
 def run_child(
@@ -121,9 +122,9 @@ def _run(
     from regcache_deploy.cli.main import main
 
     code = main([*words, "-q"])
-    for stream in (sys.stdout, sys.stderr):
+    for opened in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            opened.flush()
         except OSError:
             code = code or 1
     os._exit(code)

@@ -232,6 +232,16 @@ def cut_images(bundle: Path) -> None:
     replace_file(bundle, name, (bundle / name).read_bytes()[:-100])
 
 
+def uncertified(bundle: Path, place: Place) -> None:
+    (bundle / CERTIFICATE).unlink()
+    forget(bundle, CERTIFICATE)
+
+
+def huge(path: Path) -> None:
+    path.write_bytes(b"")
+    os.truncate(path, 4 << 30)
+
+
 fault = partial(Fault, "bundles", error=BundleError)
 CLASSES: dict[bool, type[RegCacheError]] = {True: BundleError, False: EngineError}
 SHARED = (
@@ -299,8 +309,7 @@ FAULTS = [
           error=VerificationError),
     fault("certificate-list", "a certificate that is a list", verify(certificate(lambda c: []))),
     fault("certificate-empty", "a certificate of nothing", verify(certificate(lambda c: {}))),
-    fault("certificate-none", "no certificate", verify(
-        lambda b, p: ((b / CERTIFICATE).unlink(), forget(b, CERTIFICATE)))),
+    fault("certificate-none", "no certificate", verify(uncertified)),
     fault("certificate-text", "a certificate of 100,000 lists", verify(
         lambda b, p: replace_file(b, CERTIFICATE, b"[" * 100_000))),
     fault("certificate-images", "certificate images that are cut", verify(
@@ -321,8 +330,7 @@ FAULTS = [
     fault("check-empty", "`check` of 0 bytes", bare("check", text(b""))),
     fault("check-absent", "`check` of nothing", bare("check", lambda path: None)),
     fault("check-pipe", "`check` of a pipe", bare("check", os.mkfifo)),
-    fault("check-huge", "`check` of 4 GiB of zeros", bare(
-        "check", lambda path: (path.write_bytes(b""), os.truncate(path, 4 << 30)))),
+    fault("check-huge", "`check` of 4 GiB of zeros", bare("check", huge)),
     fault("build-other", "`build` of a folder of images", lambda p: [
         "build", str(p.images()), "--engine", "onnxruntime", "--output", str(p.out)]),
     fault("report-empty", "`report` of a folder of images", lambda p: [

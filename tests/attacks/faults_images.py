@@ -87,6 +87,11 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
+def to_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def endless(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/zero")
@@ -236,7 +241,7 @@ FAULTS = [
     fault("endless", "links to /dev/zero", images(every(endless))),
     fault("pipes", "pipes named .png", images(every(waiting))),
     fault("dangling", "links to nowhere", images(every(dangling))),
-    fault("folders", "folders named .png", images(every(lambda p: (p.unlink(), p.mkdir())))),
+    fault("folders", "folders named .png", images(every(to_folder))),
     fault(
         "same-twice",
         "the evaluation on the images of the search",

@@ -197,7 +197,7 @@ def nobody(place: Place) -> Outcome:
     before = ["setpriv", "--reuid=54321", "--inh-caps=+dac_override"]
     before += ["--ambient-caps=+dac_override"]
     variables = {"HOME": "", "XDG_CACHE_HOME": "", "MPLCONFIGDIR": "", "HF_HOME": ""}
-    return run_apart(place, words, 60, before=before, **variables)
+    return run_apart(place, words, 60, before=before, trace=False, **variables)
 
 
 def evaluate(place: Place) -> list[str]:

@@ -263,6 +263,7 @@ class TestConfigFile:
 
     def test_dry_run_output_is_a_configuration_file(self, capsys, tmp_path):
         arguments = ["--output", "a: #b", "--model", "ViT-B-32", "--pretrained", "random:3"]
+        arguments += ["--data", "demo"]
         expected = configuration(capsys, *arguments)
         cli.export_main([*arguments, "--dry-run"])
         path = self.write(tmp_path, capsys.readouterr().out)

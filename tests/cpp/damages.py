@@ -183,6 +183,13 @@ def unlist(name: str) -> Callable[[Path], None]:
 
 
 TEXT = ("text/model.onnx", "text/tokenizer.json", "text/text.json")
+
+
+def text_as_a_file(bundle: Path) -> None:
+    for name in ("text", *TEXT):
+        make_listed(bundle, name)
+
+
 PROBE = {"name": "p", "output": "p", "low": 0, "high": 255}
 DEEP = b'{"a": ' * 300_000 + b"0" + b"}" * 300_000
 HEAD = "text_features.safetensors"
@@ -352,6 +359,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "out of the text folder": ("BUNDLE_UNSAFE_NAME", lists("text/../model.onnx")),
     "text folder as a file": (
         "BUNDLE_DAMAGED",
-        lambda b: [make_listed(b, name) for name in ("text", *TEXT)],
+        text_as_a_file,
     ),
 }

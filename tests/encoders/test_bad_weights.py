@@ -62,7 +62,8 @@ def test_a_half_downloaded_file(cache, whole, share, capsys):
     put(cache, repository, "model.safetensors", data[: int(len(data) * share)])
     with pytest.raises(ModelError, match=r"damaged, perhaps half downloaded .*delete the file"):
         load_model(TINY, TAG)
-    assert export_main(["--model", TINY, "--pretrained", TAG, "--output", str(cache / "o")]) == 3
+    words = ["--model", TINY, "--pretrained", TAG, "--data", "demo", "--output", str(cache / "o")]
+    assert export_main(words) == 3
     message = capsys.readouterr().err.splitlines()[-1]
     assert "delete the file from" in message
     assert str(cache) in message

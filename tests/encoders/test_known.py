@@ -55,7 +55,7 @@ def no_download(tmp_path, monkeypatch):
 def test_a_dry_run_looks_for_the_model(no_download, capsys, command, words, code, problem):
     (no_download / "swin-folder").mkdir()
     (no_download / "swin-folder" / "config.json").write_text(json.dumps({"model_type": "swin"}))
-    assert main([command, *words, "--dry-run"]) == code
+    assert main([command, *words, "--data", "demo", "--dry-run"]) == code
     assert problem in capsys.readouterr().err
 
 

@@ -15,12 +15,12 @@ from regcache_deploy.encoders.text_encoder import TextEncoder, from_open_clip_te
 from regcache_deploy.errors import ConfigError, ModelError, UnsupportedEncoderError
 from regcache_engines.onnxruntime_session import open_session
 from regcache_export.text import build_text_model
-from tests.text_bundles import small_clip
+from tests.text_bundles import END, small_clip
 
 pytest.importorskip("onnxruntime")
 import_torchvision()  # transformers imports it without the workaround
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "CLIP": {},
     "QuickGELU": {"quick_gelu": True},
     "CustomTextCLIP": {"custom": True},
@@ -40,9 +40,9 @@ CASES = {
 
 
 def some_ids(length: int = 20) -> torch.Tensor:
-    ids = torch.randint(8, 49000, (3, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(8, END - 1, (3, length), generator=torch.Generator().manual_seed(0))
     for row, end in zip(ids, (length - 1, 5, 9), strict=True):
-        row[end] = 49407
+        row[end] = END
         row[end - 1] = 7
         row[end + 1 :] = 0
     return ids

@@ -12,6 +12,7 @@ from regcache_deploy.bundling.certify import certify_bundle
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from tests.bundling.certificate_helpers import calibration, pixels, plan_of
+from tests.tiny_text import with_text
 
 COMMANDS = tuple(
     tuple(line.split())
@@ -22,19 +23,32 @@ COMMANDS = tuple(
         "eval t.regcache --data data",
         "eval t.regcache --data data --task knn --train-data data",
         "eval t.regcache --data data --task instances",
+        "inspect t.regcache",
+        "embed t.regcache --data data --output embeddings --metadata jsonl",
         "doctor",
     )
 )
-"""Paths are in the folder that `deployed_folder` fills."""
+"""To be run in the folder that `deployed_folder` fills."""
+
+TEXT_COMMANDS = tuple(
+    tuple(line.split())
+    for line in (
+        "head t.regcache --classes cat,dog,beach,four --output head.safetensors",
+        "eval t.regcache --data data --head head.safetensors",
+        "eval t.regcache --images data/cat/0.png --head head.safetensors",
+    )
+)
+"""The same, in this order, with `tokenizers`."""
 
 
 def deployed_folder(place: Path) -> Path:
-    """`t.regcache`, certified, its plan, and `data`: twelve images of three of its classes."""
+    """`t.regcache`, certified, with a text tower, its plan, and `data`: images of three classes."""
     calibrated, options = calibration(), GraphOptions()
     plan = replace(plan_of(calibrated), labels=("cat", "dog", "été", "four"))
     plan.save(place)
     made = write_bundle(plan, place / "t.regcache", options=options)
     certify_bundle(made, plan, options, calibrated, pixels())
+    with_text(made, plan.encoder.output_dim)
     draw = np.random.default_rng(0)
     for name in ("cat", "dog", "four"):
         (place / "data" / name).mkdir(parents=True)
@@ -42,8 +56,3 @@ def deployed_folder(place: Path) -> Path:
             image = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(image).save(place / "data" / name / f"{index}.png")
     return place
-
-
-def filled(words: tuple[str, ...], folder: Path) -> list[str]:
-    """The words of a command, with paths of `folder`."""
-    return [str(folder / word) if (folder / word).exists() else word for word in words]

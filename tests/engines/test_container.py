@@ -101,7 +101,7 @@ def test_the_defaults_keep_the_limits(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert pieces.physical_cores() == 1
     monkeypatch.setattr(data_folder, "memory_limit", lambda: 1000)
     with pytest.raises(DataError, match="take fewer images"):
-        data_folder._check_memory(tmp_path, 10, (20, 20))
+        data_folder.check_memory(tmp_path, 10, (20, 20))
 
 
 @pytest.mark.parametrize(

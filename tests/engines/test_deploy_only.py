@@ -1,6 +1,6 @@
 """The commands for a bundle run where neither torch nor onnx is installed.
 
-An import blocker stands in for such a machine here; `make test-clean` makes a real one.
+A block on imports stands in for such a machine here; `make test-clean` makes a real one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from regcache_deploy.cli.main import main
 from regcache_export.onnx_proto import FIELDS, NUMPY, from_array, to_array
-from tests.engines.deployed import COMMANDS, deployed_folder, filled
+from tests.engines.deployed import COMMANDS, TEXT_COMMANDS, deployed_folder
 
 MISSING = {
     "torch", "torchvision", "onnx", "onnx_ir", "onnxslim", "open_clip", "timm", "sklearn", "scipy",
@@ -26,12 +26,7 @@ MISSING = {
 BLOCKED = f"""
 import sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(MISSING)}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Blocker())
+sys.modules |= dict.fromkeys({sorted(MISSING)})  # None there means that there is no such module
 from regcache_deploy.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -42,9 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return deployed_folder(tmp_path_factory.mktemp("deployed"))
 
 
-def regcache(*words: object) -> subprocess.CompletedProcess[str]:
+def regcache(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED, *map(str, words)],
+        [sys.executable, "-c", BLOCKED, *words],
+        cwd=folder,
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -55,10 +51,18 @@ def regcache(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:3]))
 def test_a_command_runs(words: tuple[str, ...], folder: Path) -> None:
-    done = regcache(*filled(words, folder))
+    done = regcache(folder, *words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout
+
+
+def test_a_head_of_other_classes_is_made_and_taken(folder: Path) -> None:
+    pytest.importorskip("tokenizers")
+    for words in TEXT_COMMANDS:
+        done = regcache(folder, *words)
+        assert done.returncode == 0, (words, done.stderr)
+    assert any(name in done.stdout for name in ("cat", "dog", "beach", "four"))
 
 
 def test_verification_is_that_of_a_machine_with_onnx(
@@ -67,7 +71,7 @@ def test_verification_is_that_of_a_machine_with_onnx(
     words = ["verify", str(folder / "t.regcache"), "--json"]
     assert main(words) == 0
     with_onnx = json.loads(capsys.readouterr().out)
-    without = json.loads(regcache(*words).stdout)
+    without = json.loads(regcache(folder, *words).stdout)
     assert without == with_onnx
     assert with_onnx["same_codes"] == 1.0
 
@@ -82,7 +86,7 @@ def test_verification_is_that_of_a_machine_with_onnx(
     ],
 )
 def test_what_needs_more_says_what_to_install(words: str, says: str, folder: Path) -> None:
-    done = regcache(*filled(tuple(words.split()), folder))
+    done = regcache(folder, *words.split())
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("regcache: error")]
     assert len(errors) == 1

@@ -116,12 +116,15 @@ def test_pycuda_uses_the_primary_context_and_leaves_it(monkeypatch: pytest.Monke
         return call
 
     stream = SimpleNamespace(handle=11, synchronize=must_be_current("synchronize"))
+
+    def gpu(index: int) -> Any:
+        indices.append(index)
+        context = SimpleNamespace(push=change(1))
+        return SimpleNamespace(retain_primary_context=lambda: context)
+
     fake_driver = SimpleNamespace(
         init=lambda: None,
-        Device=lambda index: (
-            indices.append(index)
-            or SimpleNamespace(retain_primary_context=lambda: SimpleNamespace(push=change(1)))
-        ),
+        Device=gpu,
         Context=SimpleNamespace(pop=change(-1)),
         mem_alloc=must_be_current("mem_alloc", Memory()),
         pagelocked_empty=lambda size, kind: np.zeros(size, kind),

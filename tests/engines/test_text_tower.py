@@ -22,7 +22,14 @@ from regcache_engines.text_config import TEXT_FILES, TextConfig
 from regcache_engines.text_head import head_file, make_head, read_classes, read_prompts
 from regcache_export.bundle import write_bundle
 from tests.cpp.damages import replace_file
-from tests.text_bundles import TEMPLATES, open_clip, small_clip, text_bundle, text_side
+from tests.text_bundles import (
+    END,
+    TEMPLATES,
+    small_clip,
+    small_tokenizer,
+    text_bundle,
+    text_side,
+)
 from tests.tiny_plans import tiny_plan
 
 pytest.importorskip("onnxruntime")
@@ -54,7 +61,7 @@ def test_the_bundle_says_what_it_has(bundle: Path) -> None:
     assert entry["cosine"]["lowest"] >= 0.999
     config = TextConfig.parse(opened.read("text/text.json"), "x")
     assert (config.context_length, config.padding, config.pooling) == (20, "longest", "argmax")
-    assert (config.eos_id, config.lower_case, config.logit_scale) == (49407, True, 50)
+    assert (config.eos_id, config.lower_case, config.logit_scale) == (END, True, 50)
     assert config.templates == TEMPLATES
     assert config.precision == entry["precision"]
 
@@ -221,8 +228,7 @@ def test_weights_in_another_file_are_refused(bundle: Path, tmp_path: Path) -> No
 
 def test_a_head_is_the_one_of_pytorch(bundle: Path, model: Any, tmp_path: Path) -> None:
     names = ("cat", "dog", "red bicycle", "old church")
-    tokenizer = open_clip.SimpleTokenizer(context_length=20)
-    expected = OpenClipHead(model, lambda: tokenizer, TEMPLATES)(names).numpy()
+    expected = OpenClipHead(model, small_tokenizer, TEMPLATES)(names).numpy()
     with TextTower(bundle, threads=1) as tower:
         found = make_head(tower, names)
         data = head_file(tower, names, ("{}",))

@@ -18,11 +18,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import regcache_engines
+from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.plan import make_plan
 from regcache_export.bundle import write_bundle
-from tests.tiny_plans import PREPROCESS, tiny_plan
+from regcache_export.plan import Plan
+from tests.tiny_plans import PREPROCESS, tiny_encoder
 from tests.tiny_text import with_text
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
@@ -105,13 +109,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def square_plan(mode: str) -> Plan:
+    """A quantized encoder for 32 x 32 pixels with random weights."""
+    encoder = tiny_encoder(image_size=(32, 32))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    calibrated = make_baseline("naive").calibrate(encoder, encoder.embed(images))
+    preprocess = PREPROCESS | {"size": [32, 32], "resize_mode": mode}
+    return make_plan(calibrated, preprocess=preprocess, provenance={"model": "tiny"})
+
+
 @pytest.mark.parametrize("mode", ["squash", "shortest"])
 def test_both_towers_give_the_runtimes_embeddings(mode: str, site: Path) -> None:
     pytest.importorskip("tokenizers")
-    from dataclasses import replace
-
-    plan = tiny_plan(image_size=(32, 32))
-    plan = replace(plan, preprocess=PREPROCESS | {"size": [32, 32], "resize_mode": mode})
+    plan = square_plan(mode)
     shutil.rmtree(site / "bundle", ignore_errors=True)
     bundle = with_text(write_bundle(plan, site / "bundle"), plan.encoder.output_dim)
     names = [f"{index}.png" for index in range(6)]

@@ -33,10 +33,10 @@ from regcache_engines.tensorrt.sidecar import Sidecar
 from regcache_engines.text_config import TextConfig
 from regcache_engines.text_head import read_classes, read_prompts
 from regcache_export.bundle_graph import graph_options
+from regcache_export.certificate_files import CERTIFICATE, read_certificate
 from regcache_export.merge import MergeSchedule
 from regcache_export.plan import Plan
 from regcache_export.spec import EncoderSpec
-from regcache_export.verify import CERTIFICATE, read_certificate
 from tests.attacks.kit import Kit
 
 Parse = Callable[[bytes], None]

@@ -53,6 +53,8 @@ def made(folder: Path, name: str, accuracy: float) -> Path:
         "metric": "top1",
         "n_eval": 40,
         "sensitive_layer": "blocks.1.mlp.fc2",
+        "speed": {"value": 2.5, "low": 2, "high": 3, "engine": "onnxruntime", "batch": 1,
+                  "threads": 1, "cpu": "a CPU"},
         "paired": {"deployed": {"difference": -1.5, "low": -2, "high": 0, "p_value": 0.25}},
         "token_norms": {
             "layer": "blocks.1.mlp.fc2", "before": {"largest": 99.0}, "after": {"largest": 3.0}
@@ -92,7 +94,7 @@ def test_facts(one: Path) -> None:
     assert facts["head"] == {"classes": 4, "named": True, "logit_scale": 50.0}
     assert facts["made"]["created"].endswith("+00:00")
     assert facts["accuracy"]["images"] == 40
-    assert facts["speed"][0]["p50_ms"] == "0.875"
+    assert facts["speed"]["rows"][0]["p50_ms"] == "0.875"
     assert inspect_bundle(one.parent) == facts, "the run's folder stands for its bundle"
 
 
@@ -102,6 +104,7 @@ def test_the_page_says_what_there_is(one: Path) -> None:
         "tiny", "32x24 pixels", "3 cached keys and values from block 1", "4 tokens deleted",
         "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50%", "McNemar p 0.25",
         "top-1 identical on 75.00%", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
+        "2.50 [2.00, 3.00] in onnxruntime",
         "2 of 90 codes different", "SHA-256 model.onnx",
     ):  # fmt: skip
         assert words in text, words
@@ -110,7 +113,7 @@ def test_the_page_says_what_there_is(one: Path) -> None:
 def test_two_side_by_side(one: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {row["name"]: row for row in differences(inspect_bundle(one), inspect_bundle(other))}
     assert found["accuracy.scores.deployed"]["a"] == 0.875
-    assert found["speed.0.p50_ms"]["b"] == "0.75"
+    assert found["speed.rows.0.p50_ms"]["b"] == "0.75"
     assert "encoder.depth" not in found
     assert "bundle" not in found
     assert main(["inspect", str(one), str(other)]) == 0

@@ -54,12 +54,12 @@ def test_the_page_of_an_engine(tmp_path):
     document = result(decision=decision, bundle=str(path))
     card = file_card(document)
     assert (card.answer, card.mood) == ("float file (FP16)", "open")
-    assert card.detail.startswith("k.engine (")
+    assert card.detail.startswith("k.engine: ")
     manifest = Bundle.open(path).manifest
     graph = manifest["graph"] | {"target": "tensorrt"}
     made = how_to_run(tmp_path, document | {"manifest": manifest | {"graph": graph}})
     assert made is not None
-    assert "with TensorRTEngine('k.engine') as engine:" in made.code[0].text
+    assert "engine = TensorRTEngine('k.engine')" in made.code[0].text
     assert "load_engine" not in made.code[0].text
     compile(made.code[0].text, "page", "exec")
 

@@ -200,8 +200,9 @@ def corrupt(folder: Path) -> None:
     ("arguments", "prepare", "code", "message"),
     [
         (["--baseline", "foo"], None, 2, "naive, ptq4vit, repqvit"),
-        (["--model", "ViT-Q-16"], None, 3, "unknown model"),
-        (["--model", "ViT-B-32"], None, 2, "needs --pretrained"),
+        (["--model", "ViT-Q-16", "--data", "demo"], None, 3, "unknown model"),
+        (["--model", "ViT-B-32", "--data", "demo"], None, 2, "needs --pretrained"),
+        (["--model", "ViT-B-32"], None, 2, "needs --data DIR"),
         (["--prefix-count", "1000"], None, 2, "out of range"),
         (["--prefix-count", "-1"], None, 2, "out of range"),
         (["--delete-count", "36"], None, 2, "at least one must stay"),

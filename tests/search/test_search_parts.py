@@ -274,6 +274,7 @@ def test_search_of_planted_sinks_finds_them_and_resumes(tmp_path: Path) -> None:
 
 def test_a_search_without_outliers_ends_with_no_gain(tmp_path: Path, capsys: Any) -> None:
     arguments = ["search", "--model", "ViT-S-32-alt", "--pretrained", "random:3", "-q", "--json"]
+    arguments += ["--data", "demo"]
     arguments += ["--baseline", "naive", "--search-images", "4", "--calibration-images", "2"]
     arguments += ["--limit", "2", "--output", str(tmp_path / "run")]
     assert main(arguments) == 0

@@ -17,17 +17,15 @@ from regcache_deploy.quantization.baselines.repqvit import RepQViT
 from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.graph_cost import Operators, graph_cost
 from regcache_deploy.search.settings import WAY_NAMES
-from regcache_deploy.search.ways import (
-    TITLES,
+from regcache_deploy.search.way_race import (
     Raced,
-    Way,
     WayRace,
     choose,
     fidelity_way,
     race_ways,
     reason,
-    ways_of,
 )
+from regcache_deploy.search.ways import DEAR, TITLES, Way, ways_of
 from regcache_deploy.work.count import Work
 from tests.tiny_plans import SPEC
 
@@ -95,7 +93,7 @@ def test_the_cheapest_of_equals_wins() -> None:
     )
     assert winner(found) == "channels"
     assert [each.tied for each in found] == [False, True, True]
-    assert reason(WayRace(found, []), "top1").startswith(
+    assert reason(WayRace(found, [], level=False), "top1").startswith(
         "outlier channels in float: the cheapest graph"
     )
 
@@ -193,11 +191,13 @@ class Outcomes:
         return Score.of(features.double(), features.double(), features.double())
 
 
-def tried(outcomes: dict[str, Tensor], config: RegCacheConfig = FOUND) -> tuple[WayRace, list[str]]:
+def tried(
+    outcomes: dict[str, Tensor], config: RegCacheConfig = FOUND, budget: int | None = None
+) -> tuple[WayRace, list[str]]:
     embedder, work = FakeEmbedder(outcomes), Work()
     ways = ways_of(RepQViT(), config, "blocks.1.mlp.fc2", SPEC)
     objective = Outcomes(outcomes["fp32"])
-    race = race_ways(ways, cast(Embedder, embedder), {}, objective, work, seed=0)
+    race = race_ways(ways, cast(Embedder, embedder), {}, objective, work, 0, budget)
     calibrated = [name for name in embedder.asked if name != "healed"]
     passes = 1010 * len(calibrated) + 1000 * ("healed" in embedder.asked)
     assert work.block_forwards == SPEC.depth * passes
@@ -209,8 +209,8 @@ def test_where_a_plain_graph_is_level_with_float_no_dearer_one_is_tried() -> Non
     assert asked == ["quantizer", "ranges", "regcache", "regcache_ranges", "healed"]
     assert winner(race.raced) == "regcache"
     untried = [way.name for way in race.untried]
-    assert untried == ["smoothed", "channels", "treated", "fc2_float", "regcache_treated"]
-    assert "5 dearer ways were not tried" in reason(race, "top1")
+    assert untried == list(DEAR)
+    assert "5 dearer ways were not tried, for it is level" in reason(race, "top1")
 
 
 def test_a_healthy_encoder_needs_two_calibrations() -> None:
@@ -234,3 +234,32 @@ def test_otherwise_every_way_is_tried(outcomes: dict[str, Tensor]) -> None:
     assert not race.untried
     assert winner(race.raced) == "regcache_treated"
     assert "not tried" not in reason(race, "top1")
+
+
+def test_the_budget_holds_and_the_plain_ways_always_run() -> None:
+    lost = {"fp32": hits(60), "healed": hits(60)}
+    each = SPEC.depth * 1010
+    race, asked = tried(lost, budget=6 * each)
+    assert asked == ["quantizer", "ranges", "regcache", "regcache_ranges", *DEAR[:2]]
+    assert [way.name for way in race.untried] == list(DEAR[2:])
+    assert not race.level
+    assert "3 dearer ways were not tried, for lack of budget" in reason(race, "top1")
+    _, asked = tried(lost, budget=0)
+    assert asked == ["quantizer", "ranges", "regcache", "regcache_ranges"]
+
+
+def with_margin(name: str, wrong: int, cost: float, margin: float) -> Raced:
+    """As many right, each by a margin of its own around the given one."""
+    generator = torch.Generator().manual_seed(len(name))
+    spread = margin + 0.02 * torch.randn(512, generator=generator).double()
+    right = hits(wrong, 512).double()
+    score = Score.of(right, torch.full((512,), 0.99).double(), spread)
+    return Raced(Way(name, make_baseline("naive"), NOTHING), score, cost)
+
+
+def test_as_many_images_by_a_hair_are_no_tie() -> None:
+    """One image in 512 says little; that all of them stand nearer to the wrong side does."""
+    sure, hair = with_margin("channels", 41, 1.01, 0.2), with_margin("regcache", 42, 1.0, 0.17)
+    assert winner(choose([sure, hair], TOP1, seed=0)) == "channels"
+    level = with_margin("regcache", 42, 1.0, 0.199)
+    assert winner(choose([sure, level], TOP1, seed=0)) == "regcache"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from regcache_engines.bundle import PREPROCESS, Bundle
+from regcache_engines.preprocess import MEAN, STD
 from regcache_engines.preprocess_config import output_size
 from regcache_engines.text_config import LONGEST
 
@@ -29,6 +30,15 @@ from .towers import (
 
 IMAGE, TEXT, EMBEDDING = "image", "text", "embedding"
 
+DEFAULTS: dict[str, Any] = {
+    "mode": "RGB",
+    "mean": list(MEAN),
+    "std": list(STD),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+"""Of open_clip, which the server does not know."""
+
 
 def immich_files(bundle: Bundle) -> dict[str, bytes]:
     """Files by name.
@@ -43,7 +53,7 @@ def immich_files(bundle: Bundle) -> dict[str, bytes]:
     rename_end(visual, INPUT_NAME, IMAGE)
     normalize_output(visual, EMBEDDING)
     size = list(output_size(bundle.preprocess))
-    preprocess = {"size": size, "mode": "RGB", **bundle.preprocess}
+    preprocess = DEFAULTS | bundle.preprocess | {"size": size}
     dim = bundle.manifest["graph"]["output"]["shape"][-1]
     config: dict[str, Any] = {"embed_dim": dim, "vision_cfg": {"image_size": size}}
     files = {

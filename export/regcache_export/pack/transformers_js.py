@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from regcache_engines.bundle import Bundle
+from regcache_engines.preprocess import MEAN, STD
 from regcache_engines.preprocess_config import output_size
 from regcache_engines.text_config import INPUT, OUTPUT
 
@@ -99,9 +100,6 @@ def _processor(bundle: Bundle) -> dict[str, Any]:
         raise ConfigError(
             f"transformers has no resizing '{mode}' to {height}x{width} with crop '{crop}'"
         )
-    means = {name: config.get(name) for name in ("mean", "std")}
-    if None in means.values():
-        raise ConfigError(f"the preprocessing of {bundle.path} names no mean or no std")
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -113,6 +111,6 @@ def _processor(bundle: Bundle) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": means["mean"],
-        "image_std": means["std"],
+        "image_mean": list(config.get("mean", MEAN)),
+        "image_std": list(config.get("std", STD)),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from regcache_export.passes import Smoothing
@@ -35,7 +34,7 @@ def smoothed_block(
     """
     if not factors:
         return result
-    fold = Smoothing({name: f.double().cpu().numpy() for name, f in factors.items()})
+    fold = Smoothing({name: f.cpu().double().numpy() for name, f in factors.items()})
     before = encoder.replace(result.weights)
     cached = register if result.register is None else result.register
     weights, cached = fold_block(before, index, fold, cached)
@@ -56,7 +55,7 @@ def _values_divided(layer: LinearQuantization, factors: Tensor) -> LinearQuantiz
     weight = layer.weight
     assert isinstance(weight, Uniform)
     rows = 3 * len(factors)
-    divisors = torch.ones(rows, 1).to(weight.scale)
+    divisors = weight.scale.new_ones(rows, 1)
     divisors[2 * len(factors) :, 0] = factors.to(weight.scale)
     scale = weight.scale.expand(rows, 1) / divisors
     return replace(

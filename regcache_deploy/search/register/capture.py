@@ -6,6 +6,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ...encoders.canonical import Encoder
 from ...encoders.watching import Watched
 from ...errors import DataError
+from ...work.devices import halving, wide
 
 TOP_CANDIDATES = 100
 TOP_SINGLES = 20
@@ -47,13 +49,21 @@ class CandidatePool:
 
     def add(self, tokens: Tensor, first_image: int, num_prefix_tokens: int) -> None:
         """Offer tokens `[B, N, D]` of images `first_image`..; leading tokens never qualify."""
+        self.offer(self.strongest(tokens, num_prefix_tokens), first_image)
+
+    def strongest(self, tokens: Tensor, num_prefix_tokens: int) -> list[list[tuple[float, int]]]:
+        """Norm and position of each image's candidates."""
         scores = tokens[:, num_prefix_tokens:].abs().amax(dim=-1)
         best = scores.topk(min(self.per_image, scores.shape[1]), dim=1)
-        for row, (values, indices) in enumerate(
-            zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ):
-            for value, index in zip(values, indices, strict=True):
-                candidate = Candidate(value, first_image + row, index + num_prefix_tokens)
+        places = (best.indices + num_prefix_tokens).tolist()
+        pairs = zip(best.values.tolist(), places, strict=True)
+        return [list(zip(values, indices, strict=True)) for values, indices in pairs]
+
+    def offer(self, strongest: list[list[tuple[float, int]]], first_image: int) -> None:
+        """Offer what `strongest` found in images `first_image`.."""
+        for row, pairs in enumerate(strongest):
+            for value, position in pairs:
+                candidate = Candidate(value, first_image + row, position)
                 if len(self._heap) < self.size:
                     heapq.heappush(self._heap, candidate)
                 else:
@@ -112,20 +122,28 @@ def rank_candidates(
     pools = {block: CandidatePool(size) for block in blocks}
     fc2_pool, special = CandidatePool(size), encoder.spec.num_prefix_tokens
     last, first = max([*pools, sensitive_block]), 0
-    for images in batches:
 
-        def observe(index: int, tokens: Tensor, first: int = first) -> None:
+    def run(images: Tensor) -> tuple[int, list[tuple[CandidatePool, Any]]]:
+        found: list[tuple[CandidatePool, Any]] = []
+
+        def observe(index: int, tokens: Tensor) -> None:
             if not torch.isfinite(tokens).all():
                 raise DataError(f"the input of block {index} holds NaN or infinite values")
             if index in pools:
-                pools[index].add(tokens, first, special)
+                found.append((pools[index], pools[index].strongest(tokens, special)))
 
-        def see(name: str, x: Tensor, first: int = first) -> None:
+        def see(name: str, x: Tensor) -> None:
             if name == f"blocks.{sensitive_block}.mlp.fc2":
-                fc2_pool.add(x, first, special)
+                found.append((fc2_pool, fc2_pool.strongest(x, special)))
 
         encoder.run_blocks(encoder.embed(images), 0, last + 1, Watched(see), observe=observe)
-        first += len(images)
+        return len(images), found
+
+    for images in batches:
+        for count, found in halving(run, images):
+            for pool, strongest in found:
+                pool.offer(strongest, first)
+            first += count
     if not first:
         raise DataError("the register needs reference images, and there are none")
     return Ranking({block: pool.sorted() for block, pool in pools.items()}, fc2_pool.sorted())
@@ -148,7 +166,7 @@ class Captures:
     def register(self, members: slice = slice(None)) -> dict[int, Tensor]:
         """In-context register: block -> mean LN1 output `[D]` of the chosen candidates."""
         return {
-            block: value[members].double().mean(dim=0).float()
+            block: value[members].to(wide(value)).mean(dim=0).float()
             for block, value in self.normed.items()
         }
 
@@ -159,7 +177,7 @@ class Captures:
         def observe(index: int, tokens: Tensor) -> None:
             register[index] = encoder.norm(f"blocks.{index}.norm1", tokens[0, 0])
 
-        mean = self.states[members].double().mean(dim=0).to(self.states.dtype)
+        mean = self.states[members].to(wide(self.states)).mean(dim=0).to(self.states.dtype)
         encoder.run_blocks(mean.view(1, 1, -1), self.block, observe=observe)
         return register
 
@@ -179,7 +197,7 @@ def capture(
     Returns:
         target block -> captures, in the candidates' order.
     """
-    depth, width = encoder.spec.depth, encoder.spec.width
+    depth, width, device = encoder.spec.depth, encoder.spec.width, encoder.device
     places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for block, candidates in wanted.items():
         for index, candidate in enumerate(candidates):
@@ -187,25 +205,30 @@ def capture(
     out = {
         block: Captures(
             block,
-            torch.zeros(len(candidates), width),
-            {later: torch.zeros(len(candidates), width) for later in range(block, depth)},
+            torch.zeros(len(candidates), width, device=device),
+            {
+                later: torch.zeros(len(candidates), width, device=device)
+                for later in range(block, depth)
+            },
         )
         for block, candidates in wanted.items()
     }
-    sources = sorted(places)
-    for start in range(0, len(sources), batch_size):
-        chunk = sources[start : start + batch_size]
 
-        def observe(index: int, tokens: Tensor, chunk: list[int] = chunk) -> None:
+    def run(chunk: Tensor) -> None:
+        def observe(index: int, tokens: Tensor) -> None:
             normed = encoder.norm(f"blocks.{index}.norm1", tokens)
-            for row, image in enumerate(chunk):
+            for row, image in enumerate(chunk.tolist()):
                 for block, member, position in places[image]:
                     if index == block:
                         out[block].states[member] = tokens[row, position]
                     if index >= block:
                         out[block].normed[index][member] = normed[row, position]
 
-        encoder.run_blocks(encoder.embed(load(torch.tensor(chunk))), observe=observe)
+        encoder.run_blocks(encoder.embed(load(chunk)), observe=observe)
+
+    if places:
+        for chunk in torch.tensor(sorted(places)).split(batch_size):
+            halving(run, chunk)
     return out
 
 

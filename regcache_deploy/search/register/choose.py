@@ -78,7 +78,8 @@ def find_captures(
         }
 
     parts = sets.cache.part("captures", run, ranking=settings.ranking, **key)
-    return ranking, {t: _capture_of(parts, t, encoder.spec.depth) for t in space.blocks}
+    here = {name: value.to(encoder.device) for name, value in parts.items()}
+    return ranking, {t: _capture_of(here, t, encoder.spec.depth) for t in space.blocks}
 
 
 def _candidates(table: Tensor) -> list[Candidate]:

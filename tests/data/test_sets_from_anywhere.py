@@ -1,0 +1,121 @@
+"""`--data` of search and export: only what is taken is decoded, whatever it comes from."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regcache_deploy.data import folder, sets
+from regcache_deploy.data.settings import ImageSettings
+from regcache_deploy.errors import DataError
+from regcache_deploy.work.progress import Reporter
+from regcache_engines.preprocess import Preprocess
+
+CONFIG = {"size": [16, 16], "mean": [0.5] * 3, "std": [0.5] * 3}
+QUIET = Reporter(quiet=True)
+
+
+def png(number: int) -> bytes:
+    pixels = np.full((16, 16, 3), number, np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    for number in range(60):
+        place = tmp_path / "photographs" / f"class{number % 3}" / f"{number:03d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(png(number))
+    return tmp_path / "photographs"
+
+
+def shards(folder: Path, classes: bool) -> Path:
+    folder.mkdir()
+    for index in range(2):
+        with tarfile.open(folder / f"{index}.tar", "w") as archive:
+            for number in range(20 * index, 20 * index + 20):
+                members = {"png": png(number)}
+                if classes:
+                    members["cls"] = str(number % 2).encode()
+                for suffix, data in members.items():
+                    member = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    if classes:
+        (folder / "classnames.txt").write_text("cat\ndog\n")
+    return folder
+
+
+def settings(data: Path, **more: object) -> ImageSettings:
+    numbers = {"search_images": 10, "calibration_images": 4}
+    return ImageSettings(data=data, **(numbers | more))  # type: ignore[arg-type]
+
+
+def numbers(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_a_large_folder_is_not_decoded_whole(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    original = Preprocess.read
+
+    def noted(self: Preprocess, source: Path) -> np.ndarray:
+        read.append(source)
+        return original(self, source)
+
+    monkeypatch.setattr(Preprocess, "read", noted)
+    monkeypatch.setattr(sets, "HELD_OUT", 15)
+    search, evaluation = sets.load_sets(settings(photographs), CONFIG, QUIET)
+    assert (len(search), len(evaluation), len(read)) == (10, 15, 25)
+    assert not set(numbers(search.pixels)) & set(numbers(evaluation.pixels))
+
+
+def test_labelled_shards_give_both_sets(tmp_path: Path) -> None:
+    data = shards(tmp_path / "s", classes=True)
+    search, evaluation = sets.load_sets(settings(data, limit=12), CONFIG, QUIET)
+    assert numbers(search.pixels) == list(range(10))
+    assert numbers(evaluation.pixels) == list(range(10, 22))
+    assert search.class_names == evaluation.class_names == ("cat", "dog")
+    assert search.labels is not None
+    assert search.labels.tolist() == [number % 2 for number in range(10)]
+
+
+def test_shards_without_classes_have_no_labels(tmp_path: Path) -> None:
+    data = shards(tmp_path / "s", classes=False)
+    pattern = Path(f"{data}/{{0..1}}.tar")
+    settings(pattern).check_folders()
+    search, evaluation = sets.load_sets(settings(pattern), CONFIG, QUIET)
+    assert search.labels is None
+    assert len(search) + len(evaluation) == 40
+
+
+def test_a_missing_shard_is_found_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="shards are missing"):
+        settings(tmp_path / "{0..1}.tar").check_folders()
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_both_sets_share_one_memory(
+    kind: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shards(tmp_path / "s", classes=False)
+    data, held_out = (photographs, other) if kind == "shards" else (other, photographs)
+    image = 16 * 16 * 3
+    for module in (sets, folder):
+        monkeypatch.setattr(module, "image_memory", lambda: 30 * image)
+    wanted = settings(data, eval_data=held_out, limit=20)
+    assert [len(s) for s in sets.load_sets(wanted, CONFIG, QUIET)] == [10, 20]
+    for module in (sets, folder):
+        monkeypatch.setattr(module, "image_memory", lambda: 30 * image - 1)
+    with pytest.raises(DataError, match=r"take fewer with --search-images and --limit"):
+        sets.load_sets(wanted, CONFIG, QUIET)
