@@ -37,7 +37,7 @@ def load_folder(
     """Load at most `limit` images of a folder, evenly over its classes.
 
     Args:
-        path: one folder per class (labels), or images alone (no labels).
+        path: one folder per class (labels), images alone (no labels), or what `scan_folder` takes.
         preprocess_cfg: open_clip's.
         limit: largest number of images; None takes all.
         seed: chooses the images and their order. Every front part of the result is as balanced
@@ -61,7 +61,7 @@ def load_folder(
     check_memory(path, len(chosen), preprocess.size, room)
 
     pixels, reasons = _read_all([file for file, _ in chosen], preprocess, path, reporter)
-    skipped = [f"{chosen[i][0].relative_to(path)}: {why}" for i, why in reasons.items()]
+    skipped = [f"{listing.name(chosen[i][0])}: {why}" for i, why in reasons.items()]
     _check_unreadable(path, skipped, len(chosen))
     good = [i for i in range(len(chosen)) if i not in reasons]
     if len(good) < MIN_IMAGES:

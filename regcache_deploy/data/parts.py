@@ -19,8 +19,8 @@ from ..compat import require
 from ..errors import DataError
 from .scan import images_below
 from .shards import BRACES, CAPTION, SUFFIXES, Sample, braces, expand, is_shards, read_samples
+from .tables import is_list, read_table
 
-LISTS = (".txt", ".lst")
 REMOTE = "://"
 
 
@@ -109,8 +109,8 @@ def open_collection(text: str, part_images: int) -> Collection:
         shards = _remote_shards(text) if REMOTE in text else [str(p) for p in expand(text)]
         return Collection(text, tuple(Part(i, (s,), True) for i, s in enumerate(shards)), None)
     path = Path(text)
-    if path.is_file() and path.suffix.lower() in LISTS:
-        files = _listed(path)
+    if is_list(path):
+        files = [str(file) for file, _ in read_table(path)]
     elif path.is_dir():
         files = [str(file) for file in images_below(path)[0]]
     else:
@@ -120,14 +120,6 @@ def open_collection(text: str, part_images: int) -> Collection:
     starts = range(0, len(files), part_images)
     parts = (tuple(files[start : start + part_images]) for start in starts)
     return Collection(text, tuple(Part(i, each) for i, each in enumerate(parts)), len(files))
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list {path} cannot be read: {error}") from error
-    return [str(path.parent / line.strip()) for line in lines if line.strip()]
 
 
 def _remote_shards(text: str) -> list[str]:

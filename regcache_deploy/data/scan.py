@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..work.paths import require_folder
+from .tables import is_list, metadata_of, read_table
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"),
@@ -56,6 +57,10 @@ class FolderListing:
             return ()
         return (f"{self.root}: {self.ignored} files are no images of a class; left out",)
 
+    def name(self, file: Path) -> str:
+        """A file as messages and results name it."""
+        return str(file.relative_to(self.root)) if file.is_relative_to(self.root) else str(file)
+
     def __len__(self) -> int:
         return sum(len(files) for files in self.files)
 
@@ -80,12 +85,20 @@ class FolderListing:
 
 
 def scan_folder(path: Path) -> FolderListing:
-    """List the images under `path`.
+    """List the images under `path`, or those that a table names (`tables.py`).
+
+    Args:
+        path: a folder, also one with Hugging Face's metadata, or a list of files.
 
     Raises:
         DataError: no such folder, not readable, no images, or a single one.
     """
+    if is_list(path):
+        return _scan_table(path)
     require_folder(path)
+    table = metadata_of(path)
+    if table is not None:
+        return _scan_table(table)
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
@@ -113,6 +126,17 @@ def scan_folder(path: Path) -> FolderListing:
         log.warning("%s: %d folders without images: %s", path, len(empty), _first(empty))
     for line in listing.warnings:
         log.warning("%s", line)
+    return listing
+
+
+def _scan_table(path: Path) -> FolderListing:
+    classes: dict[str, list[Path]] = {}
+    for file, label in read_table(path):
+        classes.setdefault("" if label is None else label, []).append(file)
+    names = sorted(classes)
+    files = tuple(tuple(classes[name]) for name in names)
+    listing = FolderListing(path.parent, () if names in ([], [""]) else tuple(names), files)
+    _check(listing)
     return listing
 
 

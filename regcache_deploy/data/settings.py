@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from ..work.paths import require_folder
 from ..work.settings import MachineSettings, in_range, setting
 from .shards import expand, is_shards
+from .tables import is_list
 
 TORCHVISION = "torchvision:"
 
@@ -26,9 +27,9 @@ class DataSettings:
 
     data: Path | None = setting(
         None,
-        "images to calibrate and search on: one folder per class, images alone, webdataset shards "
-        "(DIR, x-{000..012}.tar), or torchvision:NAME:ROOT; demo for the demo's digits, which the "
-        "demo itself takes without",
+        "images to calibrate and search on: one folder per class, images alone, a list "
+        "(LIST.txt), webdataset shards (DIR, x-{000..012}.tar), or torchvision:NAME:ROOT; demo for "
+        "the demo's digits, which the demo itself takes without",
         "DATA",
     )
     eval_data: Path | None = setting(None, "images to evaluate on, of the same classes", "DATA")
@@ -55,6 +56,8 @@ class DataSettings:
         """Raise DataError where an image folder or a shard is not there."""
         for place in (None if self.from_demo else self.data, self.eval_data):
             if place is None:
+                continue
+            if is_list(place):
                 continue
             if not is_stream(place):
                 require_folder(place)

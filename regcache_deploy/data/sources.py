@@ -37,8 +37,8 @@ def open_data(
     shards have numbers for labels, and their names are taken as they are.
 
     Args:
-        text: a folder, shards (`DIR`, `x.tar`, `x-{000..012}.tar`), `torchvision:NAME:ROOT`, or
-            `demo`.
+        text: a folder, a list of files (`LIST.txt`), shards (`DIR`, `x.tar`, `x-{000..012}.tar`),
+            `torchvision:NAME:ROOT`, or `demo`.
         preprocess: the model's own.
         head: class names of the zero-shot head at hand.
         limit: largest number of images, balanced over the classes of a folder.
@@ -124,7 +124,7 @@ def _folder(
     elif len(listing.folders) > 1:  # test images among the others are never meant
         refuse_splits(listing.folders)
     items = [
-        Item(str(file.relative_to(path)), file, indices[label] if indices else None)
+        Item(listing.name(file), file, indices[label] if indices else None)
         for file, label in listing.choose(limit, seed)
     ]
     return ImageStream(

@@ -98,7 +98,7 @@ def byte_pairs(vocabulary: Mapping[str, int], merges: Sequence[str], start: str,
     library = require("tokenizers", "text")
     from tokenizers import models, pre_tokenizers, processors
 
-    pairs = [tuple(line.split(" ")) for line in merges]
+    pairs = [(left, right) for left, right in (line.split(" ") for line in merges)]
     model = models.BPE(
         vocab=dict(vocabulary), merges=pairs, end_of_word_suffix="</w>", fuse_unk=False
     )

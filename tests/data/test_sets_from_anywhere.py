@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from regcache_deploy.data import folder, sets
+from regcache_deploy.data.scan import scan_folder
 from regcache_deploy.data.settings import ImageSettings
 from regcache_deploy.errors import DataError
 from regcache_deploy.work.progress import Reporter
@@ -119,3 +121,44 @@ def test_both_sets_share_one_memory(
         monkeypatch.setattr(module, "image_memory", lambda: 30 * image - 1)
     with pytest.raises(DataError, match=r"take fewer with --search-images and --limit"):
         sets.load_sets(wanted, CONFIG, QUIET)
+
+
+@pytest.mark.parametrize("form", ["list.txt", "metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_table_names_files_and_classes(form: str, labels: bool, photographs: Path) -> None:
+    files = sorted(p.relative_to(photographs.parent) for p in photographs.rglob("*.png"))
+    names = [(str(file), "cat" if index % 3 else "dog") for index, file in enumerate(files)]
+    if form == "list.txt":
+        lines = ["\t".join(row[: 1 + labels]) for row in names]
+    elif form == "metadata.csv":
+        columns = ["file_name", "label"][: 1 + labels]
+        lines = [",".join(columns), *(",".join(row[: 1 + labels]) for row in names)]
+    else:
+        keys = ("file_name", "label")[: 1 + labels]
+        lines = [json.dumps(dict(zip(keys, row, strict=False))) for row in names]
+    table = photographs.parent / form
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = table if form == "list.txt" else table.parent
+    settings(data).check_folders()
+    search, evaluation = sets.load_sets(settings(data, limit=6), CONFIG, QUIET)
+    assert (len(search), len(evaluation)) == (10, 6)
+    assert (search.labels is not None) == labels
+    if labels:
+        assert search.class_names == ("cat", "dog")
+        assert search.labels is not None
+        assert sorted(search.labels.tolist()) == [0] * 5 + [1] * 5, "balanced from the front"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("list.txt", "a.png\tcat\nb.png\n", "1 of 2 rows have a class"),
+        ("metadata.csv", "path,label\na.png,cat\n", "no column 'file_name'"),
+        ("metadata.jsonl", '{"file_name": "a.png"}\nnonsense\n', "line 2 is no JSON"),
+        ("list.txt", "\n", "holds no images"),
+    ],
+)
+def test_a_damaged_table_is_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        scan_folder(tmp_path / name if name == "list.txt" else tmp_path)

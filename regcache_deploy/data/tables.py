@@ -1,0 +1,75 @@
+"""Image files that a table names: a list, or the metadata of Hugging Face's image folders.
+
+LIST.txt                  a path a line, and behind a tab its class; relative to the list
+DIR/metadata.csv, .jsonl  `file_name` (relative to DIR) and, where there is one, `label`
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..errors import DataError
+
+LISTS = (".txt", ".lst", ".tsv")
+METADATA = ("metadata.csv", "metadata.jsonl")
+FILE, LABEL = "file_name", "label"
+
+Row = tuple[Path, str | None]
+"""A file and the name of its class, or None."""
+
+
+def is_list(path: Path) -> bool:
+    """Whether a path is a list of image files."""
+    return path.suffix.lower() in LISTS and path.is_file()
+
+
+def metadata_of(folder: Path) -> Path | None:
+    """The table of an image folder, or None."""
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+
+
+def read_table(path: Path) -> list[Row]:
+    """Rows of a list or of metadata, in order.
+
+    Raises:
+        DataError: it cannot be read, has no column of files, or only some rows have a class.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [(path.parent / name, label) for name, label in _rows(path, file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"the table {path} cannot be read: {error}") from error
+    named = sum(label is not None for _, label in rows)
+    if 0 < named < len(rows):
+        raise DataError(f"{path}: {named} of {len(rows)} rows have a class; give all of them one")
+    return rows
+
+
+def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, str | None]]:
+    if path.suffix.lower() in LISTS:
+        for line in lines:
+            name, _, label = line.rstrip("\r\n").partition("\t")
+            if name.strip():
+                yield name.strip(), label.strip() or None
+    elif path.suffix == ".csv":
+        for row in csv.DictReader(lines):
+            yield _row(path, row)
+    else:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is no JSON: {error}") from error
+            yield _row(path, found if isinstance(found, dict) else {})
+
+
+def _row(path: Path, row: Mapping[str, object]) -> tuple[str, str | None]:
+    name, label = row.get(FILE), row.get(LABEL)
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{path} has no column '{FILE}', or a row without it")
+    return name, None if label is None or label == "" else str(label)
