@@ -21,7 +21,8 @@ NOT_RUN = ("make ", ". .venv", "build/cpp/", "g++ ", "./classify", "pip install"
 """Beginnings of the tutorial's commands that need a compiler or an installation: `make test` runs
 the C++ programs in tests/cpp, and tests/engines/test_clean_install.py installs."""
 
-SMALLER = ["--recipe", "regcache", "--limit", "48", "--calibration-images", "16"]
+SMALLER = ["--recipe", "regcache", "--limit", "48", "--search-images", "64"]
+SMALLER += ["--calibration-images", "16"]
 SMALLER += ["--prefix-count", "7", "--delete-count", "0", "--range-delete-count", "8"]
 SMALLER += ["--threads", "1", "--certificate-images", "8"]
 """Behind the tutorial's export, so that it takes seconds: a fixed choice, fewer images."""

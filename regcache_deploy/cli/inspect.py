@@ -35,15 +35,14 @@ def run(args: argparse.Namespace) -> int:
     from ..report.inspection import inspect_bundle
     from ..report.inspection_text import difference_lines, differences, lines_of
 
-    facts = [inspect_bundle(path) for path in args.bundle]
-    if len(facts) == 1:
-        print(json.dumps(facts[0], indent=1) if args.json else "\n".join(lines_of(facts[0])))
+    first, *others = (inspect_bundle(path) for path in args.bundle)
+    if not others:
+        print(json.dumps(first, indent=1) if args.json else "\n".join(lines_of(first)))
         return 0
-    one, other = facts
-    found = differences(one, other)
+    second = others[0]
+    found = differences(first, second)
     if args.json:
-        document = {"a": facts[0], "b": facts[1], "differences": found}
-        print(json.dumps(document, indent=1))
+        print(json.dumps({"a": first, "b": second, "differences": found}, indent=1))
     else:
-        print("\n".join(difference_lines(one, other, found)))
+        print("\n".join(difference_lines(first, second, found)))
     return 0

@@ -55,9 +55,10 @@ RESUMES = ("export", "search", "embed")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _TERMINATED = 143  # 128 + SIGTERM
 _PIPE_CLOSED = 141  # 128 + SIGPIPE
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
-_WRONG_PLACE = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+_WRONG_PLACE = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_WRONG_PLACE |= {errno.ELOOP, errno.ENXIO}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -179,6 +179,9 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
 
 def _loss_words(drop: Drop, limit: float) -> tuple[str, str]:
     """The loss and its bound; of features, which have no accuracy, as the cosine that it is."""
+    if drop.metric != "cosine" and drop.value < 0:
+        figure = f"gains {-drop.value:.2f} points [{-drop.high:.2f}, {-drop.low:.2f}]"
+        return figure, f"a loss of at most {limit:g} is allowed"
     if drop.metric != "cosine":
         figure = f"loses {drop.value:.2f} points [{drop.low:.2f}, {drop.high:.2f}]"
         return figure, f"of at most {limit:g}"

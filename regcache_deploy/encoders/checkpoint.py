@@ -26,6 +26,8 @@ WRAPPERS = (
 )
 """Keys under which training programs put the weights; averaged ones are taken first."""
 
+MAX_WRAPPINGS = 8
+
 PREFIXES = ("module.", "ema_model.")
 """What DataParallel and averages put in front of every name."""
 
@@ -50,7 +52,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = _read(path)
     except Exception as error:  # torch, safetensors and pickle each raise their own kinds
         raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
-    while isinstance(content, Mapping):
+    for _ in range(MAX_WRAPPINGS):  # a pickle may hold itself
+        if not isinstance(content, Mapping):
+            break
         inner = [content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)]
         if not inner:
             break

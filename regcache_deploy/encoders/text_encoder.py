@@ -81,7 +81,7 @@ def from_open_clip_text(model: Any) -> TextEncoder:
     projection = tower.text_projection
     causal = tower.attn_mask is not None
     pooling = getattr(tower, "pool_type", None) or tower.text_pool_type
-    eos = getattr(tower, "eos_id", None) or getattr(tower, "text_eos_id", None)
+    eos = getattr(tower, "eos_id", getattr(tower, "text_eos_id", None))
     width = tower.token_embedding.weight.shape[1]
     norms = [m for block in blocks for m in block.modules() if isinstance(m, nn.LayerNorm)]
     weights = {

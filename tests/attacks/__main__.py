@@ -28,7 +28,8 @@ def main(words: list[str]) -> int:
             verdict = execute(fault, kit, Path(scratch) / str(index))
             verdicts[fault.group].append(verdict)
             state = "handled" if not verdict.wrong else "NOT HANDLED"
-            print(f"{state:<12}{verdict.outcome.seconds:7.2f} s  {fault.id}: {fault.what}")
+            seconds = verdict.outcome.seconds
+            print(f"{state:<12}{seconds:7.2f} s  {fault.id}: {fault.what}", flush=True)
             for wrong in verdict.wrong:
                 print(f"{'':<12}{wrong}", flush=True)
     print(f"\n{'group':<16}{'handled':>10}{'slowest':>12}")

@@ -97,6 +97,8 @@ FAULTS = [
     fault("output-file", "a file as the output folder", written_to(a_file)),
     fault("output-below", "a folder below a file", written_to(lambda p: a_file(p) / "more")),
     fault("output-proc", "an output folder in /proc", written_to(lambda p: "/proc/regcache")),
+    fault("output-long", "a name of 5,000 letters", written_to(lambda p: p.root / ("x" * 5000))),
+    fault("data-long", "images at a name of 5,000 letters", options("--data", "x" * 5000)),
     fault("from", "the choice of a search that is none", lambda p: [
         "export", "--from", str(p.images()), "--output", str(p.out)]),
 ]  # fmt: skip

@@ -75,6 +75,7 @@ def closed(place: Place) -> Outcome:
 def triton(place: Place) -> list[str]:
     """A file of noise as an engine, for a model repository."""
     run = place.run()
+    (run / "result.json").write_text("{}")
     (place.given / "x.engine").write_bytes(b"noise" * 100)
     words = ["report", str(run), "--triton", str(place.out), "--output", str(place.out / "x.html")]
     return [*words, "--engine", str(place.given / "x.engine"), "--no-layers"]

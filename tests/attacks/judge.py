@@ -108,6 +108,7 @@ def _harmless(path: str) -> bool:
 
 def _left_behind(fault: Fault, place: Place) -> Iterator[str]:
     left = [path for path in place.temporary.rglob("*") if not path.is_dir()]
+    left = [path for path in left if path.name != ".ses"]  # ONNX Runtime's own, of its telemetry
     if left:
         yield f"left in TMPDIR: {left[0].relative_to(place.temporary)}"
     if not place.out.exists():

@@ -28,7 +28,7 @@ from tests.export.tensorrt_plans import require_rtx
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (probing, gpu_ceiling, gpu_probe):
-        monkeypatch.setattr(module, "find_gpu", lambda: (None, "no driver"))
+        monkeypatch.setattr(module, "find_gpu", lambda device_id=0: (None, "no driver"))
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,14 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
-def make_listed(bundle: Path, name: str) -> None:
-    """List a file, and write it where it can be."""
+def make_listed(bundle: Path, *names: str) -> None:
+    """List files, and write them where they can be."""
     entry = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
-    edit_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
-    if "/" not in name:
-        (bundle / name).write_bytes(b"x")
+    entries = dict.fromkeys(names, entry)
+    edit_manifest(bundle, lambda manifest: manifest["files"].update(entries))
+    for name in names:
+        if "/" not in name:
+            (bundle / name).write_bytes(b"x")
 
 
 def link(path: Path, keep: bool = True) -> None:
@@ -186,8 +188,7 @@ TEXT = ("text/model.onnx", "text/tokenizer.json", "text/text.json")
 
 
 def text_as_a_file(bundle: Path) -> None:
-    for name in ("text", *TEXT):
-        make_listed(bundle, name)
+    make_listed(bundle, "text", *TEXT)
 
 
 PROBE = {"name": "p", "output": "p", "low": 0, "high": 255}

@@ -125,7 +125,7 @@ def tokenizer_file(folder: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "CLIPModel": {},
     "CLIPModel, its end token": {"eos_token_id": 5},
     "MetaClip2Model": {},
