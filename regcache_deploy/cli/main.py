@@ -110,18 +110,16 @@ def guard(action: Callable[[], int]) -> int:
     except MemoryError:
         return _fail(_NO_MEMORY, RegCacheError.exit_code)
     except (RuntimeError, ImportError) as error:  # torch, threads and the loader say it in words
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be there
+            from ..work.devices import out_of_memory
+
+            return _fail(out_of_memory(error), RegCacheError.exit_code)
         if not any(words in str(error) for words in _NO_MEMORY_WORDS):
             raise
         return _fail(_NO_MEMORY, RegCacheError.exit_code)
     except BrokenPipeError:
         _drop_stdout()
         return _PIPE_CLOSED
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there
-            raise
-        from ..work.devices import out_of_memory
-
-        return _fail(out_of_memory(error), RegCacheError.exit_code)
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return _fail(_NO_MEMORY, RegCacheError.exit_code)
