@@ -242,7 +242,7 @@ def test_int8_is_kept_where_it_is(run_folder, tmp_path, capsys):
 
 
 def test_too_slow_ends_with_the_float_file(run_folder, tmp_path, capsys):
-    data = ["--data", run_folder / "data", "--max-drop", 100, "--min-speedup", 1e6]
+    data = ["--data", run_folder / "data", "--max-drop", 100, "--min-speedup", 1e3]
     code, printed = build(run_folder, tmp_path, capsys, *data)
     assert code == 0, printed.err
     lines = printed.out.splitlines()

@@ -36,7 +36,7 @@ from tests.tiny_plans import PREPROCESS, tiny_encoder, tiny_images, tiny_plan, t
 pytest.importorskip("onnxruntime")
 
 ANY = ["--max-drop", 100, "--min-speedup", 1e-6]
-TOO_SLOW = ["--max-drop", 100, "--min-speedup", 1e6]
+TOO_SLOW = ["--max-drop", 100, "--min-speedup", 1e3]
 
 
 @pytest.fixture(scope="module")
