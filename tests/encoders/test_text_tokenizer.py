@@ -63,7 +63,7 @@ def saved(tmp_path: Any) -> Any:
         tokenizer_object=made, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
     )
     fast.save_pretrained(tmp_path)
-    return partial(open_clip.HFTokenizer, str(tmp_path), context_length=8)
+    return partial(open_clip.tokenizer.HFTokenizer, str(tmp_path), context_length=8)
 
 
 def test_a_tokenizer_of_transformers(saved: Any) -> None:

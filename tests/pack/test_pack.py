@@ -185,7 +185,7 @@ def test_transformers_js(
     print(
         f"cosines of images of the encoder's own size {cosines[5:].min():.7f}, of others {cosines}"
     )
-    # its resizing is that of libvips, another bicubic filter than Pillow's
+    # in node it resizes without a filter against aliasing
     assert cosines[5:].min() >= 0.9999
     assert cosines[:5].min() >= 0.9
     assert result["ids"] == [row[0].tolist() for row in ids[: len(texts)]]
