@@ -54,18 +54,17 @@ def options(folder: Path, baseline: str, **more: Any) -> ExportOptions:
     return ExportOptions(baseline=baseline, output=folder, **(numbers | more))
 
 
-def found_by(options: ExportOptions) -> dict[str, Any]:
-    """What a search finds, and the numbers of its pictures."""
+def found_by(options: ExportOptions, pictures: bool = True) -> dict[str, Any]:
+    """What a search finds, and the numbers of its pictures, which take eight images at once."""
     done = study.run_study(options, QUIET, model=tiny_model())
     result = done.result(agreement={}, differences=(), results_csv=Path("x.csv")).to_json()
     kept = ("sensitive_layer", "search_accuracy", "accuracy", "paired", "ways", "token_norms")
-    with torch.no_grad():
-        pictures = picture_data(done.model.encoder, done.sets, done.found)
+    drawn = picture_data(done.model.encoder, done.sets, done.found) if pictures else {}
     return {
         **{name: result[name] for name in kept},
         "config": done.config.to_json(),
         "device": result["search_cost"]["device"],
-        "pictures": {name: np.nan_to_num(array).tolist() for name, array in pictures.items()},
+        "pictures": {name: np.nan_to_num(array).tolist() for name, array in drawn.items()},
     }
 
 
@@ -184,7 +183,7 @@ def test_an_export_from_the_device_is_that_of_the_cpu(
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = found_by(options(tmp_path / "whole", "naive", batch_size=4))
+    wanted = found_by(options(tmp_path / "whole", "naive", batch_size=4), pictures=False)
     block, failed = Encoder.block, []
 
     def small(self: Encoder, index: int, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -195,7 +194,7 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.Monk
         return block(self, index, tokens, *rest)
 
     monkeypatch.setattr(Encoder, "block", small)
-    found = found_by(options(tmp_path / "halved", "naive", batch_size=4))
+    found = found_by(options(tmp_path / "halved", "naive", batch_size=4), pictures=False)
     assert max(failed) == 4
     assert found["config"] == wanted["config"]
     assert found["sensitive_layer"] == wanted["sensitive_layer"]
