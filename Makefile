@@ -111,6 +111,11 @@ faults: $(VENV)/.stamp-dev
 soak: $(VENV)/.stamp-dev
 	PYTHONPATH=.:export:engines OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks.soak
 
+# Debian's g++-aarch64-linux-gnu and qemu-user; the rest is downloaded into build/edge.
+test-edge: $(VENV)/.stamp-dev
+	$(BIN)/python engines/cpp/edge.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/cpp/test_edge.py tests/cpp/test_cpu_options.py
+
 fuzz-python: $(VENV)/.stamp-dev
 	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,fuzz]'
 	PYTHONPATH=.:export:engines $(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)

@@ -35,6 +35,15 @@ LIBRARIES = (
 )
 WHEELS = ("numpy", "onnxruntime", "onnx", "safetensors", "pillow", "onnx-ir", "ml-dtypes")
 PURE = ("protobuf", "flatbuffers", "typing_extensions", "sympy", "mpmath", "packaging")
+CORTEX_A72 = """processor\t: 0
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17")
 
 
@@ -55,6 +64,7 @@ def main() -> int:
             if not shutil.which(program):
                 raise MissingError(f"there is no {program}: {advice}")
         system = download_system(edge)
+        describe_cpu(system)
         runtime = download_wheels(edge)
         build(root, edge, system, runtime)
     except MissingError as error:
@@ -95,6 +105,19 @@ def download_system(edge: Path) -> Path:
     return system
 
 
+def describe_cpu(system: Path) -> None:
+    """Qemu shows programs the host's /proc and /sys, where these are not in its folder.
+
+    ONNX Runtime's cpuinfo library crashes on those of an x86 host.
+    """
+    cpu = system / "sys/devices/system/cpu"
+    cpu.mkdir(parents=True, exist_ok=True)
+    for name in ("possible", "present"):
+        (cpu / name).write_text("0\n", encoding="ascii")
+    (system / "proc").mkdir(exist_ok=True)
+    (system / "proc/cpuinfo").write_text(CORTEX_A72, encoding="ascii")
+
+
 def download_wheels(edge: Path) -> Path:
     """A deployment's packages for ARM64; returns the folder of ONNX Runtime's library."""
     site = edge / "site"
@@ -130,6 +153,7 @@ set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER {TRIPLE}-gcc)
 set(CMAKE_CXX_COMPILER {TRIPLE}-g++)
 set(CMAKE_CXX_FLAGS_INIT "-isystem {system}/usr/include/{TRIPLE}")
+set(CMAKE_EXE_LINKER_FLAGS_INIT "-Wl,-rpath-link,{system}/lib/{TRIPLE}")
 set(CMAKE_LIBRARY_ARCHITECTURE {TRIPLE})
 set(CMAKE_FIND_ROOT_PATH {system})
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

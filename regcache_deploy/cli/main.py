@@ -52,6 +52,14 @@ EXIT_CODES = (
 RESUMES = ("export", "search", "embed")
 """Commands that keep what is finished."""
 
+_NO_MEMORY = "out of memory; lower --batch-size or --limit"
+_NO_MEMORY_WORDS = (
+    "can't allocate memory",
+    "annot allocate memory",
+    "can't start new thread",
+    "failed to map segment",
+    "bad_alloc",
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _TERMINATED = 143  # 128 + SIGTERM
 _PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -100,17 +108,21 @@ def guard(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     except MemoryError:
-        return _fail("out of memory; lower --batch-size or --limit", RegCacheError.exit_code)
+        return _fail(_NO_MEMORY, RegCacheError.exit_code)
+    except (RuntimeError, ImportError) as error:  # torch, threads and the loader say it in words
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be there
+            from ..work.devices import out_of_memory
+
+            return _fail(out_of_memory(error), RegCacheError.exit_code)
+        if not any(words in str(error) for words in _NO_MEMORY_WORDS):
+            raise
+        return _fail(_NO_MEMORY, RegCacheError.exit_code)
     except BrokenPipeError:
         _drop_stdout()
         return _PIPE_CLOSED
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there
-            raise
-        from ..work.devices import out_of_memory
-
-        return _fail(out_of_memory(error), RegCacheError.exit_code)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return _fail(_NO_MEMORY, RegCacheError.exit_code)
         if error.errno in _WRONG_PLACE and error.filename:
             reason = f"cannot use {error.filename}: {error.strerror}; check the path"
             return _fail(reason, ConfigError.exit_code)

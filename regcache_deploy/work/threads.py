@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 
 from regcache_engines.container import within_cpu_limit
-from regcache_engines.pieces import physical_cores
 
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """OpenMP's threads spin behind every operator, for up to 200 ms in some builds. Where two programs
@@ -44,10 +43,10 @@ def busy_hint(environment: Mapping[str, str] = os.environ) -> str | None:
     """What to do about a machine that computes more than its cores can; None where it does not."""
     if "OMP_NUM_THREADS" in environment or not hasattr(os, "getloadavg"):
         return None
-    load, cores = os.getloadavg()[0], physical_cores()
-    if cores < 2 or load <= BUSY * (os.cpu_count() or 1):
+    load, count = os.getloadavg()[0], os.cpu_count() or 1
+    if within_cpu_limit(count) < 2 or load <= BUSY * count:
         return None
     return (
-        f"this machine is busy (load {load:.1f} on {os.cpu_count()} CPUs); where it stays so, "
-        "--threads 1 may be faster"
+        f"this machine is busy (load {load:.1f} on {count} CPUs); where it stays so, --threads 1 "
+        "may be faster"
     )

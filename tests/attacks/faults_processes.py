@@ -216,6 +216,9 @@ def closed_pipe(place: Place) -> Outcome:
     return Outcome(0 if process.wait() in (0, 141) else process.returncode, err=said)
 
 
+WHOLE = ("natural-vit-s14-naive.regcache", "plan.json", "plan.safetensors", "results.csv")
+"""What an export has finished when memory ends behind it; judged to be whole."""
+
 fault = partial(Fault, "processes", quick=False, seconds=600)
 variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "COLUMNS": "20"}
 
@@ -251,7 +254,8 @@ FAULTS = [
         lambda p: ["doctor"], lambda p: Limits(stdout=Path("/dev/full"))), error=ConfigError),
     fault("closed-pipe", "nobody reads what is printed", closed_pipe, error=None),
     fault("memory-export", "40 MiB of memory for an export", limited(
-        Place.export, lambda p: Limits(memory_bytes=40 * MIB)), error=RegCacheError),
+        Place.export, lambda p: Limits(memory_bytes=40 * MIB)), error=RegCacheError,
+        leaves=WHOLE),
     fault("memory-eval", "8 MiB of memory for an evaluation", limited(
         evaluate, lambda p: Limits(memory_bytes=8 * MIB)), error=RegCacheError),
     fault("pipes-among-images", "images that became pipes", without_images, error=DataError),

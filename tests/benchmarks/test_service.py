@@ -69,8 +69,8 @@ def test_the_limit_holds(bundle: Path) -> None:
 def test_no_request_fails_while_workers_are_replaced(bundle: Path) -> None:
     for module in ("fastapi", "uvicorn"):
         pytest.importorskip(module, reason=f"needs {module}: make test-examples")
-    found = service_http.load_service(bundle, seconds=8, restart=3)
+    found = service_http.load_service(bundle, seconds=4, restart=2)
     assert found["failed"] == 0, found["failures"]
-    assert found["wrong"] == 0
-    assert found["restarts"] == 2
+    assert found["wrong"] == found["restarts_given_up"] == 0
+    assert found["restarts"] >= 1
     assert found["answers"] > 20

@@ -68,7 +68,9 @@ def test_answers_without_heavy_imports(arguments):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    assert done.stderr.splitlines()[-1] == "[]"
+    # doctor loads the runtime that it speaks of, and nothing else
+    loaded = "['onnxruntime']" if arguments == ["doctor"] else "[]"
+    assert done.stderr.splitlines()[-1] == loaded
 
 
 @pytest.mark.parametrize(("missing", "extra"), [("torch", "search"), ("onnxruntime", "cpu")])

@@ -212,7 +212,7 @@ class TestBadFiles:
 def test_more_images_than_memory(tmp_path, monkeypatch):
     make_folder(tmp_path, {"cat": 2, "dog": 2})
     monkeypatch.setattr(os, "sysconf", lambda name: 50)
-    with pytest.raises(DataError, match=r"4 images .* take fewer images"):
+    with pytest.raises(DataError, match=r"4 images .* take fewer with --search-images and --limit"):
         load_folder(tmp_path, CFG)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from regcache_deploy.data import folder as data_folder
 from regcache_deploy.errors import DataError
+from regcache_deploy.work import memory as work_memory
 from regcache_engines import onnxruntime_session, pieces
 from regcache_engines.container import cpu_limit, memory_limit, within_cpu_limit
 
@@ -99,8 +100,8 @@ def test_cores_within_the_limit(tmp_path: Path) -> None:
 def test_the_defaults_keep_the_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pieces, "within_cpu_limit", lambda cores: 1)
     assert pieces.physical_cores() == 1
-    monkeypatch.setattr(data_folder, "memory_limit", lambda: 1000)
-    with pytest.raises(DataError, match="take fewer images"):
+    monkeypatch.setattr(work_memory, "memory_limit", lambda: 1000)
+    with pytest.raises(DataError, match="take fewer with"):
         data_folder.check_memory(tmp_path, 10, (20, 20))
 
 

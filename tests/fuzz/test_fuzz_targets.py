@@ -40,7 +40,7 @@ def test_whole_seeds_and_damages(name: str, made: dict[str, Target]) -> None:
 
 
 def _damaged(seed: bytes, draw: random.Random) -> Iterator[bytes]:
-    for _ in range(60 if len(seed) < 20_000 else 12):
+    for _ in range(25 if len(seed) < 20_000 else 5):
         data = bytearray(seed)
         for _ in range(draw.randint(1, 3)):
             place = draw.randrange(len(data))

@@ -272,9 +272,9 @@ def test_block_errors_are_measured_once(run_folder, tmp_path, monkeypatch):
     bundle = Bundle.open(run_folder / "t.regcache")
     steps = []
 
-    def measured(opened, place, advance):
+    def measured(opened, place, advance, *more):
         steps.append(place)
-        return measure_block_errors(opened, run_folder, advance)
+        return measure_block_errors(opened, run_folder, advance, *more)
 
     monkeypatch.setattr("regcache_deploy.report.block_errors.measure_block_errors", measured)
     quiet = Reporter(quiet=True)

@@ -129,7 +129,6 @@ def test_a_busy_machine_is_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (40.0, 1.0, 1.0))
-    monkeypatch.setattr(threads, "physical_cores", lambda: 8)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     hint = threads.busy_hint({})
     assert hint is not None
