@@ -33,7 +33,7 @@ FLOAT_ERROR = 1e-4
 NAMES = ("dog", "red bicycle", "sea", "old church", "cup of coffee", "aeroplane", "tree", "face")
 """For the prompts of a model whose data has no class names."""
 
-CHECKED = 80
+CHECKED = 32
 
 log = logging.getLogger(__name__)
 
