@@ -103,7 +103,7 @@ def half_downloaded(place: Place) -> Outcome:
     (folder / "blobs/abc.incomplete").write_bytes(b"x" * 100)
     words = named("org/name")(place)
     assert not isinstance(words, Outcome)
-    return run_apart(place, words, 60)
+    return run_apart(place, words, 150)
 
 
 def onnx_file(data: bytes, beside: bool = True) -> Act:
@@ -132,7 +132,9 @@ FAULTS = [
     fault("traversal", "a repository named ../../etc", named("hf-hub:../../etc")),
     fault("line-feed", "a line feed in the name", named("ViT-B-32\nViT-L-14")),
     fault("absolute", "a folder that is not there", named("/no/such/folder")),
-    fault("half-download", "a download that was cut off", half_downloaded, seconds=60, quick=False),
+    fault(
+        "half-download", "a download that was cut off", half_downloaded, seconds=180, quick=False
+    ),
     fault("empty-folder", "an empty folder", model_folder(lambda f, p: None)),
     fault("kind", "a kind of model that is not read", model_folder(config({"model_type": "bert"}))),
     fault("no-json", "config.json is no JSON", model_folder(config("{"))),
