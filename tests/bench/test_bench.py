@@ -221,9 +221,10 @@ def test_graph_options_are_read_off_the_manifest(tmp_path, pixels):
 
 
 def test_a_fixed_batch_gives_a_reason_for_other_sizes(tmp_path, capsys):
-    tiny_plan().save(tmp_path)
+    plan = tiny_plan()
+    plan.save(tmp_path)
     bundle = write_bundle(
-        tiny_plan(), tmp_path / "b.regcache", options=GraphOptions(batch=2, pixels="nhwc")
+        plan, tmp_path / "b.regcache", options=GraphOptions(batch=2, pixels="nhwc")
     )
     found = bench_json(capsys, bundle, "--batch", "1,2", "--engine", "onnxruntime")
     by = {(row["precision"], row["infer_batch_size"]): row["reason"] for row in found["rows"]}

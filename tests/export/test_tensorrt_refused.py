@@ -135,7 +135,9 @@ def test_rtx_engines_are_asked_whether_they_are_valid(
 def test_no_gpu_or_no_runtime(
     fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    monkeypatch.setattr(engine_module, "probe", lambda name: Probe(name, None, None, None, reason))
+    monkeypatch.setattr(
+        engine_module, "probe", lambda name, *device: Probe(name, None, None, None, reason)
+    )
     with pytest.raises(EngineError, match=reason) as caught:
         TensorRTEngine(write(tmp_path))
     assert caught.value.exit_code == 7

@@ -292,7 +292,11 @@ def test_a_search_without_outliers_ends_with_no_gain(tmp_path: Path, capsys: Any
         (["--memory", "0"], 2, "--memory"),
         (["--objective", "top2"], 2, "top1"),
         (["--error", "2"], 2, "0.001 to 0.5"),
-        (["--model", "ViT-S-32-alt", "--pretrained", "random", "--objective", "top1"], 2, "labels"),
+        (
+            "--model ViT-S-32-alt --pretrained random --data demo --objective top1".split(),
+            2,
+            "labels",
+        ),
     ],
 )
 def test_bad_input_of_the_command(
