@@ -29,6 +29,10 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     return make_kit(tmp_path_factory.mktemp("kit"))
 
 
+APART = ("files", "command", "resumed_block_forwards", "speed", "peak_memory_bytes", "memory_bytes")
+"""What is no result: hashes of documents with times, work of a killed run, and measurements."""
+
+
 @pytest.fixture
 def place(kit: Kit, tmp_path: Path) -> Place:
     return Place(tmp_path / "place", kit)
@@ -82,8 +86,7 @@ def without_times(value: Any) -> Any:
         return {
             key: without_times(inner)
             for key, inner in value.items()
-            if not any(word in key.split("_") or word == key for word in TIMES)
-            and key not in ("files", "resumed_block_forwards")  # hashes of documents with times
+            if not any(word in key.split("_") or word == key for word in TIMES) and key not in APART
         }
     if isinstance(value, list):
         return [without_times(inner) for inner in value]

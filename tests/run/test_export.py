@@ -84,6 +84,7 @@ def test_demo_end_to_end(baseline: str, tmp_path: Path, capsys: pytest.CaptureFi
         "parts",
         "plan.json",
         "plan.safetensors",
+        "plots",
         "result.json",
         "results.csv",
     ]

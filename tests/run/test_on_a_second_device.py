@@ -36,6 +36,7 @@ BY_DESIGN = {
     "aten.arange in search/problem.py": "rows of images",
     "aten.arange in search/pictures.py": "rows of images",
     "aten.arange in quantization/gradients.py": "positions of sampled tokens: alike everywhere",
+    "aten.randn in quantization/gradients.py": "probes drawn by one generator: alike everywhere",
     "aten.full in quantization/gradients.py": "how many tokens each one stands for",
     "aten.zeros in quantization/histogram.py": "counters, some thousand numbers in all",
     "aten.arange in quantization/histogram.py": "the middles of their bins",
