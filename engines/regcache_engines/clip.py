@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from .ahead import map_ahead
 from .bundle import Bundle
+from .closing import Closing
 from .engine import Array, Engine, FloatArray, unit_length
 from .errors import ConfigError, DataError, EngineError
 from .monitor import Monitor, ProbeReport
@@ -24,13 +24,12 @@ from .text import TextTower
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from typing_extensions import Self
 
 ImageLike: TypeAlias = "str | Path | bytes | Image | npt.NDArray[np.uint8]"
 """A file's path, a file's bytes, a PIL image, or RGB pixels uint8 `[H, W, 3]` of any size."""
 
 
-class Clip:
+class Clip(Closing):
     """A bundle in a runtime; `open` makes one. Use it as a context manager: it holds native memory.
 
     Threads: any number of them may call it at once, and each gets what it would get alone: to the
@@ -200,17 +199,6 @@ class Clip:
         self._engine.close()
         if text is not None:
             text.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _tower(self) -> TextTower:
         with self._lock:

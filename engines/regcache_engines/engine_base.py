@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .closing import Closing
 from .engine import Array, FloatArray, check_features, check_images
 from .errors import EngineError
 from .gate import Gate, keep_in_children
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Contract = tuple[tuple[int, int], int, "str | None"]
 """Image size, output length and pixel layout, as `engine.read_contract` gives them."""
 
 
-class BaseEngine(ABC):
+class BaseEngine(Closing):
     """Base of the engines: many threads at once, a close that waits, no work behind a fork.
 
     A subclass sets `_contract`, runs checked images in `_features`, and gives everything back in
@@ -65,17 +61,6 @@ class BaseEngine(ABC):
     @abstractmethod
     def _release(self) -> None:
         """Give the runtime's memory back."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def in_fixed_batches(

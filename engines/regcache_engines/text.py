@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .bundle import MANIFEST, Bundle
+from .closing import Closing
 from .errors import BundleError, ConfigError, DataError, EngineError
 from .gate import Gate, keep_in_children
 from .onnx_wire import has_external_data
@@ -27,9 +27,6 @@ from .text_config import (
     TextConfig,
 )
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Ids = npt.NDArray[np.int64]
 Embeddings = npt.NDArray[np.float32]
 
@@ -38,7 +35,7 @@ BATCH = 32
 are those of the whole batch, so a text's embedding would depend on its neighbours."""
 
 
-class TextTower:
+class TextTower(Closing):
     """The tokenizer and the text encoder of a bundle. A context manager; it holds native memory.
 
     Any number of threads may call `embed` and `tokenize` at once; a text's embedding does not
@@ -114,17 +111,6 @@ class TextTower:
         """Release the runtime's memory once calls of other threads have ended."""
         if self._gate.shut():
             self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         # `texts` of untyped callers
