@@ -20,7 +20,8 @@ import pytest
 from tests.attacks.fault import FIXED, SMALL, Place
 from tests.attacks.kit import Kit, make_kit
 
-TIMES = {"seconds", "time", "created", "versions", "python", "tool_version", "threads", "output"}
+TIMES = {"seconds", "time", "date", "created"}
+TIMES |= {"versions", "python", "tool_version", "threads", "output"}
 PYTHONS = [path for path in os.environ.get("REGCACHE_PYTHONS", "").split(os.pathsep) if path]
 
 
