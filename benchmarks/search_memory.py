@@ -16,7 +16,6 @@ import argparse
 import csv
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def search(photographs: list[Path], count: int, args: argparse.Namespace) -> tuple[Any, int]:
-    """What the search says it took, and the most bytes that its process held (`ru_maxrss`)."""
+    """What the search says it took, and the most bytes that its process held until its end."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         folder = Path(name)
         names = itertools.islice(itertools.cycle(photographs), count + HELD_OUT)
@@ -84,15 +83,16 @@ def search(photographs: list[Path], count: int, args: argparse.Namespace) -> tup
         words += ["--data", str(folder / "list.txt"), "--search-images", str(count), "--quiet"]
         words += ["--limit", str(HELD_OUT), "--memory", str(args.memory)]
         words += ["--budget-fraction", str(args.budget_fraction), "--output", str(folder / "run")]
-        with (folder / "result.json").open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "regcache_deploy", *words], stdout=out
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"regcache search of {count} images failed")
-        document = json.loads((folder / "result.json").read_bytes())
-    return document["search_cost"], usage.ru_maxrss * 1024
+        code = (
+            "from regcache_deploy.cli.main import main;"
+            "from regcache_deploy.work.count import peak_memory;"
+            f"code = main({words!r}); print(peak_memory()); raise SystemExit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"regcache search of {count} images failed")
+    document, peak = done.stdout.rstrip().rsplit("\n", 1)
+    return json.loads(document)["search_cost"], int(peak)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
