@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,17 +77,26 @@ CONVOLUTIONS = (
 
 def stemmed(**changes):
     """ViTamin's structure: stem, gated MLP with a norm of its own, mean of the patches."""
-    own = {"stem": CONVOLUTIONS, "activation": "geglu", "norm2_pre": True, "pool": "avg"}
-    return tiny_encoder(**(own | {"num_prefix_tokens": 0, "final_norm": "after_pool"} | changes))
+    own: dict[str, Any] = {
+        "stem": CONVOLUTIONS,
+        "activation": "geglu",
+        "norm2_pre": True,
+        "pool": "avg",
+        "num_prefix_tokens": 0,
+        "final_norm": "after_pool",
+    }
+    return tiny_encoder(**(own | changes))
 
 
-def vitamin_trunk(**changes):
+def vitamin_trunk():
     config = vitamin.VitCfg(embed_dim=(8, 16, 48), depths=(1, 2, 1), stem_width=8)
-    own = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
-    own |= {"class_token": False, "global_pool": "avg", "num_classes": 0, "patch_size": 1}
-    own |= {"mlp_layer": vitamin.GeGluMlp, "fc_norm": True}
-    backbone = vitamin.MbConvStages(config)
-    return trunk_on(backbone, **(own | changes))
+    return trunk_on(
+        vitamin.MbConvStages(config),
+        mlp_layer=vitamin.GeGluMlp,
+        mlp_ratio=2.0,
+        class_token=False,
+        global_pool="avg",
+    )
 
 
 def mobileclip_trunk(norm_layer=nn.BatchNorm2d):
@@ -97,17 +108,25 @@ def mobileclip_trunk(norm_layer=nn.BatchNorm2d):
         act_layer=nn.GELU,
         norm_layer=norm_layer,
     )
-    own = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "no_embed_class": True}
-    return trunk_on(backbone, **own, num_classes=0, patch_size=1)
+    return trunk_on(backbone, no_embed_class=True)
 
 
 def trunk_on(backbone, **options):
     embed = partial(layers.HybridEmbed, backbone=backbone, proj=False)
-    trunk = timm.models.vision_transformer.VisionTransformer(embed_layer=embed, **options)
+    trunk = timm.models.vision_transformer.VisionTransformer(
+        embed_layer=embed,
+        img_size=64,
+        patch_size=1,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        num_classes=0,
+        **options,
+    )
     return fill_randomly(trunk.eval())
 
 
-TRUNKS = {"vitamin": vitamin_trunk, "mobileclip": mobileclip_trunk}
+TRUNKS: dict[str, Callable[[], Any]] = {"vitamin": vitamin_trunk, "mobileclip": mobileclip_trunk}
 
 
 @torch.no_grad()
@@ -294,7 +313,7 @@ def test_baked_preprocessing(layout, padding, tmp_path):
     encoder = stemmed(stem=(first, *CONVOLUTIONS[1:]))
     calibration = float_calibration(encoder)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 24), dtype=np.uint8)
-    mean, std = (np.reshape(PREPROCESS[k], (3, 1, 1)) for k in ("mean", "std"))
+    mean, std = (np.full((3, 1, 1), value) for value in (0.5, 0.25))  # PREPROCESS
     normalized = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
     given = pixels if layout == "nchw" else pixels.transpose(0, 2, 3, 1)
     got = features(calibration, given, tmp_path, GraphOptions(pixels=layout))
