@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bundling.settings import GraphSettings
 from ..data.settings import DataSettings
-from ..encoders.known import check_model
+from ..encoders.known import check_model, check_names
 from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
 from ..run.finished import check_unchanged, parts_of
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.from_run is not None:
         check_unchanged(options, args.from_run)
         parts = parts_of(args.from_run)
+    check_names(options.model, options.pretrained)
     options.check_paths()
     if args.dry_run:
         check_model(options.model, options.pretrained)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ..data.settings import DataSettings
-from ..encoders.known import check_model
+from ..encoders.known import check_model, check_names
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             f"--ablation compares the baselines as published, without --observer {options.observer}"
             "; take one of the two"
         )
+    check_names(options.model, options.pretrained)
     options.check_paths()
     if args.dry_run:
         check_model(options.model, options.pretrained)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..compat import import_open_clip
-from ..errors import ConfigError, ModelError
-from .checkpoint import looks_like_path
+from ..errors import ConfigError
 from .hub import WEIGHT_FILES, explain_failure, require_hub_files
-from .load_natural import NATURAL
-from .model import LoadedModel, random_caution, random_seed, suggest
+from .model import LoadedModel, random_caution
+from .names import check_tag, random_seed, tag_and_path, unknown_model
 from .open_clip_checkpoint import load_checkpoint
 from .open_clip_timm import from_open_clip_tower
 from .source import HUB, Source
@@ -118,31 +117,16 @@ def weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weight
     """
     known = open_clip.list_models()
     if name not in known:
-        raise ModelError(f"unknown model '{name}'{suggest(name, ['demo', NATURAL, *known])}")
+        raise unknown_model(name, known)
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        raise ConfigError(
-            f"--model {name} needs --pretrained: a tag ({', '.join(tags) or 'none known'}), "
-            "a checkpoint path, TAG=PATH, or random[:SEED]"
-        )
+    check_tag(name, pretrained, tags)
     seed = random_seed(pretrained)
-    if seed is not None:
+    if pretrained is None or seed is not None:
         return _Weights(seed)
-    tag, path = _tag_and_path(pretrained, tags)
-    if path is not None and not path.is_file():
-        raise ModelError(f"no checkpoint file at {path}")
-    if tag is not None and tag not in tags:
-        raise ModelError(f"{name} has no pretrained tag '{tag}'{suggest(tag, tags)}")
+    tag, path = tag_and_path(pretrained, tags)
     if tag is None:
         _warn_of_unknown_training(open_clip, name, tags)
     return _Weights(None, tag, path)
-
-
-def _tag_and_path(pretrained: str, tags: Sequence[str]) -> tuple[str | None, Path | None]:
-    tag, separator, path = pretrained.partition("=")
-    if separator and tag in tags:
-        return tag, Path(path)
-    return (None, Path(pretrained)) if looks_like_path(pretrained) else (pretrained, None)
 
 
 def _warn_of_unknown_training(open_clip: Any, name: str, tags: Sequence[str]) -> None:
