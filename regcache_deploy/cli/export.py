@@ -25,13 +25,13 @@ from .common import (
     say_what_random_is,
 )
 
-HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
+HELP = "search, quantize and write an ONNX bundle"
 
 EXAMPLES = """\
-  regcache export                                    # the embedded demo
+  regcache export                                  # the embedded demo
   regcache export --model ViT-B-16 --pretrained openai \\
       --data /data/imagenet/train --eval-data /data/imagenet/val --limit 5000
-  regcache export --from runs/X-search               # bake the choice of a search"""
+  regcache export --from runs/X-search             # bake the choice of a search"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

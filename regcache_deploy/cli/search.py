@@ -24,7 +24,7 @@ from .common import (
     say_what_random_is,
 )
 
-HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
+HELP = "find prefix and delete counts, count the work, draw pictures"
 
 EXAMPLES = """\
   regcache search                                    # the embedded demo
