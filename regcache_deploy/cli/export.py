@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if args.from_run is not None:
         check_unchanged(options, args.from_run)
         parts = parts_of(args.from_run)
-    check_names(options.model, options.pretrained)
     options.check_paths()
+    check_names(options.model, options.pretrained)
     if args.dry_run:
         check_model(options.model, options.pretrained)
         print_configuration(options.to_json(), as_json=args.json)

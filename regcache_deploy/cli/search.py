@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
             f"--ablation compares the baselines as published, without --observer {options.observer}"
             "; take one of the two"
         )
-    check_names(options.model, options.pretrained)
     options.check_paths()
+    check_names(options.model, options.pretrained)
     if args.dry_run:
         check_model(options.model, options.pretrained)
         taken = [*PUBLISHED, "output", *(f.name for each in SETTINGS for f in fields(each))]

@@ -20,6 +20,7 @@ from .names import check_tag, random_seed, tag_and_path, unknown_model
 from .open_clip_checkpoint import load_checkpoint
 from .open_clip_image import WITHOUT_TEXT, foreign_text_tower, weights_file
 from .open_clip_timm import from_open_clip_tower
+from .roberta_text import from_roberta
 from .source import HUB, LOCAL, Source
 from .structure import build_tower, quiet_root_logger, read_tower
 from .text_encoder import from_open_clip_text
@@ -32,6 +33,9 @@ from .zero_shot_head import (
     load_tokenizer,
     read_templates,
 )
+
+FOREIGN = "HFTextEncoder"
+"""open_clip's class of text towers of transformers."""
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -244,9 +248,17 @@ def _text_side(
 ) -> TextSide:
     tokenizer = cache(lambda: load_tokenizer(partial(open_clip.get_tokenizer, name)))
     bias = getattr(model, "logit_bias", None)
+    foreign = type(getattr(model, "text", None)).__name__ == FOREIGN
+
+    def context() -> int:
+        """Where texts are cut; a tower of transformers has positions for more."""
+        return int(tokenizer().context_length if foreign else model.context_length)
+
     return TextSide(
-        read_encoder=lambda: from_open_clip_text(model),
-        read_tokenizer=lambda: from_open_clip_tokenizer(tokenizer(), model.context_length),
+        read_encoder=lambda: (
+            from_roberta(model.text, context()) if foreign else from_open_clip_text(model)
+        ),
+        read_tokenizer=lambda: from_open_clip_tokenizer(tokenizer(), context()),
         features=_text_encoder(model, tokenizer),
         tokens=lambda texts: tokenizer()(list(texts)),
         templates=prompts,

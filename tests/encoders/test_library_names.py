@@ -84,7 +84,7 @@ def test_no_library_is_imported() -> None:
     script = (
         "import sys\n"
         "from regcache_deploy.cli.main import main\n"
-        "code = main(['export', '--model', 'ViT-B-16', '--pretrained', 'opnai'])\n"
+        "code = main(['export', '--model', 'ViT-B-16', '--pretrained', 'opnai', '--data', 'demo'])\n"
         "print(code, {'torch', 'timm', 'open_clip', 'numpy'} & set(sys.modules))\n"
     )
     done = subprocess.run(
