@@ -20,9 +20,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Compiling all of torch takes longer than the import of what is used, which compiles just that
-# and keeps it, provided that Python may write.
-INSTALL := $(PIP) install --quiet --no-compile
+# What is imported is compiled then and kept, provided that Python may write.
+INSTALL := $(BIN)/python .ci/install.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -167,5 +166,5 @@ $(VENV)/.stamp-peers: pyproject.toml | $(VENV)/.stamp-run
 	@touch $@
 
 $(VENV)/.stamp-docs: pyproject.toml | $(VENV)/.stamp-venv
-	$(PIP) install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' ruff
+	$(INSTALL) 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' ruff
 	@touch $@

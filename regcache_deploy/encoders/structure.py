@@ -17,10 +17,9 @@ from torch import nn
 from ..compat import import_open_clip, require
 from ..errors import ModelError
 from .canonical import Encoder
+from .names import TIMM
 from .open_clip_timm import from_open_clip_tower
 from .timm_vit import from_timm
-
-TIMM = "timm/"
 
 
 def build_tower(name: str, depth: int | None = None) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..work.format import COUNTED
+from ..work.format import percent, value_text
 from .inspection import Facts
 
 SPEED = ("threads", "batch", "p50_ms", "images_per_second")
@@ -212,7 +212,7 @@ def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
     agreement = accuracy["deployed_against_simulated"]
     if agreement:
         same = agreement.get("top1")
-        share = "" if same is None else f"top-1 identical on {same:.2%}, "
+        share = "" if same is None else f"top-1 identical on {percent(same)}, "
         yield (
             "deployed against simulated",
             f"{share}mean cosine {agreement['mean_cosine']:.6f} "
@@ -221,7 +221,7 @@ def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
 
 
 def _score(metric: str | None, value: float) -> str:
-    return f"{value:.2%}" if metric in COUNTED else f"{value:.5f}"
+    return value_text(metric or "", value)
 
 
 def _speed(speed: Facts | None) -> Iterator[tuple[str, str]]:

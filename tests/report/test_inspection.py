@@ -104,8 +104,8 @@ def test_the_page_says_what_there_is(one: Path) -> None:
     text = "\n".join(lines_of(inspect_bundle(one)))
     for words in (
         "tiny", "32x24 pixels", "3 cached keys and values from block 1", "4 tokens deleted",
-        "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50%", "McNemar p 0.25",
-        "top-1 identical on 75.00%", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
+        "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50 %", "McNemar p 0.25",
+        "top-1 identical on 75.00 %", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
         "2.50 [2.00, 3.00] in onnxruntime",
         "2 of 90 codes different", "SHA-256 model.onnx",
     ):  # fmt: skip
