@@ -19,6 +19,10 @@
  * scratch memory of one thread; make one per thread. A context keeps its model alive, so the two
  * may be freed in either order.
  *
+ * Network: none. ONNX Runtime's own releases send usage data unless ORT_DISABLE_TELEMETRY is 1 when
+ * they load, so the first regcache_model_open sets it in the environment, unless it has a value. A
+ * program whose other threads read the environment meanwhile sets it itself, before they start.
+ *
  * Errors: every function that can fail returns a status and leaves a sentence for
  * regcache_last_error(). No exception leaves the library. Outputs mean something on REGCACHE_OK only.
  */
