@@ -19,6 +19,7 @@ import pytest
 
 from tests.attacks.fault import FIXED, SMALL, Place
 from tests.attacks.kit import Kit, make_kit
+from tests.attacks.watch import ROOT
 
 TIMES = {"seconds", "time", "date", "created"}
 TIMES |= {"versions", "python", "tool_version", "threads", "output"}
@@ -53,7 +54,7 @@ def words(place: Place, threads: int) -> list[str]:
 
 def start(place: Place, threads: int, python: str = sys.executable) -> subprocess.Popen[bytes]:
     variables = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if "site-packages" not in path),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "export", "engines")),
         "OMP_NUM_THREADS": str(threads),
     }
     command = [python, "-m", "regcache_deploy.cli.main", *words(place, threads)]

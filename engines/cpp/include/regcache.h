@@ -78,7 +78,7 @@ typedef struct regcache_context regcache_context;
 typedef void (*regcache_warning_callback)(const char *message, void *user_data);
 
 typedef struct regcache_model_params {
-    size_t struct_size;                /* set by regcache_model_default_params */
+    size_t struct_size;                /* set by the two functions of defaults */
     const char *onnxruntime_library;   /* NULL: see docs; the ONNX Runtime to load */
     int32_t threads;                   /* inside one run; 0: one per physical core */
     regcache_provider provider;
@@ -129,7 +129,16 @@ REGCACHE_API const char *regcache_last_error(void);
 
 /* ---- the model --------------------------------------------------------------------------- */
 
-REGCACHE_API regcache_model_params regcache_model_default_params(void);
+/* The defaults, as far as `struct_size` bytes go: a program compiled with an older header has a
+   shorter struct. Other languages call this. */
+REGCACHE_API void regcache_model_params_init(regcache_model_params *params, size_t struct_size);
+/* The same, of this header. The library has a function of this name as well, for programs that were
+   compiled when it was one: it gives the fields of the first header. */
+static inline regcache_model_params regcache_model_default_params(void) {
+    regcache_model_params params;
+    regcache_model_params_init(&params, sizeof params);
+    return params;
+}
 /* Check every file of the bundle, then load it. `params` may be NULL. */
 REGCACHE_API regcache_status regcache_model_open(const char *bundle,
                                                  const regcache_model_params *params,
