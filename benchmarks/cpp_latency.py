@@ -66,6 +66,7 @@ class Params(ctypes.Structure):
         ("saturation_warning", ctypes.c_double),
         ("warning", ctypes.c_void_p),
         ("warning_user_data", ctypes.c_void_p),
+        ("head", ctypes.c_char_p),
         ("pieces", ctypes.c_int32),
     )
 
@@ -79,6 +80,8 @@ class Native:
         runtime = LIBRARY.parent / "onnxruntime/libonnxruntime.so.1"
         self.library.regcache_model_default_params.restype = Params
         params = self.library.regcache_model_default_params()
+        if params.struct_size != ctypes.sizeof(Params):
+            raise RuntimeError("this script knows another regcache_model_params; see regcache.h")
         params.onnxruntime_library = str(runtime.resolve()).encode()
         params.threads, params.pieces = threads, int(pieces)
         self.model, self.context = ctypes.c_void_p(), ctypes.c_void_p()
