@@ -130,7 +130,8 @@ bench: $(VENV)/.stamp-peers
 	  --calibration-images 16 --images 16 --seconds 90
 	$(BIN)/python benchmarks/peer_table.py benchmarks/results/peers-*.csv \
 	  --output benchmarks/results/peers.md
-	$(BIN)/python benchmarks/peer_readme.py benchmarks/results/peers-*.csv --readme README.md
+	$(BIN)/python benchmarks/peer_readme.py benchmarks/results/peers-demo-*.csv \
+	  benchmarks/results/peers-vit-b-16-*.csv --readme README.md
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,7 @@ from ..run.finished import check_unchanged, parts_of
 from ..run.options import ExportOptions
 from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
-from ..work.settings import MachineSettings
+from ..work.settings import MachineSettings, WorkerSettings
 from .arguments import add_settings, given, print_configuration
 from .common import (
     QUIET,
@@ -22,6 +22,7 @@ from .common import (
     add_common_arguments,
     add_run_arguments,
     load_libraries,
+    needed_by,
     say_what_random_is,
 )
 
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--output", type=Path, metavar="DIR", help="result folder (default runs/MODEL-BASELINE)"
     )
+    add_settings(parser, WorkerSettings, "many processes")
     add_run_arguments(parser)
     add_common_arguments(parser)
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     reporter = Reporter(quiet=args.verbosity == QUIET)
     # Say now what is not installed, not after minutes of searching.
     say_what_random_is(options.pretrained)
-    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
+    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"), *needed_by(options))
     from ..report.terminal import print_result
     from ..run.export import run_export
 

@@ -14,13 +14,14 @@ from ..quantization.settings import QuantizerSettings
 from ..run.options import ExportOptions
 from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
-from ..work.settings import MachineSettings
+from ..work.settings import MachineSettings, WorkerSettings
 from .arguments import PUBLISHED, add_settings, given, print_configuration
 from .common import (
     QUIET,
     add_common_arguments,
     add_run_arguments,
     load_libraries,
+    needed_by,
     say_what_random_is,
 )
 
@@ -37,6 +38,7 @@ SETTINGS = (
     FixedChoice,
     MergeSettings,
     MachineSettings,
+    WorkerSettings,
 )
 
 
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--output", type=Path, metavar="DIR", help="run folder (default runs/MODEL-BASELINE-search)"
     )
+    add_settings(parser, WorkerSettings, "many processes")
     add_run_arguments(parser)
     add_common_arguments(parser)
 
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
     say_what_random_is(options.pretrained)
-    load_libraries(reporter)
+    load_libraries(reporter, *needed_by(options))
     from ..report.terminal import print_search
     from ..run.search import run_search
 

@@ -93,6 +93,7 @@ def _encoder(spec: Facts | None) -> str:
     parts = [
         f"{size} pixels",
         f"patches {patch}",
+        *_stem(spec.get("stem")),
         f"{spec['tokens']} tokens ({spec['num_prefix_tokens']} special)",
         f"{spec['depth']} blocks of width {spec['width']}, {spec['heads']} heads",
         f"MLP {spec['mlp_width']} {spec['activation']}",
@@ -100,6 +101,13 @@ def _encoder(spec: Facts | None) -> str:
         f"embedding {spec['output_dim']}",
     ]
     return ", ".join([*parts, *(["rotary"] if spec["rotary"] else [])])
+
+
+def _stem(stem: Facts | None) -> list[str]:
+    if not stem:
+        return []
+    share = stem["float_multiplications"]
+    return [f"convolutional stem in float ({share:.0%} of its and the blocks' multiplications)"]
 
 
 def _recipe(quantizer: Facts) -> str:

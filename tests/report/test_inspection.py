@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from regcache_deploy.report.inspection_text import differences, lines_of
 from regcache_export.bundle import add_files, seal_bundle, write_bundle
 from regcache_export.merge import block_tokens
 from regcache_export.spec import EncoderSpec
+from regcache_export.stem import StemStep
 from tests.cpp.damages import flip
 from tests.tiny_plans import CHOICE, SPEC, tiny_plan
 
@@ -36,12 +38,12 @@ def certificate(spec: EncoderSpec) -> bytes:
     return json.dumps({"encoder": spec.to_json(), "nodes": nodes, "images": 3}).encode()
 
 
-def made(folder: Path, name: str, accuracy: float) -> Path:
+def made(folder: Path, name: str, accuracy: float, spec: EncoderSpec = SPEC) -> Path:
     """A run folder: bundle, result, benchmark."""
     plan = tiny_plan()
     place = folder / name
     draft = write_bundle(plan, place / f"{name}.draft")
-    add_files(draft, {"certificate.json": certificate(SPEC)})
+    add_files(draft, {"certificate.json": certificate(spec)})
     bundle = seal_bundle(
         draft,
         place / f"{name}.regcache",
@@ -116,6 +118,17 @@ def test_the_page_says_what_there_is(one: Path) -> None:
     assert joined == " ".join(text.split())
     long = [line for line in narrow if len(line) > 80]
     assert all(line.startswith("SHA-256") or "/" in line for line in long)  # never broken
+
+
+def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
+    stem = (StemStep("conv", channels=SPEC.width, kernel=8, stride=8),)
+    spec = replace(SPEC, stem=stem)
+    facts = inspect_bundle(made(tmp_path, "a", 0.5, spec))
+    share = facts["encoder"]["stem"]["float_multiplications"]
+    assert share == pytest.approx(110_592 / (110_592 + 3 * spec.block_multiplications))
+    (line,) = (line for line in lines_of(facts) if line.startswith("encoder"))
+    assert f"convolutional stem in float ({share:.0%} of" in line
+    assert "stem" not in inspect_bundle(made(tmp_path, "b", 0.5))["encoder"]
 
 
 def test_two_side_by_side(one: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
