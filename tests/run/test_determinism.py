@@ -132,11 +132,14 @@ def without_tools(found: dict[str, Any]) -> dict[str, Any]:
     for name, content in found.items():
         if name.endswith("certificate.json"):
             del content["simulation"], content["environment"]
+        if name == "result.json":
+            del content["file_mib"]  # of a file with the tool's version in it
         if name.endswith("model.onnx"):
             model = onnx.load_from_string(content)
             kept = [entry for entry in model.metadata_props if entry.key != TOOL_VERSION]
             assert len(kept) == len(model.metadata_props) - 1
             del model.metadata_props[:]
             model.metadata_props.extend(kept)
+            model.producer_version = ""
             found[name] = model.SerializeToString(deterministic=True)
     return found
