@@ -19,10 +19,10 @@ from .checkpoint import explain
 from .load_transformers import load_transformers
 from .model import LoadedModel
 from .model_files import Folder
+from .names import ONNX
 from .onnx_weights import read_onnx
 from .source import CONFIG
 
-ONNX = "onnx:"
 MAX_ERROR = 1e-2
 """Relative difference of the embedding; files in half precision have rounded weights."""
 
