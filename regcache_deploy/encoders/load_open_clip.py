@@ -222,9 +222,8 @@ def _create(
     if size is not None and path is None and weights.seed is None:
         own = (open_clip.get_model_config(name) or {}).get("vision_cfg", {}).get("image_size")
         if own is not None:
-            warn_of_resampled_positions(
-                name, own if isinstance(own, list | tuple) else (own, own), size
-            )
+            height, width = (own, own) if isinstance(own, int) else own
+            warn_of_resampled_positions(name, (height, width), size)
     try:
         with torch.random.fork_rng(devices=[]), quiet_root_logger():
             torch.manual_seed(weights.seed or 0)
