@@ -166,7 +166,8 @@ def find_choice(
     size, calibration = len(sets.search), len(sets.calibration_tokens)
     depth, walks = encoder.spec.depth, calibration_walks(baseline)
 
-    tokens = partial(sets.tokens, encoder)
+    searched = TokensOf(sets.search)
+    tokens = partial(searched, encoder)
 
     def budget(space: SearchSpace) -> int:
         return race_budget(space, depth, size, calibration, walks, settings.budget_fraction)
@@ -183,7 +184,7 @@ def find_choice(
             sensitivity = measure_sensitivity(
                 encoder,
                 sets.calibration_tokens,
-                tokens,
+                searched,
                 size,
                 objective,
                 cache=cache,
@@ -193,6 +194,7 @@ def find_choice(
                 error=settings.error,
                 seed=settings.seed,
                 advance=advance,
+                team=team,
             )
     space = search_space(settings, encoder, sensitivity.block)
     with reporter.stage("register candidates", size) as advance:
@@ -205,7 +207,7 @@ def find_choice(
         encoder=encoder,
         baseline=baseline.fast(),
         calibration_tokens=sets.calibration_tokens,
-        tokens=TokensOf(sets.search),
+        tokens=searched,
         objective=objective,
         batch_size=settings.batch_size,
         memory=_room(settings, encoder, sets),
