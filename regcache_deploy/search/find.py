@@ -20,7 +20,7 @@ from ..evaluation.image_sets import ImageSets, TokensOf
 from ..evaluation.metrics import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
-from ..work.count import Work, peak_memory
+from ..work.count import peak_memory
 from ..work.devices import free_memory
 from ..work.memory import free_disk, image_memory
 from ..work.progress import Reporter
@@ -126,13 +126,15 @@ def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     return kinds[settings.objective](sets.reference)
 
 
-def spending(work: Work, advance: Callable[[int], None], left: int) -> Callable[[int], None]:
+def spending(
+    so_far: Callable[[], int], advance: Callable[[int], None], left: int
+) -> Callable[[int], None]:
     """An `advance` that is told of evaluations and tells what they spent, `left` at most."""
-    began, told = work.block_forwards, 0
+    began, told = so_far(), 0
 
     def tell(evaluations: int) -> None:
         nonlocal told
-        spent = min(work.block_forwards - began, left)
+        spent = min(so_far() - began, left)
         advance(spent - told)
         told = spent
 
@@ -221,7 +223,7 @@ def find_choice(
     with reporter.stage(
         "search of prefix and delete counts" + ", by budget" * spends, total
     ) as step:
-        advance = spending(cache.work, step, left) if spends else step
+        advance = spending(lambda: problem.answered, step, left) if spends else step
         if settings.candidates == "best":
             take_best_singles(problem, space, captures, settings, settings.seed)
         result = search(

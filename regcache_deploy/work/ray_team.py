@@ -97,7 +97,8 @@ class RayTeam:
             share = 1 / -(-self.size // max(nodes, 1))
         log.info("%d workers, %d threads each, on %s", self.size, threads, device.type)
         remote = self._ray.remote(num_cpus=threads, num_gpus=gpus)(_Worker)
-        self._new: Callable[[], Any] = lambda: remote.remote(threads, device.type, share, scratch)
+        place = threads, device.type, share, scratch and scratch.absolute()
+        self._new: Callable[[], Any] = lambda: remote.remote(*place)
         self._station: Any = None
         self._sent: Any = None
         self._number = 0
