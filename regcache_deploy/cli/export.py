@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bundling.settings import GraphSettings
 from ..data.settings import DataSettings
-from ..encoders.known import check_model
+from ..encoders.known import check_model, check_names
 from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
 from ..run.finished import check_unchanged, parts_of
@@ -26,13 +26,13 @@ from .common import (
     say_what_random_is,
 )
 
-HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
+HELP = "search, quantize and write an ONNX bundle"
 
 EXAMPLES = """\
-  regcache export                                    # the embedded demo
+  regcache export                                  # the embedded demo
   regcache export --model ViT-B-16 --pretrained openai \\
       --data /data/imagenet/train --eval-data /data/imagenet/val --limit 5000
-  regcache export --from runs/X-search               # bake the choice of a search"""
+  regcache export --from runs/X-search             # bake the choice of a search"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         check_unchanged(options, args.from_run)
         parts = parts_of(args.from_run)
     options.check_paths()
+    check_names(options.model, options.pretrained)
     if args.dry_run:
         check_model(options.model, options.pretrained)
         print_configuration(options.to_json(), as_json=args.json)

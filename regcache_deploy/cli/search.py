@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ..data.settings import DataSettings
-from ..encoders.known import check_model
+from ..encoders.known import check_model, check_names
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings
@@ -25,7 +25,7 @@ from .common import (
     say_what_random_is,
 )
 
-HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
+HELP = "find prefix and delete counts, count the work, draw pictures"
 
 EXAMPLES = """\
   regcache search                                    # the embedded demo
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "; take one of the two"
         )
     options.check_paths()
+    check_names(options.model, options.pretrained)
     if args.dry_run:
         check_model(options.model, options.pretrained)
         taken = [*PUBLISHED, "output", *(f.name for each in SETTINGS for f in fields(each))]
