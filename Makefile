@@ -20,9 +20,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Compiling all of torch takes longer than the import of what is used, which compiles just that
-# and keeps it, provided that Python may write.
-INSTALL := $(PIP) install --quiet --no-compile
+# What is imported is compiled then and kept, provided that Python may write.
+INSTALL := $(BIN)/python .ci/install.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -131,7 +130,8 @@ bench: $(VENV)/.stamp-peers
 	  --calibration-images 16 --images 16 --seconds 90
 	$(BIN)/python benchmarks/peer_table.py benchmarks/results/peers-*.csv \
 	  --output benchmarks/results/peers.md
-	$(BIN)/python benchmarks/peer_readme.py benchmarks/results/peers-*.csv --readme README.md
+	$(BIN)/python benchmarks/peer_readme.py benchmarks/results/peers-demo-*.csv \
+	  benchmarks/results/peers-vit-b-16-*.csv --readme README.md
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
@@ -166,5 +166,5 @@ $(VENV)/.stamp-peers: pyproject.toml | $(VENV)/.stamp-run
 	@touch $@
 
 $(VENV)/.stamp-docs: pyproject.toml | $(VENV)/.stamp-venv
-	$(PIP) install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' ruff
+	$(INSTALL) 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' ruff
 	@touch $@

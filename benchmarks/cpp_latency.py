@@ -66,6 +66,7 @@ class Params(ctypes.Structure):
         ("saturation_warning", ctypes.c_double),
         ("warning", ctypes.c_void_p),
         ("warning_user_data", ctypes.c_void_p),
+        ("head", ctypes.c_char_p),
         ("pieces", ctypes.c_int32),
     )
 
@@ -77,8 +78,9 @@ class Native:
         self.library = ctypes.CDLL(str(LIBRARY))
         self.library.regcache_last_error.restype = ctypes.c_char_p
         runtime = LIBRARY.parent / "onnxruntime/libonnxruntime.so.1"
-        self.library.regcache_model_default_params.restype = Params
-        params = self.library.regcache_model_default_params()
+        params = Params()
+        size = ctypes.c_size_t(ctypes.sizeof(Params))
+        self.library.regcache_model_params_init(ctypes.byref(params), size)
         params.onnxruntime_library = str(runtime.resolve()).encode()
         params.threads, params.pieces = threads, int(pieces)
         self.model, self.context = ctypes.c_void_p(), ctypes.c_void_p()

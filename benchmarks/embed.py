@@ -15,7 +15,6 @@ import csv
 import itertools
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from regcache_deploy.encoders.load import load_model
 from regcache_deploy.evaluation.engines import open_engine
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.work.count import peak_memory
 from regcache_deploy.work.threads import settle_threads
 from regcache_engines.bundle import Bundle
 from regcache_engines.preprocess import Pixels, Preprocess
@@ -65,9 +65,10 @@ def command(bundle: Path, data: Path, output: Path, batch: int) -> tuple[float, 
     words = ["embed", str(bundle), "--data", str(data), "--output", str(output), "--json", "-q"]
     words += ["--metadata", "jsonl", "--batch-size", str(batch), "--part-images", "1000"]
     code = (
-        "import json, resource, sys; from regcache_deploy.cli.main import main;"
-        f"code = main({words!r});"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "from regcache_deploy.cli.main import main;"
+        "from regcache_deploy.work.count import peak_memory;"
+        f"main({words!r});"
+        "print(peak_memory())"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     found = subprocess.run(
@@ -137,8 +138,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     return done
 
                 speed, count = rate(run)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            row("PyTorch FP32, same decoders", count, speed, peak)
+            row("PyTorch FP32, same decoders", count, speed, peak_memory() / 2**20)
     return rows
 
 

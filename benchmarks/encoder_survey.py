@@ -115,6 +115,7 @@ def structure(spec: EncoderSpec | str | None) -> str:
         + (", pre-norm stem" if spec.norm_pre else "")
         + (", layer scale" if spec.layer_scale else "")
         + (", rotary" if spec.rotary else "")
+        + (", convolutional stem" if spec.stem else "")
     )
 
 
@@ -132,8 +133,9 @@ def document(outcomes: list[Outcome], missing: list[str]) -> str:
         "the table says nothing about accuracy or speed.",
         "",
         "The share counts every transformer on patches, that is every tower without windows and "
-        "without a convolutional stem, whatever its blocks hold: those refused for post-norm, "
-        "norms inside attention or relative positions count against it.",
+        "without a convolutional stem, whatever its blocks hold: those refused for post-norm or "
+        "relative positions count against it. Towers with a stem stand outside of the share, "
+        "though they export.",
         "",
         "With rotary positions (RoPE), queries and keys are turned by the angles of their patch. "
         "A deleted token takes its angles with it, and the others keep theirs: the table is "

@@ -17,7 +17,7 @@ from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.images import Images
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import DEMO, LoadedModel, load_model
-from regcache_deploy.encoders.model import random_seed
+from regcache_deploy.encoders.names import random_seed
 from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation.corners import calibrate_corner
 from regcache_deploy.evaluation.image_sets import ImageSets, load_image_sets

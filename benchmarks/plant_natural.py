@@ -25,7 +25,7 @@ from regcache_deploy.data.images import Images
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.encoders.load_natural import NATURAL
+from regcache_deploy.encoders.names import NATURAL
 
 log = logging.getLogger(__name__)
 

@@ -164,8 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run, print, and write the rows; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("bundles", type=Path, nargs="+")
-    for name, value in asdict(Load()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    usual = Load()
+    parser.add_argument("--threads", type=int, default=usual.threads)
+    parser.add_argument("--inside", type=int, default=usual.inside)
+    parser.add_argument("--seconds", type=float, default=usual.seconds)
+    parser.add_argument("--warm-up", type=float, default=usual.warm_up)
+    parser.add_argument("--limit", type=int, default=usual.limit)
+    parser.add_argument("--growth", type=float, default=usual.growth)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--load", help=argparse.SUPPRESS)
@@ -175,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
             load = Load(**json.loads(args.load))
             print(json.dumps(serve(args.bundles[0], args.child, load)))
             return 0
-        load = Load(**{name: getattr(args, name) for name in asdict(Load())})
+        load = Load(**{name: getattr(args, name) for name in asdict(usual)})
         machine = describe_machine()
         rows = [
             {"bundle": bundle.stem, "runtime": runtime, **asdict(load)}

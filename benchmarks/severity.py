@@ -43,8 +43,8 @@ from regcache_deploy.bench.environment import (
 from regcache_deploy.bench.results import write_rows
 from regcache_deploy.encoders.encoder_file import read_encoder
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.encoders.load_natural import NATURAL
 from regcache_deploy.encoders.model import LoadedModel
+from regcache_deploy.encoders.names import NATURAL
 from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.evaluation import Score, compare_paired
 from regcache_deploy.evaluation.corners import corner_configs, simulate

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from regcache_deploy.bench.results import write_rows
-from regcache_deploy.encoders.demo_variants import VARIANTS
+from regcache_deploy.encoders.demo_names import VARIANTS
 from regcache_deploy.encoders.load import load_model
 from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.evaluation.instances import InstanceTop1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from threading import Condition, get_ident
 from types import TracebackType
@@ -11,19 +12,25 @@ from weakref import WeakSet
 from .errors import EngineError
 
 _loaded: WeakSet[Any] = WeakSet()
-_kept: list[Any] = []
 
 
 def keep_in_children(holder: Any) -> None:
-    """Never run this object's destructor in a forked child.
+    """Never run this object's destructor in a forked child, not even when the child ends.
 
     A runtime's destructor joins threads, which a forked child does not have.
     """
     _loaded.add(holder)
 
 
+def _keep() -> None:
+    for holder in list(_loaded):
+        ctypes.pythonapi.Py_IncRef(
+            ctypes.py_object(holder)
+        )  # a list would die with the interpreter
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _kept.extend(_loaded))
+    os.register_at_fork(after_in_child=_keep)
 
 
 class Gate:

@@ -7,6 +7,7 @@ options of a session.
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -19,6 +20,9 @@ from .errors import EngineError
 from .pieces import physical_cores
 
 CPU_PROVIDER = "CPUExecutionProvider"
+
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Variable of the environment; ONNX Runtime reads it when it loads."""
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that install the same `onnxruntime` module over one another."""
@@ -116,9 +120,14 @@ def _providers(
 def import_onnxruntime() -> Any:
     """Import onnxruntime, warning where two distributions of it overwrite one another.
 
+    Its releases for Linux send usage data to Microsoft, and keep an identifier of the user's in
+    the cache folder, unless `ORT_DISABLE_TELEMETRY` is 1 in the environment before they load. So it
+    is set here, unless the caller has set it to anything.
+
     Raises:
         EngineError: it is not installed, or its binary does not load.
     """
+    os.environ.setdefault(NO_TELEMETRY, "1")
     try:
         module = importlib.import_module("onnxruntime")
         module.InferenceSession  # noqa: B018  (a half-removed package imports as an empty namespace)

@@ -22,7 +22,7 @@ INPUT, OUTPUT = "input_ids", "text_embeds"
 
 LONGEST, WHOLE = "longest", "context_length"
 PRECISIONS = ("int8", "float16", "float32")
-POOLINGS = ("argmax", "eos", "first", "last")
+POOLINGS = ("argmax", "eos", "first", "last", "mean")
 MAX_CONTEXT, MAX_DIM = 1 << 16, 1 << 20
 
 
@@ -40,7 +40,7 @@ class TextConfig:
         pad_id: the filling.
         eos_id: the end token, or None.
         pooling: the token whose state becomes the embedding: at the highest id (`argmax`), the
-            first end token (`eos`), the `first` or the `last` one.
+            first end token (`eos`), the `first` or the `last` one, or the `mean` of a text's own.
         lower_case: whether the tokenizer lowers case, so that "A Dog" is "a dog".
         html_unescape: whether `&amp;` is read as `&`, twice, before the tokenizer.
         precision: of the weights: `int8` (dynamic quantization), `float16` (stored so, computed in

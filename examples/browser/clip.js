@@ -48,7 +48,8 @@ export async function openBundle(folder) {
     async embedText(sentence) {
       if (!text) throw new Error("this bundle has no text tower");
       const { context_length: length, padding, pad_id: pad, eos_id: end } = text.settings;
-      let { ids } = text.tokenizer.encode(sentence);
+      const plain = text.settings.html_unescape ? unescape(unescape(sentence)) : sentence;
+      let { ids } = text.tokenizer.encode(plain);
       if (ids.length > length) {
         ids = ids.slice(0, length);
         if (end !== null) ids[length - 1] = end;
@@ -58,6 +59,13 @@ export async function openBundle(folder) {
       return unit((await text.tower.run({ input_ids: row })).text_embeds.data);
     },
   };
+}
+
+// `&amp;` -> `&`.
+function unescape(sentence) {
+  const field = document.createElement("textarea");
+  field.innerHTML = sentence;
+  return field.value;
 }
 
 export const cosine = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from regcache_engines.bundle import PREPROCESS, TEXT_FEATURES, Bundle
+from regcache_engines.onnxruntime_session import import_onnxruntime
 
 from .certificate_files import CERTIFICATE, IMAGES_KEY, SCHEMA
 from .compare import (
@@ -237,14 +238,12 @@ def make_document(
         extra: more sections, e.g. `optimized`.
         source: which simulation that was.
     """
-    import onnxruntime
-
     return {
         "schema": SCHEMA,
         **subject.header(),
         "simulation": source,
         "environment": {
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": import_onnxruntime().__version__,
             "numpy": np.__version__,
             "machine": platform.machine(),
         },

@@ -21,6 +21,7 @@ from .reference_activation import activation
 from .reference_columns import with_packed_columns
 from .reference_merge import merge_patches, similarity_of
 from .reference_quantizers import quantized, symmetric, weight_values
+from .reference_stem import run_stem
 from .regcache_config import RegCacheConfig
 from .spec import EncoderSpec
 from .survivors import Left, Pairs
@@ -94,7 +95,8 @@ class Reference:
         if index != self._cls_only_block:
             x = run.delete(index, x, "mlp_input")
             x = run.merge(index, x)
-        hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", x))
+        normed = self.norm(f"{name}.norm2_pre", x) if self.spec.norm2_pre else x
+        hidden = run.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", normed))
         hidden = activation(self.spec.activation, hidden, self.gate)
         if self.spec.mlp_norm:
             hidden = self._plain_norm(hidden)
@@ -124,18 +126,28 @@ class Reference:
         spec = self.spec
         if self.options.pixels == "nhwc":
             image = image.transpose(0, 3, 1, 2)
-        (rows, columns), (ph, pw) = spec.grid, spec.patch_size
-        image = image[:, :, : rows * ph, : columns * pw]
-        patches = image.astype(np.float64).reshape(len(image), 3, rows, ph, columns, pw)
-        flat = patches.transpose(0, 2, 4, 1, 3, 5).reshape(len(image), rows * columns, -1)
-        weight = self.constant("patch_embed.weight").reshape(spec.width, -1)
-        tokens: Float64 = flat @ weight.T + self.constant("patch_embed.bias")
+        if spec.stem:
+            image = image - self.constants.get("pixels.mean", 0.0)
+            maps = run_stem(spec.stem, self.constant, image.astype(np.float64))
+            tokens = maps.reshape(len(image), spec.width, -1).transpose(0, 2, 1)
+        else:
+            tokens = self._patches(image)
         tokens = tokens + self.constant("pos_embed")
         if spec.num_prefix_tokens:
             special = self.constant("prefix_tokens")
             special = np.broadcast_to(special, (len(image), *special.shape[1:]))
             tokens = np.concatenate([special, tokens], axis=1)
         return self.norm("norm_pre", tokens) if spec.norm_pre else tokens
+
+    def _patches(self, image: Array) -> Float64:
+        spec = self.spec
+        (rows, columns), (ph, pw) = spec.grid, spec.patch_size
+        image = image[:, :, : rows * ph, : columns * pw]
+        patches = image.astype(np.float64).reshape(len(image), 3, rows, ph, columns, pw)
+        flat = patches.transpose(0, 2, 4, 1, 3, 5).reshape(len(image), rows * columns, -1)
+        weight = self.constant("patch_embed.weight").reshape(spec.width, -1)
+        tokens: Float64 = flat @ weight.T + self.constant("patch_embed.bias")
+        return tokens
 
     def _layer_scale(self, name: str, x: Float64) -> Float64:
         return x * self.constant(name) if name in self.constants else x

@@ -15,8 +15,11 @@ Float64 = npt.NDArray[np.float64]
 def activation(kind: str, x: Float64, factor: float = QUICK_GELU_FACTOR) -> Float64:
     """The encoder's MLP activation in float64; `factor` is that of `quick_gelu`.
 
-    `swiglu` halves the last axis: the first half is the gate.
+    The gated ones halve the last axis: the first half is the gate.
     """
+    if kind == "geglu":
+        x, value = np.split(x, 2, axis=-1)
+        return activation("gelu", x) * value
     if kind == "swiglu":
         x, value = np.split(x, 2, axis=-1)
         with np.errstate(over="ignore"):

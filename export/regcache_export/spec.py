@@ -7,15 +7,17 @@ of prefix tokens, `N` tokens):
 
 | name | shape |
 |---|---|
-| `patch_embed.weight`, `patch_embed.bias` | `[D, 3, ph, pw]`, `[D]` |
+| `patch_embed.weight`, `patch_embed.bias` (unless there is a `stem`) | `[D, 3, ph, pw]`, `[D]` |
+| `stem.I.{weight,bias}`, also below `stem.I.body` and `stem.I.shortcut` | see `stem.Placed` |
 | `prefix_tokens` (CLS, trained registers) | `[S, D]` |
 | `pos_embed` (added to prefix tokens and patches alike) | `[N, D]` |
 | `rotary` (if `rotary`; `d` head size) | `[N, d]` |
 | `norm_pre.{weight,bias}` (if `norm_pre`) | `[D]` |
 | `blocks.I.norm1.{weight,bias}`, `blocks.I.norm2.{weight,bias}` | `[D]` |
+| `blocks.I.norm2_pre.{weight,bias}` (if `norm2_pre`) | `[D]` |
 | `blocks.I.attn.qkv.{weight,bias}` | `[3D, D]`, `[3D]` |
 | `blocks.I.attn.out_proj.{weight,bias}` | `[D, D]`, `[D]` |
-| `blocks.I.mlp.fc1.{weight,bias}` | `[M, D]`, `[M]`; with `swiglu`, `[2M, D]`, `[2M]` |
+| `blocks.I.mlp.fc1.{weight,bias}` | `[M, D]`, `[M]`; gated, `[2M, D]`, `[2M]` |
 | `blocks.I.mlp.fc2.{weight,bias}` | `[D, M]`, `[D]` |
 | `blocks.I.ls1`, `blocks.I.ls2` (if `layer_scale`) | `[D]` |
 | `norm.{weight,bias}` (unless `final_norm` is `none`) | `[D]` |
@@ -39,15 +41,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from .errors import BundleError
-from .json_types import check_fields
+from .json_types import check_fields, expect
+from .stem import StemStep, placed, stem_from_json, stem_problem
 
-Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "swiglu"]
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "swiglu", "geglu"]
 Pool = Literal["cls", "avg", "map"]
 FinalNorm = Literal["before_pool", "after_pool", "none"]
 
+GATED = ("swiglu", "geglu")
+"""Activations of an MLP whose first linear makes a gate and a value."""
+
+NEWER = ("norm2_pre", "stem")
+"""Fields that are written only where they are used, so that older readers know the rest."""
+
 LINEARS = ("attn.qkv", "attn.out_proj", "mlp.fc1", "mlp.fc2")
 """The four linear layers of a block, in the order in which they run."""
-
 
 MAX_SIZE = {
     "width": 1 << 16,
@@ -67,12 +75,13 @@ class EncoderSpec:
 
     Attributes:
         image_size: input height and width in pixels.
-        patch_size: patch height and width in pixels; the patch convolution has this stride.
+        patch_size: patch height and width in pixels; the patch convolution, or the whole stem, has
+            this stride.
         num_prefix_tokens: CLS and trained registers, always in front, never deleted (timm's name;
             not to be confused with RegCache's key/value prefix).
         activation: of the MLP; `swiglu` multiplies the SiLU of fc1's first M rows (the gate) with
-            its last M rows.
-        norm_eps: epsilon of every LayerNorm.
+            its last M rows, `geglu` their GELU.
+        norm_eps: epsilon of every LayerNorm of the transformer.
         final_norm: LayerNorm on all tokens before pooling, on the pooled vector, or not at all.
         pool: `cls` takes token 0, `avg` the mean of the patch tokens; in `map`, one latent query
             attends to the patch tokens (SigLIP, CoCa).
@@ -84,6 +93,8 @@ class EncoderSpec:
         attn_norm, mlp_norm: every token is normalized once more in front of out_proj, or of fc2
             (the sub-LayerNorm of EVA-02, arXiv 2303.11331). Mean 0, variance 1, no weights: those
             of the original are in the linear behind.
+        norm2_pre: a norm with weights in front of norm2 (ViTamin, whose MLP has one of its own).
+        stem: what makes the patches in place of the patch convolution.
     """
 
     image_size: tuple[int, int]
@@ -108,6 +119,8 @@ class EncoderSpec:
     rotary: bool = False
     attn_norm: bool = False
     mlp_norm: bool = False
+    norm2_pre: bool = False
+    stem: tuple[StemStep, ...] = ()
 
     @property
     def pooled_dim(self) -> int:
@@ -135,9 +148,27 @@ class EncoderSpec:
         return self.width // self.heads
 
     @property
+    def gated(self) -> bool:
+        """Whether the MLP is a gated one."""
+        return self.activation in GATED
+
+    @property
     def fc1_width(self) -> int:
         """Rows of fc1: a gated MLP has the gate's in front."""
-        return (2 if self.activation == "swiglu" else 1) * self.mlp_width
+        return (2 if self.gated else 1) * self.mlp_width
+
+    @property
+    def embedding_multiplications(self) -> int:
+        """Multiply-accumulates that make the patches of one image."""
+        if self.stem:
+            return sum(each.multiplications for each in placed(self.stem, (3, *self.image_size)))
+        return self.num_patches * 3 * self.patch_size[0] * self.patch_size[1] * self.width
+
+    @property
+    def block_multiplications(self) -> int:
+        """Of one block, on all tokens."""
+        n, d = self.num_tokens, self.width
+        return n * (4 * d * d + d * (self.fc1_width + self.mlp_width)) + 2 * n * n * d
 
     def linears(self, start: int = 0) -> Iterator[str]:
         """Names of the quantizable linears, e.g. `blocks.0.attn.qkv`, from block `start` on."""
@@ -148,11 +179,13 @@ class EncoderSpec:
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight that this structure needs."""
         d, m = self.width, self.mlp_width
-        shapes: dict[str, tuple[int, ...]] = {
-            "patch_embed.weight": (d, 3, *self.patch_size),
-            "patch_embed.bias": (d,),
-            "pos_embed": (self.num_tokens, d),
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for each in placed(self.stem, (3, *self.image_size)):
+            shapes |= each.weight_shapes()
+        if not self.stem:
+            shapes["patch_embed.weight"] = (d, 3, *self.patch_size)
+            shapes["patch_embed.bias"] = (d,)
+        shapes["pos_embed"] = (self.num_tokens, d)
         if self.num_prefix_tokens:
             shapes["prefix_tokens"] = (self.num_prefix_tokens, d)
         if self.rotary:
@@ -161,6 +194,7 @@ class EncoderSpec:
         for i in range(self.depth):
             block = f"blocks.{i}"
             norms += [f"{block}.norm1", f"{block}.norm2"]
+            norms += [f"{block}.norm2_pre"] if self.norm2_pre else []
             sizes = {"attn.qkv": (3 * d, d), "attn.out_proj": (d, d)}
             sizes |= {"mlp.fc1": (self.fc1_width, d), "mlp.fc2": (d, m)}
             for role, (out_features, in_features) in sizes.items():
@@ -192,7 +226,8 @@ class EncoderSpec:
         return shapes
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self) | {"stem": [step.to_json() for step in self.stem]}
+        return {name: value for name, value in data.items() if value or name not in NEWER}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EncoderSpec:
@@ -201,11 +236,13 @@ class EncoderSpec:
         Raises:
             BundleError: an unknown, missing or mistyped field, or a size that is not positive.
         """
-        check_fields("the encoder description", data, cls)
-        fields = dict(data)
+        what = "the encoder description"
+        expect(what, data, dict, "an object")
+        fields = {name: value for name, value in data.items() if name != "stem"}
+        check_fields(what, fields, cls, absent=("stem",))
         for name in ("image_size", "patch_size"):
             fields[name] = tuple(fields[name])
-        spec = cls(**fields)
+        spec = cls(**fields, stem=stem_from_json(data.get("stem", [])))
         if problem := spec.size_problem():
             raise BundleError(f"the encoder description has {problem}")
         return spec
@@ -221,4 +258,6 @@ class EncoderSpec:
             return f"a width of {self.width}, which {self.heads} heads do not divide"
         if min(self.grid) < 1 or not 0 <= self.num_prefix_tokens <= MAX_SIZE["width"]:
             return "no patches, or a number of special tokens that makes no sense"
+        if self.stem:
+            return stem_problem(self.stem, (3, *self.image_size), (self.width, *self.grid))
         return None

@@ -30,11 +30,18 @@ def build_text_model(spec: TextSpec, weights: Mapping[str, Array]) -> onnx.Model
     """
     builder = GraphBuilder(INPUT)
     x = _embed(builder, spec, weights)
+    if spec.post_norm:
+        x = _norm(builder, spec, weights, "embed_norm", x)
     mask = _mask(builder, spec) if spec.causal else None
+    if spec.pad_id is not None:
+        mask = _pad_mask(builder, spec.pad_id)
     for index in range(spec.depth):
         x = _block(builder, spec, weights, index, x, mask)
     pooled = _pool(builder, spec, x)
-    end = _norm(builder, spec, weights, "norm", pooled)
+    end = pooled if spec.post_norm else _norm(builder, spec, weights, "norm", pooled)
+    if spec.projection_hidden:
+        parameters = weights["proj.hidden.weight"], weights["proj.hidden.bias"]
+        end = gelu(builder, "gelu", "proj.act", gemm(builder, "proj.hidden", end, *parameters))
     if spec.projection:
         end = gemm(builder, "proj", end, weights["proj.weight"], weights["proj.bias"])
     builder.node("output/Identity", [end], outputs=[OUTPUT])
@@ -78,6 +85,23 @@ def _mask(builder: GraphBuilder, spec: TextSpec) -> str:
     return builder.node("causal_mask/Slice", [mask, zeros, ends, axes])
 
 
+def _own(builder: GraphBuilder, pad_id: int) -> str:
+    """1 for a text's own tokens, 0 for filling: float32 `[b, L]`."""
+    pad = builder.constant("pad_mask/id", np.asarray(pad_id, np.int64))
+    filling = builder.node("pad_mask/Equal", [INPUT, pad])
+    own = builder.node("pad_mask/Not", [filling])
+    return builder.node("pad_mask/Cast", [own], {"to": TensorProto.FLOAT})
+
+
+def _pad_mask(builder: GraphBuilder, pad_id: int) -> str:
+    """What joins the logits, `[b, 1, 1, L]`."""
+    one = builder.constant("pad_mask/one", np.asarray(1, np.float32))
+    filling = builder.node("pad_mask/Sub", [one, _own(builder, pad_id)])
+    masked = builder.constant("pad_mask/masked", np.asarray(MASKED, np.float32))
+    added = builder.node("pad_mask/Mul", [filling, masked])
+    return builder.node("pad_mask/Unsqueeze", [added, builder.ints("axes/12", [1, 2])])
+
+
 def _norm(
     builder: GraphBuilder, spec: TextSpec, weights: Mapping[str, Array], name: str, x: str
 ) -> str:
@@ -101,15 +125,19 @@ def _block(
     mask: str | None,
 ) -> str:
     name = f"blocks.{index}"
-    normed = _norm(builder, spec, weights, f"{name}.norm1", x)
+
+    def norm(which: str, x: str, here: bool) -> str:
+        return _norm(builder, spec, weights, f"{name}.{which}", x) if here else x
+
+    normed = norm("norm1", x, not spec.post_norm)
     mixed = _attention(builder, spec, weights, f"{name}.attn", normed, mask)
     update = _linear(builder, weights, f"{name}.attn.out_proj", mixed)
-    x = builder.node(f"{name}.attn/residual/Add", [x, update])
-    normed = _norm(builder, spec, weights, f"{name}.norm2", x)
+    x = norm("norm1", builder.node(f"{name}.attn/residual/Add", [x, update]), spec.post_norm)
+    normed = norm("norm2", x, not spec.post_norm)
     hidden = _linear(builder, weights, f"{name}.mlp.fc1", normed)
     hidden = gelu(builder, spec.activation, f"{name}.mlp.act", hidden)
     update = _linear(builder, weights, f"{name}.mlp.fc2", hidden)
-    return builder.node(f"{name}.mlp/residual/Add", [x, update])
+    return norm("norm2", builder.node(f"{name}.mlp/residual/Add", [x, update]), spec.post_norm)
 
 
 def _attention(
@@ -145,6 +173,8 @@ def _attention(
 
 def _pool(builder: GraphBuilder, spec: TextSpec, x: str) -> str:
     """The token `[b, D]` that becomes the embedding."""
+    if spec.pooling == "mean":
+        return _mean(builder, x)
     if spec.pooling in ("first", "last"):
         place = builder.constant("pool/place", np.asarray(-(spec.pooling == "last"), np.int64))
         return builder.node("pool/Gather", [x, place], {"axis": 1})
@@ -157,3 +187,13 @@ def _pool(builder: GraphBuilder, spec: TextSpec, x: str) -> str:
     marks = builder.node("pool/Cast", [marks], {"to": TensorProto.INT32})
     place = builder.node("pool/ArgMax", [marks], {"axis": 1, "keepdims": 1})
     return builder.node("pool/GatherND", [x, place], {"batch_dims": 1})
+
+
+def _mean(builder: GraphBuilder, x: str) -> str:
+    """The mean of a text's own tokens, `[b, D]`; the mask of the logits is there already."""
+    axis = builder.ints("axes/1", [1])
+    own = builder.node("pool/Unsqueeze", ["pad_mask/Cast", builder.ints("axes/2", [2])])
+    kept = builder.node("pool/Mul", [x, own])
+    total = builder.node("pool/ReduceSum", [kept, axis], {"keepdims": 0})
+    count = builder.node("pool/count/ReduceSum", ["pad_mask/Cast", axis], {"keepdims": 1})
+    return builder.node("pool/Div", [total, count])

@@ -1,6 +1,6 @@
 """The structure of a text tower: numbers and switches, no weights.
 
-A canonical pre-norm transformer, the text side of CLIP, SigLIP and their kin. Weights that belong
+A canonical transformer, the text side of CLIP, SigLIP and their kin. Weights that belong
 to a `TextSpec` (float32; `V` vocabulary, `C` context length, `D` width, `M` MLP width):
 
 | name | shape |
@@ -9,10 +9,12 @@ to a `TextSpec` (float32; `V` vocabulary, `C` context length, `D` width, `M` MLP
 | `blocks.I.norm1.{weight,bias}`, `blocks.I.norm2.{weight,bias}` | `[D]` |
 | `blocks.I.attn.qkv.{weight,bias}`, `blocks.I.attn.out_proj.{weight,bias}` | `[3D, D]`, `[D, D]` |
 | `blocks.I.mlp.fc1.{weight,bias}`, `blocks.I.mlp.fc2.{weight,bias}` | `[M, D]`, `[D, M]` |
-| `norm.{weight,bias}` | `[D]` |
+| `norm.{weight,bias}` (`embed_norm` if `post_norm`) | `[D]` |
 | `proj.{weight,bias}` (if `projection`) | `[E, D]`, `[E]` |
+| `proj.hidden.{weight,bias}` (if `projection_hidden`, H) | `[H, D]`, `[H]`; `proj` is `[E, H]` |
 
-A layer scale is folded into the projections, and a missing bias is zeros.
+With `post_norm` (BERT and its kin) the norms follow the additions. A layer scale is folded into
+the projections, and a missing bias is zeros.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ class TextSpec:
         pooling: as in `TextConfig`.
         eos_id: the end token, for pooling `eos`.
         projection: a linear layer behind the pooled token.
+        post_norm: norms behind the additions, one behind the embedding, none at the end.
+        pad_id: tokens of this id are seen by none, and are no part of a mean.
+        projection_hidden: outputs of a linear and GELU in front of the projection; 0 without.
     """
 
     vocab_size: int
@@ -49,10 +54,15 @@ class TextSpec:
     pooling: str = "argmax"
     eos_id: int | None = None
     projection: bool = True
+    post_norm: bool = False
+    pad_id: int | None = None
+    projection_hidden: int = 0
 
     @property
     def any_length(self) -> bool:
         """Whether what stands behind a text's end changes nothing, so that rows may be short."""
+        if self.pad_id is not None:
+            return self.pooling in ("first", "mean")
         return self.causal and self.pooling in ("argmax", "eos", "first")
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -73,9 +83,11 @@ class TextSpec:
                 shapes |= _affine(f"blocks.{index}.{norm}", (width,))
             for linear, shape in linears.items():
                 shapes |= _affine(f"blocks.{index}.{linear}", shape)
-        shapes |= _affine("norm", (width,))
+        shapes |= _affine("embed_norm" if self.post_norm else "norm", (width,))
+        if self.projection_hidden:
+            shapes |= _affine("proj.hidden", (self.projection_hidden, width))
         if self.projection:
-            shapes |= _affine("proj", (self.output_dim, width))
+            shapes |= _affine("proj", (self.output_dim, self.projection_hidden or width))
         return shapes
 
 

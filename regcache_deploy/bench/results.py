@@ -118,8 +118,10 @@ def print_table(document: Mapping[str, Any]) -> None:
     prose(console, f"Images: {document['settings']['images']}.")
     if any(row["precision"] == "fp32" and not row["reason"] for row in document["rows"]):
         prose(console, f"fp32: {document['settings']['fp32']}.")
+    everything = {f"{row['bundle']} {row['precision']}" for row in document["rows"]}
     for (engine, reason), subjects in reasons.items():
-        prose(console, f"not run on {engine}: {', '.join(subjects)}: {reason}")
+        which = "" if everything <= subjects.keys() else f"{', '.join(subjects)}: "
+        prose(console, f"not run on {engine}: {which}{reason}")
 
 
 def _union(rows: Sequence[Columns]) -> list[str]:

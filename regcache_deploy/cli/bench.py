@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELP = "latency and throughput of bundles, INT8 beside float (--compare fp32,int8)"
+HELP = "latency and throughput of bundles, INT8 beside float"
 
 EXAMPLES = """\
   regcache bench runs/X/X.regcache --batch 1,8 --threads 1,4

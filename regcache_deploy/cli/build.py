@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from regcache_engines.tensorrt.build_options import BuildOptions
     from regcache_engines.tensorrt.builder import BuildResult
 
-HELP = "build a TensorRT engine, or decide which file to deploy (--max-drop, --min-speedup)"
+HELP = "decide which file to deploy, or build a TensorRT engine"
 
 EXAMPLES = """\
   regcache build runs/X/X.regcache --max-drop 0.5 --data DIR

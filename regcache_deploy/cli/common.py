@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ..compat import import_open_clip, require, require_installed
 from ..errors import ConfigError
 from ..work.progress import Reporter, stderr_console
-from ..work.settings import MachineSettings
+from ..work.settings import MachineSettings, WorkerSettings
 
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 
@@ -152,6 +152,11 @@ def load_libraries(reporter: Reporter, *needed: tuple[str, str]) -> None:
         import_open_clip()
         for module, extra in needed:
             require(module, extra)
+
+
+def needed_by(settings: WorkerSettings) -> list[tuple[str, str]]:
+    """What `load_libraries` has to find for workers: module and extra."""
+    return [] if settings.workers is None else [("ray", "scale")]
 
 
 def setup_logging(verbosity: int) -> None:

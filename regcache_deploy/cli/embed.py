@@ -17,11 +17,12 @@ from ..work.settings import MAX_THREADS, in_range
 from .arguments import print_configuration
 from .common import QUIET, add_common_arguments
 
-HELP = "embed a collection of images (--partition i/n), for autofaiss and clip-retrieval"
+HELP = "embed a collection of images, for autofaiss and clip-retrieval"
 
 EXAMPLES = """\
   regcache embed runs/X/X.regcache --data DIR --output embeddings
-  regcache embed runs/X/X.regcache --data DIR --output embeddings --partition 0/4   # one of four"""
+  regcache embed runs/X/X.regcache --data DIR --output embeddings \\
+      --partition 0/4                               # one of four"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,12 +20,12 @@ from .common import (
     load_libraries,
 )
 
-HELP = "accuracy, retrieval or fidelity of a bundle (--on fp32,simulated,onnxruntime)"
+HELP = "accuracy, retrieval or fidelity of a bundle, on any engine"
 
 EXAMPLES = """\
   regcache eval runs/X/X.regcache --on fp32,onnxruntime --data DIR
   regcache eval runs/X/X.regcache --images cat.jpg dog.jpg
-  regcache eval runs/X/X.regcache --on fp32,onnxruntime --data DIR --task instances"""
+  regcache eval runs/X/X.regcache --data DIR --task instances"""
 
 TASKS = ("auto", "fidelity", "instances", "knn", "linear_probe", "retrieval")
 
@@ -64,9 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         default="auto",
         choices=TASKS,
-        help="auto is zero-shot with labels and a head, else fidelity; instances needs no labels: "
-        "does an image find its own altered copy; retrieval takes --data as COCO_DATA_ROOT "
-        "(default %(default)s)",
+        metavar="TASK",
+        help="auto (default) is zero-shot with labels and a head, else fidelity; instances needs "
+        "no labels: does an image find its own altered copy; knn and linear_probe learn from "
+        "--train-data; retrieval takes --data as COCO_DATA_ROOT",
     )
     data.add_argument("--train-data", metavar="DATA", help="labelled images for knn, linear_probe")
     data.add_argument("--captions", type=Path, metavar="FILE", help="COCO captions, for retrieval")

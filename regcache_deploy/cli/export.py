@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ..bundling.settings import GraphSettings
 from ..data.settings import DataSettings
-from ..encoders.known import check_model
+from ..encoders.known import check_model, check_names
 from ..encoders.settings import ModelSettings
 from ..quantization.settings import QuantizerSettings
 from ..run.finished import check_unchanged, parts_of
 from ..run.options import ExportOptions
 from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
-from ..work.settings import MachineSettings
+from ..work.settings import MachineSettings, WorkerSettings
 from .arguments import add_settings, given, print_configuration
 from .common import (
     QUIET,
@@ -22,16 +22,17 @@ from .common import (
     add_common_arguments,
     add_run_arguments,
     load_libraries,
+    needed_by,
     say_what_random_is,
 )
 
-HELP = "search, quantize and write an ONNX bundle (--baseline naive|ptq4vit|repqvit)"
+HELP = "search, quantize and write an ONNX bundle"
 
 EXAMPLES = """\
-  regcache export                                    # the embedded demo
+  regcache export                                  # the embedded demo
   regcache export --model ViT-B-16 --pretrained openai \\
       --data /data/imagenet/train --eval-data /data/imagenet/val --limit 5000
-  regcache export --from runs/X-search               # bake the choice of a search"""
+  regcache export --from runs/X-search             # bake the choice of a search"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--output", type=Path, metavar="DIR", help="result folder (default runs/MODEL-BASELINE)"
     )
+    add_settings(parser, WorkerSettings, "many processes")
     add_run_arguments(parser)
     add_common_arguments(parser)
 
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         check_unchanged(options, args.from_run)
         parts = parts_of(args.from_run)
     options.check_paths()
+    check_names(options.model, options.pretrained)
     if args.dry_run:
         check_model(options.model, options.pretrained)
         print_configuration(options.to_json(), as_json=args.json)
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     reporter = Reporter(quiet=args.verbosity == QUIET)
     # Say now what is not installed, not after minutes of searching.
     say_what_random_is(options.pretrained)
-    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
+    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"), *needed_by(options))
     from ..report.terminal import print_result
     from ..run.export import run_export
 

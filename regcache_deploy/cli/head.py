@@ -11,7 +11,7 @@ from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, in_range
 from .common import QUIET, add_common_arguments
 
-HELP = "a zero-shot head from class names, by the bundle's text tower (--classes a,b,c)"
+HELP = "a zero-shot head from class names, by the bundle's text tower"
 
 EXAMPLES = """\
   regcache head runs/X/X.regcache --classes classes.txt

@@ -156,9 +156,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
         prog="regcache",
         usage="regcache <command> [options]",
         description="W8A8 for CLIP-like vision encoders: search, export and deployment.",
-        epilog="commands:\n" + "\n".join(lines) + "\n\n`regcache <command> --help` says more\n"
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`regcache <command> --help` says more\n\n"
         f"{EXIT_CODES}",
-        formatter_class=_raw_formatter(),
     )
     parser.add_argument("--version", action="version", version=f"regcache-deploy {__version__}")
     if not arguments:
@@ -227,12 +226,6 @@ def _module(name: str) -> ModuleType:
 def _no_command(name: str) -> str:
     hint = did_you_mean(name, COMMANDS)
     return f"this version has no command '{name}'{hint}; commands: {', '.join(COMMANDS)}"
-
-
-def _raw_formatter() -> type:
-    from argparse import RawDescriptionHelpFormatter
-
-    return RawDescriptionHelpFormatter
 
 
 if __name__ == "__main__":

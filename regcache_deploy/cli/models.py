@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..encoders.library_names import open_clip_names, timm_names
+from ..encoders.names import TIMM
 from ..errors import ConfigError
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, load_libraries
@@ -43,14 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table on stdout. Returns 0; a pattern that fits nothing is a usage mistake."""
     reporter = Reporter(quiet=args.verbosity == QUIET)
+    written = names_without_import()
+    if written and not fitting(args.pattern, written):
+        raise none_fits(args.pattern)  # without the seconds that torch takes to import
     load_libraries(reporter)
     from ..encoders.catalogue import describe
     from ..run.survey import open_clip_architectures, timm_architectures
 
     names = open_clip_architectures() + timm_architectures()
-    chosen = [n for n in names if fnmatch.fnmatchcase(n.lower(), args.pattern.lower())]
+    chosen = fitting(args.pattern, names)
     if not chosen:
-        raise ConfigError(f"no encoder is named like '{args.pattern}'; try '*{args.pattern}*'")
+        raise none_fits(args.pattern)
     entries = []
     with reporter.stage("reading structures", len(chosen)) as step:
         for name in chosen:
@@ -63,6 +68,22 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_table(entries)
     return 0
+
+
+def names_without_import() -> list[str]:
+    """At least all names of both libraries; empty where their files cannot be read."""
+    open_clip, timm = open_clip_names(), timm_names()
+    if open_clip is None or timm is None:
+        return []
+    return [*open_clip, *(TIMM + name for name in timm)]
+
+
+def fitting(pattern: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+
+
+def none_fits(pattern: str) -> ConfigError:
+    return ConfigError(f"no encoder is named like '{pattern}'; try '*{pattern}*'")
 
 
 WIDE = 105

@@ -10,7 +10,7 @@ from ..compat import require
 from ..work.paths import require_writable
 from .common import add_common_arguments
 
-HELP = "a bundle in immich's or transformers.js' layout (--layout immich|transformers DIR)"
+HELP = "a bundle in immich's or transformers.js' layout"
 
 EXAMPLES = """\
   regcache pack runs/X/X.regcache --layout transformers DIR"""

@@ -11,9 +11,10 @@ from typing import Any
 from ..errors import BundleError, ConfigError
 from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
+from ..work.settings import MAX_THREADS, in_range
 from .common import QUIET, add_common_arguments, add_device_argument
 
-HELP = "one self-contained HTML page of a finished run (--triton DIR: a model repository)"
+HELP = "one self-contained HTML page of a finished run, or of several"
 
 EXAMPLES = """\
   regcache report runs/X
@@ -69,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for --triton: serve this TensorRT engine of the bundle in place of the ONNX file",
     )
     add_device_argument(parser, "of the error by layer")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads of the error by layer"
+    )
     add_common_arguments(parser)
 
 
@@ -78,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable_file(args.output, "--output")
     if args.engine is not None and args.triton is None:
         raise ConfigError("--engine goes with --triton DIR")
+    in_range("--threads", args.threads, 1, MAX_THREADS)
     written = _compare(args) if len(args.runs) > 1 else _report(args)
     print(json.dumps(written) if args.json else "\n".join(written.values()))
     return 0
@@ -109,7 +114,7 @@ def _report(args: argparse.Namespace) -> dict[str, str]:
         with reporter.stage("reading the bundle"):
             document |= read_bundle(bundle)
         if args.layers:
-            document |= _block_errors(bundle, folder, reporter, args.device)
+            document |= _block_errors(bundle, folder, reporter, args)
     written = {"report": str(output)}
     if args.triton is not None:
         if bundle is None:
@@ -139,19 +144,26 @@ def find_bundle(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _block_errors(bundle: Path, folder: Path, reporter: Reporter, device: str) -> dict[str, Any]:
+def _block_errors(
+    bundle: Path, folder: Path, reporter: Reporter, args: argparse.Namespace
+) -> dict[str, Any]:
     """The error by layer, or nothing where it cannot be measured, with a message."""
+    from regcache_engines.bundle import Bundle
+
     from ..compat import require
+    from ..report.kept_errors import kept_errors
     from ..work.threads import settle_threads
 
+    opened = Bundle.open(bundle)
+    kept = kept_errors(opened, folder)
+    if kept is not None:  # without the seconds that torch takes to import
+        return {"block_errors": kept}
     with reporter.stage("loading torch"):
         require("torch", "search")
-        from regcache_engines.bundle import Bundle
-
         from ..report.block_errors import kept_block_errors
-    settle_threads(None)
+    settle_threads(args.threads)
     try:
-        return {"block_errors": kept_block_errors(Bundle.open(bundle), folder, reporter, device)}
+        return {"block_errors": kept_block_errors(opened, folder, reporter, args.device)}
     except BundleError as error:
         log.warning("no error by layer: %s", error)
         return {}

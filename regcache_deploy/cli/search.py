@@ -7,24 +7,25 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from ..data.settings import DataSettings
-from ..encoders.known import check_model
+from ..encoders.known import check_model, check_names
 from ..encoders.settings import ModelSettings
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings
 from ..run.options import ExportOptions
 from ..search.settings import FixedChoice, MergeSettings, SearchSettings
 from ..work.progress import Reporter
-from ..work.settings import MachineSettings
+from ..work.settings import MachineSettings, WorkerSettings
 from .arguments import PUBLISHED, add_settings, given, print_configuration
 from .common import (
     QUIET,
     add_common_arguments,
     add_run_arguments,
     load_libraries,
+    needed_by,
     say_what_random_is,
 )
 
-HELP = "find prefix and delete counts, count the work, draw the pictures (--ablation)"
+HELP = "find prefix and delete counts, count the work, draw pictures"
 
 EXAMPLES = """\
   regcache search                                    # the embedded demo
@@ -37,6 +38,7 @@ SETTINGS = (
     FixedChoice,
     MergeSettings,
     MachineSettings,
+    WorkerSettings,
 )
 
 
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--output", type=Path, metavar="DIR", help="run folder (default runs/MODEL-BASELINE-search)"
     )
+    add_settings(parser, WorkerSettings, "many processes")
     add_run_arguments(parser)
     add_common_arguments(parser)
 
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "; take one of the two"
         )
     options.check_paths()
+    check_names(options.model, options.pretrained)
     if args.dry_run:
         check_model(options.model, options.pretrained)
         taken = [*PUBLISHED, "output", *(f.name for each in SETTINGS for f in fields(each))]
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
     say_what_random_is(options.pretrained)
-    load_libraries(reporter)
+    load_libraries(reporter, *needed_by(options))
     from ..report.terminal import print_search
     from ..run.search import run_search
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..work.format import percent
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, check_bundle
 
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_json(), indent=1))
     elif report.problem is None:
         optimized = report.optimized
-        top1 = "" if optimized.top1 is None else f", {optimized.top1:.1%} of classes equal"
+        top1 = ""
+        if optimized.top1 is not None:
+            top1 = f", {percent(optimized.top1, 1)} of classes equal"
         if optimized.explained:
             top1 += (
                 f"; rounding noise explains {len(optimized.explained)} of {report.images} images"
@@ -72,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
             what = "float16 body against the same graph in float32"
         codes = older = ""
         if report.hashed:
-            codes = f"  {report.same_codes:.1%} of the nodes have the very codes of the export\n"
+            equal = percent(report.same_codes, 1)
+            codes = f"  {equal} of the nodes have the very codes of the export\n"
         if report.unknown:
             older = f"  not in its certificate, of an older version: {', '.join(report.unknown)}\n"
         if report.pairs:
-            same, images = report.pairs["same"], report.pairs["images"]
-            codes += f"  {same / images:.1%} of the images merge the same pairs of tokens\n"
+            share = percent(report.pairs["same"] / report.pairs["images"], 1)
+            codes += f"  {share} of the images merge the same pairs of tokens\n"
         sys.stdout.write(
             f"{args.bundle}: verified on {report.images} images\n"
             f"  {report.nodes} nodes against the numpy reference, block by block: "

@@ -21,6 +21,7 @@ from ..errors import ModelError
 from .merging import Pairs, find_pairs, log_sizes, merge_as_published, merge_patches, require_sizes
 from .regcache import RegCache, kept_patches, take_patches
 from .rotary import Survivors, angles_of, rotate
+from .stem import run_stem
 
 
 class Numerics(Protocol):
@@ -58,11 +59,18 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
+def geglu(x: Tensor) -> Tensor:
+    """`[..., 2M]` -> `[..., M]`: the GELU of the first half times the second."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.gelu(gate) * value
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "swiglu": swiglu,
+    "geglu": geglu,
 }
 
 Observer = Callable[[int, Tensor], None]
@@ -147,9 +155,12 @@ class Encoder:
     def embed(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` -> tokens `[B, N, D]` at the input of block 0."""
         w, images = self.weights, images.to(self.device)
-        patches = F.conv2d(
-            images, w["patch_embed.weight"], w["patch_embed.bias"], stride=self.spec.patch_size
-        )
+        if self.spec.stem:
+            patches = run_stem(self.spec.stem, w, images)
+        else:
+            patches = F.conv2d(
+                images, w["patch_embed.weight"], w["patch_embed.bias"], stride=self.spec.patch_size
+            )
         tokens = patches.flatten(2).transpose(1, 2)
         if self.spec.num_prefix_tokens:
             special = w["prefix_tokens"].expand(tokens.shape[0], -1, -1)
@@ -204,7 +215,8 @@ class Encoder:
         tokens = tokens + (update * w[f"{name}.ls1"] if self.spec.layer_scale else update)
         tokens, metric = self._delete(index, tokens, regcache, "mlp_input", survivors, keys)
         tokens = self._merge(index, tokens, metric, survivors)
-        hidden = self._linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", tokens), numerics)
+        normed = self.norm(f"{name}.norm2_pre", tokens) if self.spec.norm2_pre else tokens
+        hidden = self._linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", normed), numerics)
         hidden = ACTIVATIONS[self.spec.activation](hidden)
         if self.spec.mlp_norm:
             hidden = self.plain_norm(hidden)

@@ -63,7 +63,7 @@ def describe(name: str) -> Entry:
     obstacle = why_not_int8(spec.num_tokens, spec.head_dim)
     if spec.rotary:
         obstacle = "rotary positions between qkv and attention were not tried"
-    if spec.activation == "swiglu":
+    if spec.gated:
         obstacle = "target tensorrt has no form of a gated MLP"
     return Entry(
         name=name,
@@ -84,10 +84,8 @@ def describe(name: str) -> Entry:
 def multiplications(spec: EncoderSpec) -> int:
     """Multiply-accumulates of the original encoder on one image; norms and softmax left out."""
     n, d = spec.num_tokens, spec.width
-    patches = spec.num_patches * 3 * spec.patch_size[0] * spec.patch_size[1] * d
-    block = n * (4 * d * d + d * (spec.fc1_width + spec.mlp_width)) + 2 * n * n * d
     pool = spec.output_dim * spec.pooled_dim if spec.projection else 0
     if spec.pool == "map":
         a = spec.pool_width
         pool += 2 * n * d * a + 2 * n * a + a * a + 2 * a * spec.pool_mlp_width
-    return patches + spec.depth * block + pool
+    return spec.embedding_multiplications + spec.depth * spec.block_multiplications + pool

@@ -130,8 +130,3 @@ def explain(error: Exception) -> str:
     details = [line for line in lines if "key(s)" in line or "size mismatch" in line]
     text = "; ".join(details[:2]) or (lines[0] if lines else type(error).__name__)
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def looks_like_path(text: str) -> bool:
-    suffixes = {".pt", ".pth", ".bin", ".safetensors", ".npz", ".ckpt", ".tar"}
-    return "/" in text or Path(text).suffix in suffixes

@@ -8,50 +8,18 @@ SmoothQuant does) costs nothing. `demo-dense` fills the column, `demo-mild-*` lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..errors import ConfigError, ModelError
 from .canonical import Encoder
-from .settings import DEMO
+from .demo_names import Variant
 
 ADDED_UNITS = 16
 """By which every MLP grows for a dense column: two are used, and widths stay multiples of 16."""
 
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a demo differs from the one that was trained.
-
-    Attributes:
-        dense: two more units carry the spike, with fc2 columns `v` and `-v` of ordinary size. They
-            cancel, so the float function stays.
-        milder: the spike is divided by it, the column multiplied. QuickGELU is all but the identity
-            at these values, so the float function stays up to its saturation.
-    """
-
-    dense: bool = False
-    milder: float = 1.0
-
-    @property
-    def caution(self) -> str:
-        """What is said of the variant beside the demo's own caution."""
-        words = [f"spike divided by {self.milder:g}"] if self.milder != 1 else []
-        words += ["spike's column of ordinary size"] if self.dense else []
-        return ", ".join(words)
-
-
-VARIANTS: Mapping[str, Variant] = {
-    "demo-dense": Variant(dense=True),
-    "demo-dense-8": Variant(dense=True, milder=8),
-    "demo-mild-8": Variant(milder=8),
-    "demo-mild-32": Variant(milder=32),
-}
-"""`--model` name -> variant."""
 
 
 def edit(encoder: Encoder, variant: Variant, plant: Mapping[str, Any]) -> Encoder:
@@ -103,11 +71,3 @@ def _dense(encoder: Encoder, block: int, unit: int, coordinate: int) -> Encoder:
         weights[f"{name}.fc2.weight"] = torch.cat([fc2, columns], dim=1)
     spec = replace(encoder.spec, mlp_width=encoder.spec.mlp_width + ADDED_UNITS)
     return Encoder(spec, weights)
-
-
-def check_demo(name: str, pretrained: str | None) -> None:
-    """Raise ModelError where there is no such demo, ConfigError for weights of another."""
-    if name != DEMO and name not in VARIANTS:
-        raise ModelError(f"unknown model '{name}'; the demos are: {', '.join([DEMO, *VARIANTS])}")
-    if pretrained is not None:
-        raise ConfigError("the demo brings its own weights; --pretrained goes with --model NAME")

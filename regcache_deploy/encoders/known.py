@@ -1,43 +1,68 @@
-"""Is there such a model? Asked by `--dry-run`: without weights, and without a download."""
+"""Is there such a model? Asked before anything is loaded, without weights or a download."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..compat import import_open_clip, require
-from ..errors import ConfigError
+from ..errors import ModelError
+from .demo_names import check_demo
+from .library_names import open_clip_names, timm_names
+from .names import NATURAL, ONNX, TIMM, check_tag, random_seed, suggest, unknown_model
 from .settings import DEMO
+from .source import CONFIG, find_source, named_files
+
+
+def check_names(name: str, pretrained: str | None) -> None:
+    """Find a mistyped name or tag before the seconds that torch takes to import.
+
+    What passes need not be there: this asks the libraries' files and this disk, not the libraries.
+
+    Raises:
+        ConfigError, ModelError: as in `load_model`.
+    """
+    random_seed(pretrained)
+    if name.partition("-")[0] == DEMO:
+        check_demo(name, pretrained)
+    elif name.startswith(TIMM):
+        architecture = name.removeprefix(TIMM).partition(".")[0]
+        known = timm_names()
+        if known is not None and architecture not in known:
+            raise ModelError(f"unknown model '{name}'{suggest(architecture, known)}")
+    elif name.startswith(ONNX):
+        file = Path(name.removeprefix(ONNX))
+        if not file.is_file():
+            raise ModelError(f"there is no file {file}")
+    elif name != NATURAL and named_files(name, pretrained, download=False) is None:
+        names = open_clip_names()
+        if names is None:
+            return
+        if name not in names:
+            raise unknown_model(name, names)
+        check_tag(name, pretrained, names[name])
 
 
 def check_model(name: str, pretrained: str | None) -> None:
     """Look for a model as far as this disk and the libraries' lists go.
 
     A repository of the hub that was never downloaded is not asked for; without a network it is an
-    error. The plain demo is answered for without any library.
+    error. The demos are answered for without any library.
 
     Raises:
         ConfigError, ModelError, UnsupportedEncoderError: as in `load_model`.
     """
-    if name == DEMO:
-        if pretrained is not None:
-            raise ConfigError(
-                "the demo brings its own weights; --pretrained goes with --model NAME"
-            )
+    check_names(name, pretrained)
+    if name.partition("-")[0] == DEMO:
         return
     open_clip = import_open_clip()
-    from .demo_variants import check_demo
-    from .load_natural import NATURAL, package_file
-    from .load_onnx import ONNX, folder_of
+    from .load_natural import package_file
+    from .load_onnx import folder_of
     from .load_open_clip import weights_choice
     from .load_timm import timm_choice
     from .model_files import read_json
-    from .source import CONFIG, find_source
-    from .structure import TIMM
     from .transformers_families import family_of
 
-    if name.partition("-")[0] == DEMO:
-        check_demo(name, pretrained)
-    elif name == NATURAL:
+    if name == NATURAL:
         if pretrained is None:
             package_file()
     elif name.startswith(TIMM):

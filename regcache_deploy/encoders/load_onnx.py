@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import ConfigError, ModelError
+from regcache_engines.onnxruntime_session import import_onnxruntime
+
+from ..errors import ConfigError, EngineError, ModelError
 from .canonical import Encoder
 from .checkpoint import explain
 from .load_transformers import load_transformers
 from .model import LoadedModel
 from .model_files import Folder
+from .names import ONNX
 from .onnx_weights import read_onnx
 from .source import CONFIG
 
-ONNX = "onnx:"
 MAX_ERROR = 1e-2
 """Relative difference of the embedding; files in half precision have rounded weights."""
 
@@ -77,9 +79,9 @@ def compare(path: Path, encoder: Encoder) -> None:
         ModelError: they differ, or no output has the embedding's shape.
     """
     try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        log.warning("%s: onnxruntime is not installed, so its output was not compared", path)
+        onnxruntime = import_onnxruntime()
+    except EngineError as error:
+        log.warning("%s: its output was not compared: %s", path, error)
         return
     images = torch.randn(1, 3, *encoder.spec.image_size, generator=torch.Generator().manual_seed(0))
     expected = encoder(images).numpy()

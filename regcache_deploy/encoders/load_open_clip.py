@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..compat import import_open_clip
 from ..errors import ConfigError, ModelError
-from .checkpoint import looks_like_path
-from .hub import WEIGHT_FILES, explain_failure, require_hub_files
-from .load_natural import NATURAL
-from .model import LoadedModel, random_caution, random_seed, suggest
+from .hub import WEIGHT_FILES, explain_failure, first_line, require_hub_files
+from .model import LoadedModel, random_caution
+from .names import check_tag, random_seed, tag_and_path, unknown_model
 from .open_clip_checkpoint import load_checkpoint
+from .open_clip_image import WITHOUT_TEXT, foreign_text_tower, weights_file
 from .open_clip_timm import from_open_clip_tower
-from .source import HUB, Source
+from .roberta_text import from_roberta
+from .source import HUB, LOCAL, Source
 from .structure import build_tower, quiet_root_logger, read_tower
 from .text_encoder import from_open_clip_text
 from .text_side import TextSide
@@ -32,6 +33,9 @@ from .zero_shot_head import (
     load_tokenizer,
     read_templates,
 )
+
+FOREIGN = "HFTextEncoder"
+"""open_clip's class of text towers of transformers."""
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -64,13 +68,7 @@ def load_open_clip(
     if not own:
         read_tower(name, build_tower(name, depth=1))  # refuse before downloading gigabytes
     prompts = read_templates(templates)
-    model = _create(open_clip, own or name, weights, image_size)
-    alone = weights.path is not None and not load_checkpoint(model, weights.path)
-    if alone:
-        log.warning(
-            "%s holds the image tower alone, so there is no zero-shot head from class names",
-            weights.path,
-        )
+    model, alone = _model(open_clip, own or name, weights, image_size, source)
     config = open_clip.get_model_preprocess_cfg(model)
     scale = getattr(model, "logit_scale", None)
     head = features = text = None
@@ -118,31 +116,16 @@ def weights_choice(open_clip: Any, name: str, pretrained: str | None) -> _Weight
     """
     known = open_clip.list_models()
     if name not in known:
-        raise ModelError(f"unknown model '{name}'{suggest(name, ['demo', NATURAL, *known])}")
+        raise unknown_model(name, known)
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        raise ConfigError(
-            f"--model {name} needs --pretrained: a tag ({', '.join(tags) or 'none known'}), "
-            "a checkpoint path, TAG=PATH, or random[:SEED]"
-        )
+    check_tag(name, pretrained, tags)
     seed = random_seed(pretrained)
-    if seed is not None:
+    if pretrained is None or seed is not None:
         return _Weights(seed)
-    tag, path = _tag_and_path(pretrained, tags)
-    if path is not None and not path.is_file():
-        raise ModelError(f"no checkpoint file at {path}")
-    if tag is not None and tag not in tags:
-        raise ModelError(f"{name} has no pretrained tag '{tag}'{suggest(tag, tags)}")
+    tag, path = tag_and_path(pretrained, tags)
     if tag is None:
         _warn_of_unknown_training(open_clip, name, tags)
     return _Weights(None, tag, path)
-
-
-def _tag_and_path(pretrained: str, tags: Sequence[str]) -> tuple[str | None, Path | None]:
-    tag, separator, path = pretrained.partition("=")
-    if separator and tag in tags:
-        return tag, Path(path)
-    return (None, Path(pretrained)) if looks_like_path(pretrained) else (pretrained, None)
 
 
 def _warn_of_unknown_training(open_clip: Any, name: str, tags: Sequence[str]) -> None:
@@ -176,12 +159,47 @@ def _trained_otherwise(config: Mapping[str, Any], quick_gelu: bool) -> bool:
     return bool(config.get("quick_gelu")) != quick_gelu or not same
 
 
+def _model(
+    open_clip: Any,
+    name: str,
+    weights: _Weights,
+    size: tuple[int, int] | None,
+    source: Source | None,
+) -> tuple[Any, bool]:
+    """The model, and whether its image tower alone has weights."""
+    foreign = foreign_text_tower(open_clip, name, source if name.startswith((HUB, LOCAL)) else None)
+    try:
+        model = _create(open_clip, name, weights, size)
+    except ModelError as error:
+        if foreign is None:
+            raise
+        model = _create(open_clip, name, weights, size, source=source, text=False)
+        log.warning(
+            "the text tower of %s is %s of transformers, and it could not be built (%s): the image "
+            "tower is taken alone, so there is no zero-shot head from class names and no text/",
+            name,
+            foreign,
+            first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error),
+        )
+        return model, True
+    if weights.path is None or load_checkpoint(model, weights.path):
+        return model, False
+    log.warning(
+        "%s holds the image tower alone, so there is no zero-shot head from class names",
+        weights.path,
+    )
+    return model, True
+
+
 def _create(
     open_clip: Any,
     name: str,
     weights: _Weights,
     size: tuple[int, int] | None,
+    source: Source | None = None,
+    text: bool = True,
 ) -> Any:
+    """A model with the weights of its tag or source; without `text` also with those of a path."""
     tag, path = weights.tag, weights.path
     what = f"the weights '{tag or path or 'random'}' of {name}"
     instead = f"--pretrained {tag}=PATH" if tag else "--pretrained PATH"
@@ -205,16 +223,23 @@ def _create(
             torch.manual_seed(weights.seed or 0)
             model = open_clip.create_model(
                 name,
-                pretrained=tag if path is None else None,
+                pretrained=tag if path is None and text else None,
                 precision="fp32",
                 # open_clip takes it from the architecture alone, and only warns
                 force_quick_gelu=bool(trained.get("quick_gelu")),
                 force_preprocess_cfg={k: trained[k] for k in PREPROCESSING if k in trained},
                 pretrained_text=False,
                 force_image_size=size,
+                **({} if text else WITHOUT_TEXT),
             )
+            if not text:
+                path = path or weights_file(open_clip, name, tag, source)
+    except ModelError:
+        raise
     except Exception as error:  # the network, the hub, a tokenizer's library, the file
         raise explain_failure(what, error, instead) from error
+    if not text and path is not None:
+        load_checkpoint(model, path, image_alone=True)
     return model.eval()
 
 
@@ -223,9 +248,17 @@ def _text_side(
 ) -> TextSide:
     tokenizer = cache(lambda: load_tokenizer(partial(open_clip.get_tokenizer, name)))
     bias = getattr(model, "logit_bias", None)
+    foreign = type(getattr(model, "text", None)).__name__ == FOREIGN
+
+    def context() -> int:
+        """Where texts are cut; a tower of transformers has positions for more."""
+        return int(tokenizer().context_length if foreign else model.context_length)
+
     return TextSide(
-        read_encoder=lambda: from_open_clip_text(model),
-        read_tokenizer=lambda: from_open_clip_tokenizer(tokenizer(), model.context_length),
+        read_encoder=lambda: (
+            from_roberta(model.text, context()) if foreign else from_open_clip_text(model)
+        ),
+        read_tokenizer=lambda: from_open_clip_tokenizer(tokenizer(), context()),
         features=_text_encoder(model, tokenizer),
         tokens=lambda texts: tokenizer()(list(texts)),
         templates=prompts,

@@ -10,11 +10,11 @@ from torch import nn
 
 from ..compat import import_open_clip, require
 from ..errors import ConfigError, ModelError
-from .checkpoint import below_attribute, explain, looks_like_path, read_state_dict
+from .checkpoint import below_attribute, explain, read_state_dict
 from .classifier_head import imagenet_classifier
 from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
-from .model import LoadedModel, random_caution, random_seed, suggest
-from .structure import TIMM
+from .model import LoadedModel, random_caution
+from .names import TIMM, looks_like_path, random_seed, suggest, unknown_tag
 from .timm_vit import from_timm
 
 
@@ -94,7 +94,7 @@ def _tags(timm: Any, architecture: str) -> list[str]:
 def _check_tag(timm: Any, architecture: str, tag: str) -> None:
     known = _tags(timm, architecture)
     if tag and tag not in known:
-        raise ModelError(f"{architecture} has no pretrained tag '{tag}'{suggest(tag, known)}")
+        raise unknown_tag(architecture, tag, known)
 
 
 def _create(

@@ -19,8 +19,9 @@ from regcache_export.spec import EncoderSpec
 from ..errors import ConfigError, ModelError
 from .canonical import Encoder
 from .checkpoint import read_state_dict
-from .model import LoadedModel, random_caution, random_seed
+from .model import LoadedModel, random_caution
 from .model_files import ModelFiles, read_json
+from .names import random_seed
 from .parameters import Parameters
 from .reading import Weights, contiguous
 from .source import CONFIG

@@ -1,16 +1,13 @@
-"""What a loaded model is, and the words of `--pretrained` that every loader shares."""
+"""What a loaded model is."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from ..errors import ConfigError
 from .canonical import Encoder
 from .text_side import TextSide
 from .zero_shot_head import TextHead
@@ -59,25 +56,5 @@ class LoadedModel:
         return digest.hexdigest()
 
 
-def random_seed(pretrained: str | None) -> int | None:
-    """The seed of `random[:SEED]`, or None for other words.
-
-    Raises:
-        ConfigError: the seed is no whole number.
-    """
-    kind, _, seed = (pretrained or "").partition(":")
-    if kind != "random":
-        return None
-    if seed and not seed.isdecimal():
-        raise ConfigError(f"--pretrained {pretrained}: the seed must be a whole number")
-    return int(seed or 0)
-
-
 def random_caution(seed: int | None) -> str | None:
     return None if seed is None else f"random weights (seed {seed}): structure and speed only"
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean: ...?`, or nothing where no known name is near."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"; did you mean: {', '.join(close)}?" if close else ""

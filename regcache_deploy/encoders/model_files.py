@@ -48,14 +48,14 @@ class Folder:
         return str(self.path)
 
     def find(self, name: str) -> Path | None:
-        found = self.path / name
+        found = self.path / inside(name, self.title)
         return found if found.is_file() else None
 
     def absence(self, name: str) -> str:
         return f"{self.path} has no {name}"
 
     def below(self, folder: str) -> Folder:
-        return Folder(self.path / folder)
+        return Folder(self.path / inside(folder, self.title))
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ class Repository:
         return f"{name} of {self.name} is not in the cache {cache_folder()}, and {why}"
 
     def below(self, folder: str) -> Repository:
-        return replace(self, folder=str(PurePosixPath(self.folder, folder)))
+        return replace(self, folder=str(PurePosixPath(self.folder, inside(folder, self.title))))
 
     def find(self, name: str) -> Path | None:
         from huggingface_hub import errors as hub_errors
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-        inside = str(PurePosixPath(self.folder, name))
+        path = str(PurePosixPath(self.folder, inside(name, self.title)))
         if not self.download or unreachable() is not None:
-            cached = try_to_load_from_cache(self.name, inside)
+            cached = try_to_load_from_cache(self.name, path)
             return Path(cached) if isinstance(cached, str) else None
         try:
-            return Path(hf_hub_download(self.name, inside))
+            return Path(hf_hub_download(self.name, path))
         except hub_errors.GatedRepoError as error:
             raise ModelError(
                 f"the repository {self.name} is gated: accept its terms on huggingface.co, then "
@@ -105,11 +105,23 @@ class Repository:
                 f"unknown model '{self.name}': the hub has no such repository, or it is private"
             ) from error
         except hub_errors.LocalEntryNotFoundError as error:  # of EntryNotFoundError's kind
-            raise explain_failure(f"{inside} of {self.name}", error, "--model FOLDER") from error
+            raise explain_failure(f"{path} of {self.name}", error, "--model FOLDER") from error
         except hub_errors.EntryNotFoundError:
             return None
         except Exception as error:  # the network, a damaged cache
-            raise explain_failure(f"{inside} of {self.name}", error, "--model FOLDER") from error
+            raise explain_failure(f"{path} of {self.name}", error, "--model FOLDER") from error
+
+
+def inside(name: str, title: str) -> str:
+    """A name that files of the model give for others of its files, if it stays among them.
+
+    Raises:
+        ModelError: it leads out of the model's folder.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ModelError(f"the files of {title} name {name!r}, which is not one of them")
+    return name
 
 
 def read_json(path: Path) -> dict[str, Any]:

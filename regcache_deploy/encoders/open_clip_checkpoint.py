@@ -22,8 +22,13 @@ POSITION_IDS = "text.transformer.embeddings.position_ids"
 log = logging.getLogger(__name__)
 
 
-def load_checkpoint(model: Any, path: Path) -> bool:
+def load_checkpoint(model: Any, path: Path, image_alone: bool = False) -> bool:
     """Load a file; whether it held a text tower, which stays random otherwise.
+
+    Args:
+        model: of open_clip.
+        path: the file.
+        image_alone: leave the file's text tower out.
 
     Raises:
         ModelError: the file cannot be read, or does not fit the model as a whole.
@@ -35,6 +40,8 @@ def load_checkpoint(model: Any, path: Path) -> bool:
     names = set(model.state_dict())
     visual = {name.removeprefix(VISUAL) for name in names if name.startswith(VISUAL)}
     inner = below_attribute(state, names | visual)
+    if image_alone:
+        inner = {k: v for k, v in inner.items() if k.startswith(VISUAL)} or inner
     if len(inner) < len(state):
         log.info("%s: %d weights beside the model left out", path, len(state) - len(inner))
     try:

@@ -39,7 +39,7 @@ def from_open_clip(visual: Any) -> Encoder:
     width = visual.conv1.out_channels
     final_norm: FinalNorm = "after_pool" if visual.final_ln_after_pool else "before_pool"
     pool: Pool = "cls" if visual.pool_type == "tok" else "avg"
-    attention_pool: dict[str, int] = {}
+    attention_pool: dict[str, Any] = {}
     if visual.attn_pool is not None:
         attention_pool = _attention_pool(visual)
         # CoCa: the pooler's own norm of its tokens takes the place of the final one
@@ -64,9 +64,6 @@ def from_open_clip(visual: Any) -> Encoder:
         pool=pool,
         projection=visual.proj is not None,
         pool_include_prefix=pool == "map",
-        rotary=False,
-        attn_norm=False,
-        mlp_norm=False,
         **attention_pool,
     )
     return Encoder(spec, contiguous(_weights(visual, spec)))

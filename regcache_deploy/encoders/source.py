@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, ModelError, UnsupportedEncoderError
-from .checkpoint import looks_like_path
 from .hub import cache_folder, unreachable
-from .model import random_seed
 from .model_files import Folder, ModelFiles, Repository, read_list
+from .names import looks_like_path, random_seed
 
 HUB, LOCAL = "hf-hub:", "local-dir:"
 """open_clip's words in front of a repository and of a folder."""
@@ -50,11 +49,9 @@ def find_source(name: str, pretrained: str | None = None, download: bool = True)
         ModelError: no such folder or repository, or none of a known layout.
         UnsupportedEncoderError: sentence-transformers' model is more than its image tower.
     """
-    files = _files_of(name, download)
+    files = named_files(name, pretrained, download)
     if files is None:
         return None
-    if random_seed(pretrained) is None and not looks_like_path(pretrained or "/"):
-        raise ConfigError(f"{name} brings its own weights; leave --pretrained out")
     if files.find(OPEN_CLIP_CONFIG) is not None:
         if pretrained is not None:
             raise ConfigError(f"{name} brings its own weights; leave --pretrained out")
@@ -83,6 +80,19 @@ def find_source(name: str, pretrained: str | None = None, download: bool = True)
         f"are not in the cache {cache_folder()}, and {why}; download the repository on a "
         "machine with network, copy its folder here, and pass --model FOLDER"
     )
+
+
+def named_files(name: str, pretrained: str | None, download: bool) -> Folder | Repository | None:
+    """The folder or repository that `name` is, before a look inside; else None.
+
+    Raises:
+        ConfigError: a tag for a model that brings its own weights.
+        ModelError: there is no such folder, or what it says is no repository.
+    """
+    files = _files_of(name, download)
+    if files and random_seed(pretrained) is None and not looks_like_path(pretrained or "/"):
+        raise ConfigError(f"{name} brings its own weights; leave --pretrained out")
+    return files
 
 
 def _files_of(name: str, download: bool) -> Folder | Repository | None:

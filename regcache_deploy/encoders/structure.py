@@ -17,10 +17,9 @@ from torch import nn
 from ..compat import import_open_clip, require
 from ..errors import ModelError
 from .canonical import Encoder
+from .names import TIMM
 from .open_clip_timm import from_open_clip_tower
 from .timm_vit import from_timm
-
-TIMM = "timm/"
 
 
 def build_tower(name: str, depth: int | None = None) -> nn.Module:
@@ -71,7 +70,8 @@ def fill_randomly(tower: nn.Module, seed: int = 0) -> nn.Module:
     tower = tower.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        norms = {id(p) for m in tower.modules() if isinstance(m, nn.LayerNorm) for p in [m.weight]}
+        kinds = (nn.LayerNorm, nn.BatchNorm2d)
+        norms = {id(p) for m in tower.modules() if isinstance(m, kinds) for p in [m.weight]}
         for parameter in tower.parameters():
             spread = 0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
             parameter.normal_(0.0, spread, generator=generator)
@@ -83,6 +83,10 @@ def fill_randomly(tower: nn.Module, seed: int = 0) -> nn.Module:
             again: Any = getattr(module, "init_non_persistent_buffers", None)
             if again is not None:  # angles of timm's RoPE
                 again()
+            if isinstance(module, nn.BatchNorm2d):
+                for statistic, low in ((module.running_mean, -0.5), (module.running_var, 0.5)):
+                    if statistic is not None:
+                        statistic.uniform_(low, low + 1.0, generator=generator)
     return tower
 
 

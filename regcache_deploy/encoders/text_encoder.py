@@ -29,10 +29,22 @@ class TextEncoder:
         """Token ids int64 `[b, L]` -> embeddings `[b, E]`, not L2-normalized."""
         spec, w = self.spec, self.weights
         x = w["token_embed.weight"][ids] + w["pos_embed"][: ids.shape[1]]
+        own = None if spec.pad_id is None else torch.ne(ids, spec.pad_id)
+        if spec.post_norm:
+            x = self._norm("embed_norm", x)
         for index in range(spec.depth):
-            x = self._block(f"blocks.{index}", x)
-        x = self._norm("norm", x[torch.arange(len(ids)), self._places(ids)])
+            x = self._block(f"blocks.{index}", x, own)
+        x = self._pool(x, ids, own)
+        x = x if spec.post_norm else self._norm("norm", x)
+        if spec.projection_hidden:
+            x = F.gelu(self._linear("proj.hidden", x))
         return self._linear("proj", x) if spec.projection else x
+
+    def _pool(self, x: Tensor, ids: Tensor, own: Tensor | None) -> Tensor:
+        if self.spec.pooling == "mean":
+            assert own is not None
+            return (x * own[..., None]).sum(dim=1) / own.sum(dim=1, keepdim=True)
+        return x[torch.arange(len(ids)), self._places(ids)]
 
     def sha256(self) -> str:
         """Hash of structure and weights."""
@@ -58,14 +70,22 @@ class TextEncoder:
         parameters = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.layer_norm(x, x.shape[-1:], *parameters, self.spec.norm_eps)
 
-    def _block(self, name: str, x: Tensor) -> Tensor:
+    def _block(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
+        """`own`: which tokens are seen, `[b, L]`; None for all."""
         spec = self.spec
-        qkv = self._linear(f"{name}.attn.qkv", self._norm(f"{name}.norm1", x))
+
+        def norm(which: str, x: Tensor, here: bool) -> Tensor:
+            return self._norm(f"{name}.{which}", x) if here else x
+
+        qkv = self._linear(f"{name}.attn.qkv", norm("norm1", x, not spec.post_norm))
         q, k, v = qkv.unflatten(-1, (3, spec.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=spec.causal)
+        seen = None if own is None else own[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=spec.causal)
         x = x + self._linear(f"{name}.attn.out_proj", mixed.transpose(1, 2).flatten(2))
-        hidden = self._linear(f"{name}.mlp.fc1", self._norm(f"{name}.norm2", x))
-        return x + self._linear(f"{name}.mlp.fc2", ACTIVATIONS[spec.activation](hidden))
+        x = norm("norm1", x, spec.post_norm)
+        hidden = self._linear(f"{name}.mlp.fc1", norm("norm2", x, not spec.post_norm))
+        x = x + self._linear(f"{name}.mlp.fc2", ACTIVATIONS[spec.activation](hidden))
+        return norm("norm2", x, spec.post_norm)
 
 
 def from_open_clip_text(model: Any) -> TextEncoder:

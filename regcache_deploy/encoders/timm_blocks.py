@@ -14,7 +14,7 @@ from ..errors import UnsupportedEncoderError
 from .reading import Weights, activation_of, affine, is_norm, tensor
 
 BLOCKS = ("Block", "EvaBlock")
-MLPS = ("Mlp", "GluMlp", "SwiGLU")
+MLPS = ("Mlp", "GluMlp", "SwiGLU", "GeGluMlp")
 ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
 
 
@@ -31,10 +31,9 @@ def check_blocks(blocks: Sequence[Any]) -> None:
             raise UnsupportedEncoderError(f"unsupported attention {type(attention).__name__}")
         if type(mlp).__name__ not in MLPS:
             raise UnsupportedEncoderError(f"unsupported MLP {type(mlp).__name__}")
-        if type(mlp).__name__ != "Mlp" and not isinstance(mlp.act, nn.SiLU):
-            raise UnsupportedEncoderError(
-                f"a gated MLP with {type(mlp.act).__name__} in place of SiLU is not supported"
-            )
+        mlp_activation(mlp)  # refuses
+        if has_own_norm(mlp) != has_own_norm(blocks[0].mlp):
+            raise UnsupportedEncoderError("a norm in front of fc1 in some blocks is not supported")
         if not (is_norm(block.norm1) and is_norm(block.norm2)):
             raise UnsupportedEncoderError("a block without its two norms is not supported")
         if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
@@ -61,7 +60,7 @@ def sub_norms(blocks: Sequence[Any]) -> tuple[bool, bool]:
     found = []
     for where, norms in (
         ("attention", [block.attn.norm for block in blocks]),
-        ("the MLP", [block.mlp.norm for block in blocks]),
+        ("the MLP", [_last_norm(block.mlp) for block in blocks]),
     ):
         there = [norm is not None and not isinstance(norm, nn.Identity) for norm in norms]
         if any(there) and not all(isinstance(norm, nn.LayerNorm) for norm in norms):
@@ -76,7 +75,11 @@ def has_layer_scale(block: Any) -> bool:
 
 def block_weights(block: Any, name: str, layer_scale: bool, rotary: bool) -> Weights:
     """Weights of one block under `name`, e.g. `blocks.0`."""
-    out = affine(block.norm1, f"{name}.norm1") | affine(block.norm2, f"{name}.norm2")
+    out = affine(block.norm1, f"{name}.norm1")
+    if has_own_norm(block.mlp):
+        out |= affine(block.norm2, f"{name}.norm2_pre") | affine(block.mlp.norm, f"{name}.norm2")
+    else:
+        out |= affine(block.norm2, f"{name}.norm2")
     out |= _qkv(block.attn, f"{name}.attn.qkv")
     if rotary and not getattr(block.attn, "rotate_half", False):
         heads = block.attn.num_heads
@@ -85,7 +88,7 @@ def block_weights(block: Any, name: str, layer_scale: bool, rotary: bool) -> Wei
             out[packed] = _pairs_to_halves(out[packed], heads)
     out |= _behind(block.attn.norm, affine(block.attn.proj, f"{name}.attn.out_proj"))
     out |= _fc1(block.mlp, f"{name}.mlp.fc1")
-    out |= _behind(block.mlp.norm, affine(block.mlp.fc2, f"{name}.mlp.fc2"))
+    out |= _behind(_last_norm(block.mlp), affine(_fc2(block.mlp), f"{name}.mlp.fc2"))
     if layer_scale:
         width = block.attn.proj.out_features
         for part, scale in zip(("ls1", "ls2"), _scales(block), strict=True):
@@ -106,14 +109,49 @@ def _pairs_to_halves(qkv: Tensor, heads: int) -> Tensor:
 
 
 def mlp_activation(mlp: Any) -> Activation:
-    """The canonical name of what is between fc1 and fc2."""
-    return activation_of(mlp.act) if type(mlp).__name__ == "Mlp" else "swiglu"
+    """The canonical name of what is between fc1 and fc2.
+
+    Raises:
+        UnsupportedEncoderError: another function.
+    """
+    if type(mlp).__name__ == "Mlp":
+        return activation_of(mlp.act)
+    if isinstance(mlp.act, nn.SiLU):
+        return "swiglu"
+    if isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none":
+        return "geglu"
+    raise UnsupportedEncoderError(
+        f"a gated MLP with {type(mlp.act).__name__} in place of SiLU or GELU is not supported"
+    )
+
+
+def mlp_width(mlp: Any) -> int:
+    """Inputs of fc2."""
+    return int(_fc2(mlp).in_features)
+
+
+def has_own_norm(mlp: Any) -> bool:
+    """Whether the MLP begins with a LayerNorm (ViTamin), behind the block's own."""
+    return type(mlp).__name__ == "GeGluMlp" and is_norm(mlp.norm)
+
+
+def _last_norm(mlp: Any) -> Any:
+    """What is in front of fc2; ViTamin's MLP has its norm elsewhere."""
+    return None if type(mlp).__name__ == "GeGluMlp" else mlp.norm
+
+
+def _fc2(mlp: Any) -> Any:
+    return mlp.w2 if type(mlp).__name__ == "GeGluMlp" else mlp.fc2
+
+
+HALVES = {"SwiGLU": ("fc1_g", "fc1_x"), "GeGluMlp": ("w0", "w1")}
+"""Gate and value where they are two linears."""
 
 
 def _fc1(mlp: Any, name: str) -> Weights:
     """The first linear; the gate's rows come first, wherever timm has them."""
-    if type(mlp).__name__ == "SwiGLU":
-        halves = [affine(mlp.fc1_g, name), affine(mlp.fc1_x, name)]
+    if type(mlp).__name__ in HALVES:
+        halves = [affine(getattr(mlp, half), name) for half in HALVES[type(mlp).__name__]]
         return {key: torch.cat([half[key] for half in halves]) for key in halves[0]}
     out = affine(mlp.fc1, name)
     if type(mlp).__name__ == "GluMlp" and mlp.gate_last:

@@ -1,7 +1,8 @@
-"""Adapter: timm's `VisionTransformer` (DINOv2, DeiT, AugReg, CLIP, SigLIP) and plain `Eva`."""
+"""Adapter: timm's `VisionTransformer` (DINOv2, DeiT, CLIP, SigLIP, ViTamin) and plain `Eva`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from regcache_export.spec import EncoderSpec, FinalNorm, Pool
 from ..errors import UnsupportedEncoderError
 from .canonical import Encoder
 from .reading import Weights, activation_of, affine, contiguous, is_norm, single_eps, tensor
-from .timm_blocks import block_weights, check_blocks, has_layer_scale, mlp_activation, sub_norms
+from .timm_blocks import (
+    block_weights,
+    check_blocks,
+    has_layer_scale,
+    has_own_norm,
+    mlp_activation,
+    mlp_width,
+    sub_norms,
+)
+from .timm_stem import read_stem
 
 FEATURES = {
     "Beit": "a relative position bias in attention",
@@ -59,17 +69,20 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
     final_norm = _final_norm(trunk, pool)
     attn_norm, mlp_norm = sub_norms(blocks)
     first, patch = blocks[0], trunk.patch_embed
+    hybrid = type(patch).__name__ == "HybridEmbed"
+    stem, stem_weights = read_stem(patch) if hybrid else ((), {})
+    patch_size = patch.feat_ratio(as_scalar=False) if hybrid else patch.patch_size
     spec = EncoderSpec(
         image_size=(patch.img_size[0], patch.img_size[1]),
-        patch_size=(patch.patch_size[0], patch.patch_size[1]),
+        patch_size=(patch_size[0], patch_size[1]),
         width=trunk.embed_dim,
         depth=len(blocks),
         heads=first.attn.num_heads,
-        mlp_width=first.mlp.fc2.in_features,
+        mlp_width=mlp_width(first.mlp),
         output_dim=head.out_features if head is not None else trunk.embed_dim,
         num_prefix_tokens=trunk.num_prefix_tokens,
         activation=mlp_activation(first.mlp),
-        norm_eps=single_eps(trunk.modules()),
+        norm_eps=single_eps(_behind_the_stem(trunk)),
         norm_pre=is_norm(trunk.norm_pre),
         layer_scale=has_layer_scale(first),
         final_norm=final_norm,
@@ -80,9 +93,11 @@ def from_timm(trunk: Any, projection: nn.Linear | None = None) -> Encoder:
         rotary=getattr(trunk, "rope", None) is not None,
         attn_norm=attn_norm,
         mlp_norm=mlp_norm,
+        norm2_pre=has_own_norm(first.mlp),
+        stem=stem,
         **attention_pool,
     )
-    return Encoder(spec, contiguous(_weights(trunk, spec, head)))
+    return Encoder(spec, contiguous(stem_weights | _weights(trunk, spec, head)))
 
 
 def check_kind(trunk: Any) -> None:
@@ -105,16 +120,20 @@ def check_kind(trunk: Any) -> None:
 
 def _check_embedding(trunk: Any) -> None:
     patch = trunk.patch_embed
-    if type(patch).__name__ != "PatchEmbed":
-        raise UnsupportedEncoderError(
-            f"unsupported patch embedding {type(patch).__name__} (a convolutional stem)"
-        )
-    if is_norm(patch.norm):
+    if type(patch).__name__ not in ("PatchEmbed", "HybridEmbed"):
+        raise UnsupportedEncoderError(f"unsupported patch embedding {type(patch).__name__}")
+    if is_norm(getattr(patch, "norm", None)):
         raise UnsupportedEncoderError("a norm inside the patch embedding is not supported")
     if patch.img_size is None or patch.dynamic_img_pad:
         raise UnsupportedEncoderError(
             "a patch embedding of unknown or padded image size is not supported"
         )
+
+
+def _behind_the_stem(trunk: Any) -> Iterator[nn.Module]:
+    for name, module in trunk.named_modules():
+        if not name.startswith("patch_embed."):
+            yield module
 
 
 def _final_norm(trunk: Any, pool: Pool) -> FinalNorm:
@@ -162,7 +181,7 @@ def _attention_pool(trunk: Any) -> dict[str, int]:
 
 
 def _weights(trunk: Any, spec: EncoderSpec, head: nn.Linear | None) -> Weights:
-    out = affine(trunk.patch_embed.proj, "patch_embed")
+    out = {} if spec.stem else affine(trunk.patch_embed.proj, "patch_embed")
     special = [t for t in (trunk.cls_token, trunk.reg_token) if t is not None]
     if special:
         out["prefix_tokens"] = torch.cat([tensor(t)[0] for t in special])

@@ -28,6 +28,22 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class TokensOf:
+    """Tokens of images: what a worker needs of a set.
+
+    Attributes:
+        images: the set.
+    """
+
+    images: Images
+
+    def __call__(self, encoder: Encoder, rows: Tensor) -> Tensor:
+        """Tokens `[m, N, D]` of the images `rows [m]` at the input of block 0."""
+        images = self.images
+        return encoder.embed(images.normalized(images.pixels[rows]))
+
+
+@dataclass(frozen=True)
 class ImageSets:
     """Search images, evaluation images, and what the float model makes of the first.
 
@@ -70,7 +86,7 @@ class ImageSets:
 
         Computed when asked for: for many images they take far more memory than the pixels.
         """
-        return encoder.embed(self.images(rows))
+        return TokensOf(self.search)(encoder, rows)
 
     @property
     def judged(self) -> int:

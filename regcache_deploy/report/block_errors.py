@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.preprocess import in_layout
 from regcache_export.bundle_graph import graph_options
-from regcache_export.certificate_files import IMAGES as IMAGES_FILE
 from regcache_export.certificate_files import read_certificate
 from regcache_export.plan_beside import load_plan
 from regcache_export.spec import EncoderSpec
@@ -25,13 +23,10 @@ from ..evaluation.layer_error import alone_errors
 from ..quantization.plan import calibration_of
 from ..quantization.simulate import Calibration
 from ..work.devices import use_device
-from ..work.json_file import write_json
 from ..work.progress import Advance, Reporter
+from .kept_errors import keep_errors, kept_errors
 
 IMAGES = 8
-
-KEPT = "layers.json"
-"""In the run folder: what was measured of a bundle, so that a second page has it at once."""
 
 
 def kept_block_errors(
@@ -48,19 +43,14 @@ def kept_block_errors(
     Raises:
         BundleError: as `measure_block_errors`.
     """
-    files = bundle.manifest["files"]
-    key = {name: files[name]["sha256"] for name in (MODEL, IMAGES_FILE) if name in files}
-    try:
-        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
-        if kept["of"] == key:
-            return dict(kept["errors"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or none that can be read: it is measured again and written anew
+    kept = kept_errors(bundle, folder)
+    if kept is not None:
+        return kept
     place = folder if (folder / "plan.json").is_file() else None
     total = bundle.manifest["quantized_linears"] + 3
     with reporter.stage("error by layer", total) as advance:
         errors = measure_block_errors(bundle, place, advance, device)
-    write_json(folder / KEPT, {"of": key, "errors": errors})
+    keep_errors(bundle, folder, errors)
     return errors
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from regcache_engines.documents import parse_json
 
-from ..work.format import count_text, mib_text
+from ..work.format import count_text, mib_text, percent
 from .bundle_plots import layer_errors
 from .drawing import draw_svg
 from .parts import Code, Section, Table, svg_picture
@@ -184,7 +184,7 @@ def certificate(folder: Path, document: dict[str, Any]) -> Section | None:
         ["that differ otherwise", count_text(off)],
         ["largest error of a block's output, relative", f"{max(floats, default=0):.1e}"],
         ["with optimizations on, mean cosine", f"{run['mean_cosine']:.6f}"],
-        *([["with optimizations on, same class", f"{run['top1']:.2%}"]] if run["top1"] else []),
+        *([["with optimizations on, same class", percent(run["top1"])]] if run["top1"] else []),
         ["simulation", found["simulation"]],
         ["runtime", f"onnxruntime {found['environment']['onnxruntime']}"],
     ]

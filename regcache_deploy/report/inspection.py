@@ -53,7 +53,7 @@ def inspect_bundle(path: Path) -> Facts:
             "weights_sha256": provenance.get("weights_sha256"),
             "caution": provenance.get("caution"),
         },
-        "encoder": spec.to_json() | {"tokens": spec.num_tokens} if spec else None,
+        "encoder": _described(spec) if spec else None,
         "quantizer": {
             "baseline": manifest.get("baseline"),
             "bits": manifest.get("bits"),
@@ -115,6 +115,16 @@ def _certificate(bundle: Bundle) -> dict[str, Any]:
 def _encoder(certificate: Mapping[str, Any]) -> EncoderSpec | None:
     found = certificate.get("encoder")
     return EncoderSpec.from_json(found) if isinstance(found, dict) else None
+
+
+def _described(spec: EncoderSpec) -> Facts:
+    """Its structure; of a stem, how much it does, in place of its steps."""
+    found = spec.to_json() | {"tokens": spec.num_tokens}
+    if spec.stem:
+        stem = spec.embedding_multiplications
+        share = stem / (stem + spec.depth * spec.block_multiplications)
+        found["stem"] = {"steps": len(spec.stem), "float_multiplications": share}
+    return found
 
 
 def _tokens(spec: EncoderSpec | None, choice: Any, merge: Any) -> list[dict[str, int]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..work.format import COUNTED
+from ..work.format import percent, value_text
 from .inspection import Facts
 
 SPEED = ("threads", "batch", "p50_ms", "images_per_second")
@@ -82,6 +82,7 @@ def _encoder(spec: Facts | None) -> str:
     parts = [
         f"{size} pixels",
         f"patches {patch}",
+        *_stem(spec.get("stem")),
         f"{spec['tokens']} tokens ({spec['num_prefix_tokens']} special)",
         f"{spec['depth']} blocks of width {spec['width']}, {spec['heads']} heads",
         f"MLP {spec['mlp_width']} {spec['activation']}",
@@ -89,6 +90,13 @@ def _encoder(spec: Facts | None) -> str:
         f"embedding {spec['output_dim']}",
     ]
     return ", ".join([*parts, *(["rotary"] if spec["rotary"] else [])])
+
+
+def _stem(stem: Facts | None) -> list[str]:
+    if not stem:
+        return []
+    share = stem["float_multiplications"]
+    return [f"convolutional stem in float ({share:.0%} of its and the blocks' multiplications)"]
 
 
 def _recipe(quantizer: Facts) -> str:
@@ -204,7 +212,7 @@ def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
     agreement = accuracy["deployed_against_simulated"]
     if agreement:
         same = agreement.get("top1")
-        share = "" if same is None else f"top-1 identical on {same:.2%}, "
+        share = "" if same is None else f"top-1 identical on {percent(same)}, "
         yield (
             "deployed against simulated",
             f"{share}mean cosine {agreement['mean_cosine']:.6f} "
@@ -213,7 +221,7 @@ def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
 
 
 def _score(metric: str | None, value: float) -> str:
-    return f"{value:.2%}" if metric in COUNTED else f"{value:.5f}"
+    return value_text(metric or "", value)
 
 
 def _speed(speed: Facts | None) -> Iterator[tuple[str, str]]:

@@ -75,7 +75,7 @@ def story(folder: Path, document: dict[str, Any]) -> Section | None:
         )
         return Section("story", "What RegCache did here", text)
     text.append(
-        f"RegCache {' and '.join(done)}. With that, the largest token is {after['largest']:.4g} "
+        f"RegCache {', and '.join(done)}. With that, the largest token is {after['largest']:.4g} "
         f"({norms['after_means']})."
     )
     return Section("story", "What RegCache did here", text)
@@ -91,14 +91,19 @@ def _done(document: dict[str, Any]) -> list[str]:
             "token as constant keys and values"
         )
     deleted = document["delete_count"]
-    if saturated := absent_count(document) - deleted:
+    absent = absent_count(document)
+    if saturated := absent - deleted:
+        those = f"{saturated} of which" if deleted else "which"
         done.append(
-            f"sets the ranges without the {saturated} largest tokens of each image, which then "
-            f"saturate in block {document['delete_block']}"
+            f"sets the ranges without {_largest(absent)} of each image, {those} then saturate in "
+            f"block {document['delete_block']}"
         )
     if deleted:
         done.append(
-            f"deletes the {deleted} largest tokens of each image in block "
-            f"{document['delete_block']}"
+            f"deletes {_largest(deleted)} of each image in block {document['delete_block']}"
         )
     return done
+
+
+def _largest(count: int) -> str:
+    return "the largest token" if count == 1 else f"the {count} largest tokens"

@@ -17,6 +17,7 @@ from ..work.format import (
     norms_rows,
     not_tried_lines,
     p_text,
+    percent,
     unit_name,
     value_text,
 )
@@ -86,7 +87,7 @@ def accuracy_lines(document: dict[str, Any]) -> list[str]:
         lines.append(f"Fidelity to FP32 would have chosen: {document['fidelity_way']}.")
     if not agreement:
         return lines
-    same = f"the same class on {agreement['top1']:.2%}, " if "top1" in agreement else ""
+    same = f"the same class on {percent(agreement['top1'])}, " if "top1" in agreement else ""
     return [
         *lines,
         f"The deployed graph against the simulation it was chosen by, on {agreement['n']} images: "
@@ -174,7 +175,7 @@ def _took(spent: dict[str, Any]) -> str:
     found = spent.get("resumed_block_forwards", 0)
     if not found:
         return f"{spent['seconds']:.0f} s"
-    share = f"{found / spent['block_forwards']:.0%}"
+    share = percent(found / spent["block_forwards"], 0)
     return (
         f"{share} of them were finished by an earlier run; this one took {spent['seconds']:.0f} s"
     )
@@ -187,7 +188,9 @@ def layers(folder: Path, document: dict[str, Any]) -> Section | None:
     data = document["sensitivity"]
     proxy = data["proxy"]["block"]
     agree = "agrees" if proxy == document["sensitive_block"] else f"says block {proxy}"
-    recall = ", ".join(f"block {t}: {share:.0%}" for t, share in document["ranking_recall"].items())
+    recall = ", ".join(
+        f"block {t}: {percent(share, 0)}" for t, share in document["ranking_recall"].items()
+    )
     measured = bool(data["layers"])
     text = [
         f"Quantizing {document['sensitive_layer']} alone costs most. The one-pass proxy {agree}."

@@ -45,14 +45,25 @@ def speed(folder: Path, document: dict[str, Any]) -> Section | None:
     loads = [(float(r["load"]), int(r["cores"])) for r in rows if r.get("load") and r.get("cores")]
     if loads and (busy := busy_warning(*max(loads))):
         text.append(f"{busy[0].upper()}{busy[1:]}.")
-    reasons: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if row.get("reason"):
-            reasons.setdefault(row["reason"], {})[_name(row)] = None
-    if reasons:
-        lines = [[", ".join(names), reason] for reason, names in reasons.items()]
+    if lines := _not_run(rows):
         tables.append(Table(["not run", "why"], lines))
     return Section("speed", "Speed", text, tables, pictures)
+
+
+def _not_run(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Engines and why they did not run; files are named where others ran there."""
+    files = {row.get("precision") for row in rows}
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.get("reason"):
+            continue
+        alike = [r for r in rows if r.get("engine") == row.get("engine")]
+        same = {r.get("precision") for r in alike if r.get("reason") == row["reason"]}
+        name = _name(row) if same != files or row.get("title") else str(row["engine"])
+        names = reasons.setdefault(row["reason"], [])
+        if name not in names:
+            names.append(name)
+    return [[", ".join(names), reason] for reason, names in reasons.items()]
 
 
 def pareto_points(document: dict[str, Any]) -> list[dict[str, Any]]:

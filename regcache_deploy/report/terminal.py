@@ -17,6 +17,7 @@ from ..work.format import (
     norms_rows,
     not_tried_lines,
     p_text,
+    percent,
     unit_name,
     value_text,
 )
@@ -125,7 +126,9 @@ def _ablation_table(metric: str, row: dict[str, Any]) -> tuple[str, Any]:
 def _search_footnotes(result: ExportResult) -> list[str]:
     details, cost = result.details, result.search_cost
     proxy = details["sensitivity"]["proxy"]["block"]
-    recall = ", ".join(f"block {t} {share:.0%}" for t, share in details["ranking_recall"].items())
+    recall = ", ".join(
+        f"block {t} {percent(share, 0)}" for t, share in details["ranking_recall"].items()
+    )
     lines = [
         f"Cost: {cost['block_forwards']:,} block-forwards in all; the published grid takes "
         f"{cost['exhaustive_block_forwards']:,}.",
@@ -223,7 +226,7 @@ def _accuracy_table(result: ExportResult) -> tuple[str, Any]:
 
 def _footnotes(result: ExportResult, verbose: bool) -> list[str]:
     agreement = result.agreement
-    same = f"top-1 identical on {agreement['top1']:.2%}, " if "top1" in agreement else ""
+    same = f"top-1 identical on {percent(agreement['top1'])}, " if "top1" in agreement else ""
     lines = [
         f"Deployed against simulated: {same}mean cosine {agreement['mean_cosine']:.6f} "
         f"(lowest {agreement['min_cosine']:.6f})."

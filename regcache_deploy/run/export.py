@@ -33,7 +33,7 @@ from .account import account_of
 from .details import details_of, draw
 from .merging import write_front
 from .options import ExportOptions
-from .study import Study, run_study
+from .study import Study, run_study, team_of
 
 
 @torch.no_grad()
@@ -56,7 +56,8 @@ def run_export(
             "`regcache search`"
         )
     warn_about_saturation(options.weight_bits)
-    study = run_study(options, reporter, parts)
+    with team_of(options, parts) as team:
+        study = run_study(options, reporter, parts, team=team)
     sets = study.sets
     with reporter.stage("calibration of the chosen way"):
         calibration = study.calibrate()

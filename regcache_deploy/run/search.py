@@ -15,11 +15,12 @@ from ..search.settings import REGCACHE
 from ..work.json_file import write_json
 from ..work.paths import DETAILS
 from ..work.progress import Reporter
+from ..work.workers import Team
 from .account import account_of
 from .details import details_of, draw
 from .merging import write_front
 from .options import ExportOptions
-from .study import Study, run_study
+from .study import Study, run_study, team_of
 
 
 @torch.no_grad()
@@ -39,11 +40,12 @@ def run_search(
     """
     if options.recipe is None:
         options = replace(options, recipe=REGCACHE)
-    study = run_study(options, reporter, parts, model)
-    folder, found = options.output_dir, study.found
-    folder.mkdir(parents=True, exist_ok=True)
-    details = details_of(found, options)
-    details["ablation"] = _ablation(study, folder, reporter) if ablation else []
+    with team_of(options, parts) as team:
+        study = run_study(options, reporter, parts, model, team)
+        folder, found = options.output_dir, study.found
+        folder.mkdir(parents=True, exist_ok=True)
+        details = details_of(found, options)
+        details["ablation"] = _ablation(study, folder, reporter, team) if ablation else []
     results_csv = folder / "results.csv"
     write_trials(results_csv, found.result.trials, found.objective.name)
     if study.front is not None:
@@ -60,9 +62,11 @@ def run_search(
     return result
 
 
-def _ablation(study: Study, folder: Path, reporter: Reporter) -> list[dict[str, Any]]:
+def _ablation(
+    study: Study, folder: Path, reporter: Reporter, team: Team | None
+) -> list[dict[str, Any]]:
     options, sets = study.options, study.sets
-    rows = run_ablation(options, sets, study.held_out, study.judge, reporter)
+    rows = run_ablation(options, sets, study.held_out, study.judge, reporter, team=team)
     setup = {
         "model": study.model.name,
         "caution": study.model.caution or "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,9 +42,11 @@ from ..search.token_norms import TokenNorms, measure_norms
 from ..search.way_race import MAX_SHARE, Raced, WayRace, fidelity_way, race_ways, reason
 from ..search.ways import ways_of
 from ..work.count import Work
-from ..work.devices import describe, fitting_batch, log_device, use_device
+from ..work.devices import describe, find_device, fitting_batch, log_device, use_device
 from ..work.progress import Reporter
+from ..work.ray_team import open_team
 from ..work.threads import settle_threads
+from ..work.workers import Team
 from .finished import parts_of
 from .merging import MergeFront, choose_merge
 from .options import ExportOptions
@@ -191,17 +194,19 @@ def run_study(
     reporter: Reporter,
     parts: Path | None = None,
     model: LoadedModel | None = None,
+    team: Team | None = None,
 ) -> Study:
     """Decide, and embed the held-out images in every corner.
 
     A killed run goes on where it stopped: finished parts are in the folder `parts` of the run
     folder, or in the one that is given, which several runs may share. A `model` that is given takes
-    the place of the one that the options name.
+    the place of the one that the options name. Where there is a team, it does most of the work; see
+    `team_of`.
 
     Raises:
         RegCacheError: with the exit code of its kind; finished parts stay.
     """
-    study = decide_study(options, reporter, parts, model)
+    study = decide_study(options, reporter, parts, model, team)
     held_out, found, features = study.held_out, study.found, study.features
     published, best = study.published, found.result.best
     features["fp32"] = held_out.float_features
@@ -226,6 +231,7 @@ def decide_study(
     reporter: Reporter,
     parts: Path | None = None,
     model: LoadedModel | None = None,
+    team: Team | None = None,
 ) -> Study:
     """Search and race on the search images; no held-out image has been looked at.
 
@@ -251,7 +257,8 @@ def decide_study(
     encoder, published = model.encoder, chosen_baseline(options)
     recipe = options.chosen_recipe
     settings = replace(options, two_counts=False) if recipe == PAPER else options
-    found = find_choice(settings, published, encoder, sets, reporter, options.keep_float == AUTO)
+    ranked = options.keep_float == AUTO
+    found = find_choice(settings, published, encoder, sets, reporter, ranked, team)
     kept = sets.cache.counting(Work())
 
     def embedder(title: str, images: Images) -> Embedder:
@@ -300,6 +307,18 @@ def decide_study(
         merge,
         front,
     )
+
+
+def team_of(
+    options: ExportOptions, parts: Path | None = None
+) -> AbstractContextManager[Team | None]:
+    """The workers that the options ask for, for `run_study` with the same `parts`.
+
+    Raises:
+        ConfigError: as `open_team`.
+    """
+    device, folder = find_device(options.device), parts or parts_of(options.output_dir)
+    return open_team(options.workers, device, options.threads, folder)
 
 
 def _choose_way(

@@ -21,7 +21,8 @@ from regcache_export.graph import build_model, serialize
 
 from ..compat import import_open_clip
 from ..encoders.canonical import Encoder
-from ..encoders.structure import TIMM, build_tower, fill_randomly, read_tower
+from ..encoders.names import TIMM
+from ..encoders.structure import build_tower, fill_randomly, read_tower
 from ..errors import ModelError, UnsupportedEncoderError
 
 SURVEY_DEPTH = 3

@@ -21,6 +21,7 @@ from ..evaluation.image_sets import ImageSets
 from ..quantization.choice import chosen_baseline
 from ..quantization.settings import BASELINE_NAMES, QuantizerSettings
 from ..work.progress import Reporter
+from ..work.workers import Team
 from .clipping import CLIPPING_PERCENTILE, Clipped
 from .embedder import Embedder
 from .find import FoundChoice, find_choice
@@ -116,6 +117,7 @@ def run_ablation(
     reporter: Reporter,
     baselines: Iterable[str] = BASELINE_NAMES,
     bits: Iterable[str] = ABLATION_BITS,
+    team: Team | None = None,
 ) -> list[AblationRow]:
     """Search and evaluate every baseline at every bit width.
 
@@ -127,6 +129,7 @@ def run_ablation(
         sets: images, calibration tokens and finished parts.
         held_out: embeds the images that are judged.
         judge: their metric.
+        team: workers that evaluate.
     """
     rows, encoder = [], held_out.encoder
     for width in bits:
@@ -134,7 +137,7 @@ def run_ablation(
             chosen = QuantizerSettings(baseline=name, bits=width)
             own = sets.for_another_search(encoder.spec.depth)
             baseline = chosen_baseline(chosen)
-            found = find_choice(settings, baseline, encoder, own, reporter)
+            found = find_choice(settings, baseline, encoder, own, reporter, team=team)
             rows.append(_row(chosen, settings, found, held_out, judge))
     return rows
 

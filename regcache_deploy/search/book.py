@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,12 +11,16 @@ from torch import Tensor
 from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Objective, Score
 from ..work.count import Work
+from .question import Answer, Ask
 from .result import SearchResult, Trial, preference
 from .space import SearchSpace
 from .statistics import gain_probability
 from .stopping import Stop
 
 Advance = Callable[[int], None]
+
+Look = tuple[RegCacheConfig, str]
+"""A choice, and the stage of the strategy that asks for it."""
 
 
 class Problem(Protocol):
@@ -33,13 +37,15 @@ class Problem(Protocol):
     @property
     def work(self) -> Work: ...
 
-    def evaluate(
-        self,
-        config: RegCacheConfig,
-        rows: Tensor | None = None,
-        calibration: int | None = None,
-        stop: Stop | None = None,
-    ) -> Score: ...
+    def evaluate_many(
+        self, asked: Iterable[Ask], told: Callable[[int], None] = lambda n: None
+    ) -> list[Answer]:
+        """Scores in order; every one is booked in `work` before the next one is drawn."""
+        ...
+
+    def look_ahead(self, asked: Iterable[Ask]) -> None:
+        """What will probably be asked next."""
+        ...
 
     def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
         """Block-forwards of such an evaluation, hidden states that are there already."""
@@ -82,38 +88,68 @@ class TrialBook:
         self.complete: dict[RegCacheConfig, Score] = {}
 
     def ask(
-        self,
-        config: RegCacheConfig,
-        stage: str,
-        rows: Tensor | None = None,
-        calibration: int | None = None,
-    ) -> Score:
-        """Evaluate on the images `rows`, with the first `calibration` calibration images."""
-        score = self.problem.evaluate(config, rows, calibration)
-        images = self.problem.size if rows is None else len(rows)
-        self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
-        self.advance(1)
-        return score
+        self, looks: Iterable[Look], rows: Tensor | None = None, calibration: int | None = None
+    ) -> dict[RegCacheConfig, Score]:
+        """Evaluate on the images `rows`, with the first `calibration` calibration images.
 
-    def full(self, config: RegCacheConfig, stage: str) -> Score:
-        """Evaluate on all images with the whole calibration set, once."""
-        if config not in self.complete:
-            self.complete[config] = self.ask(config, stage)
-        return self.complete[config]
+        Args:
+            looks: drawn one by one; `problem.work` holds what the last one takes before the next
+                one is drawn.
+        """
+        return self._asked(looks, rows, calibration)
 
-    def until(self, config: RegCacheConfig, stage: str, rows: Tensor, stop: Stop) -> None:
-        """Evaluate on all images, or on fewer if `stop` leaves the choice.
+    def full(self, looks: Iterable[Look]) -> None:
+        """Evaluate on all images with the whole calibration set, each choice once."""
+        seen = set(self.complete)
+
+        def new() -> Iterator[Look]:
+            for config, stage in looks:
+                if config not in seen:
+                    seen.add(config)
+                    yield config, stage
+
+        self.complete |= self._asked(new())
+
+    def until(self, looks: Iterable[Look], rows: Tensor, stop: Stop) -> None:
+        """Evaluate on all images, or on fewer if `stop` leaves a choice.
 
         Args:
             rows: all images `[n]`, in the order in which they are asked.
         """
-        score = self.problem.evaluate(config, rows, stop=stop)
-        images = len(score.per_image)
-        if images == self.problem.size:
-            back = rows.argsort()
-            score = Score.of(score.per_image[back], score.cosine[back], score.margin[back])
-            self.complete[config] = score
-        self.trials.append(Trial(stage, config, score, images, self.problem.work.block_forwards))
+        for config, score in self._asked(looks, rows, stop=stop).items():
+            if len(score.per_image) == self.problem.size:
+                self.complete[config] = score
+
+    def look_ahead(self, configs: Iterable[RegCacheConfig], rows: Tensor | None = None) -> None:
+        """Name what `ask` or `full` will probably be asked next, for idle workers."""
+        self.problem.look_ahead(Ask(config, rows) for config in configs)
+
+    def _asked(
+        self,
+        looks: Iterable[Look],
+        rows: Tensor | None = None,
+        calibration: int | None = None,
+        stop: Stop | None = None,
+    ) -> dict[RegCacheConfig, Score]:
+        """Evaluate, and write down each with the work so far, as if it had been asked alone."""
+        work, drawn = self.problem.work.block_forwards, list[Look]()
+
+        def asked() -> Iterator[Ask]:
+            for config, stage in looks:
+                drawn.append((config, stage))
+                yield Ask(config, rows, calibration, stop)
+
+        scores = {}
+        answers = self.problem.evaluate_many(asked(), self.advance)
+        for (config, stage), answer in zip(drawn, answers, strict=True):
+            work, score = work + answer.work, answer.score
+            images = len(score.per_image)
+            if stop is not None and rows is not None and images == self.problem.size:
+                back = rows.argsort()
+                score = Score.of(score.per_image[back], score.cosine[back], score.margin[back])
+            scores[config] = score
+            self.trials.append(Trial(stage, config, score, images, work))
+        return scores
 
     @property
     def leader(self) -> RegCacheConfig:

@@ -10,7 +10,7 @@ wins by another delete count or target block, its neighbours are asked in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -53,28 +53,41 @@ def contest(
     size, corners = book.problem.size, space.corner_count
     reserve = corners + TO_CONFIRM
     dropped: set[RegCacheConfig] = set()
-    book.full(alive[0], "final")
+    book.full([(alive[0], "final")])
     for _ in range(ROUNDS):
         leader = book.leader
-        anchors = [leader]
-        for config in _ends(leader, alive):
-            if config in book.complete or allowance.covers(config, size, reserve=reserve):
-                book.full(config, "final")
-                anchors.append(config)
+        anchors = [leader, *_ends(leader, alive)]
+        book.full(
+            (config, "final")
+            for config in anchors
+            if config in book.complete or allowance.covers(config, size, reserve=reserve)
+        )
+        anchors = [config for config in anchors if config in book.complete]
         rows = contested_images([book.complete[config] for config in anchors])
         ahead, missed = _ask(book, _rivals(leader, alive, space), rows, allowance, reserve)
         dropped = (dropped | missed) - set(book.complete)
         beaten: set[Column] = set()
-        for config in _by_trust(ahead, leader):
+        for config, later in _one_by_one(_by_trust(ahead, leader)):
             if column(config) in beaten:
                 continue
             if not allowance.covers(config, size, reserve=corners):
                 dropped.add(config)
-            elif book.full(config, "final").value < book.complete[book.leader].value:
+                continue
+            book.look_ahead(each for each in later if column(each) not in beaten)
+            book.full([(config, "final")])
+            if book.complete[config].value < book.complete[book.leader].value:
                 beaten |= {column(config)} - {column(leader)}
         if column(book.leader) == column(leader):
             break
     return dropped
+
+
+def _one_by_one(
+    configs: Sequence[RegCacheConfig],
+) -> Iterator[tuple[RegCacheConfig, Sequence[RegCacheConfig]]]:
+    """Each choice, and all from it on: what may be asked with it before its outcome is known."""
+    for place, config in enumerate(configs):
+        yield config, configs[place:]
 
 
 def column(config: RegCacheConfig) -> Column:
@@ -118,13 +131,14 @@ def _ask(
     spare = TOLERANCE * len(rows)
     outcomes: dict[RegCacheConfig, Score] = {}
     hopeless, missed = set(), set()
-    for config in rivals:
-        if config in book.complete or column(config) in hopeless:
+    for config, later in _one_by_one([c for c in rivals if c not in book.complete]):
+        if column(config) in hopeless:
             continue
         if not allowance.covers(config, len(rows), reserve=reserve):
             missed.add(config)
             continue
-        outcomes[config] = book.ask(config, "contested images", rows)
+        book.look_ahead((each for each in later if column(each) not in hopeless), rows)
+        outcomes |= book.ask([(config, "contested images")], rows)
         lost = best - float(outcomes[config].per_image.sum())
         if lost > spare and column(config) != column(book.leader):
             hopeless.add(column(config))

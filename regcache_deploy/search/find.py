@@ -16,7 +16,7 @@ from regcache_export.regcache_config import DeleteAt, PrefixBlocks
 from ..encoders.canonical import Encoder
 from ..errors import ConfigError
 from ..evaluation import FeatureError, FeatureFidelity, Objective
-from ..evaluation.image_sets import ImageSets
+from ..evaluation.image_sets import ImageSets, TokensOf
 from ..evaluation.metrics import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
@@ -24,7 +24,9 @@ from ..work.count import Work, peak_memory
 from ..work.devices import free_memory
 from ..work.memory import free_disk, image_memory
 from ..work.progress import Reporter
+from ..work.workers import Team
 from .cost import SearchCost, calibration_walks, exhaustive_block_forwards
+from .evaluator import Setup
 from .problem import SearchProblem
 from .register.capture import Candidate, Captures
 from .register.choose import find_captures, make_register, take_best_singles
@@ -145,6 +147,7 @@ def find_choice(
     sets: ImageSets,
     reporter: Reporter,
     rank_layers: bool = False,
+    team: Team | None = None,
 ) -> FoundChoice:
     """Search RegCache's numbers for one encoder, one baseline and one bit width.
 
@@ -152,6 +155,7 @@ def find_choice(
 
     Args:
         rank_layers: measure every linear even where the choice does not depend on it.
+        team: workers that evaluate; the result is the same without.
 
     Raises:
         ConfigError: an objective that these images cannot have, or a folder that is full.
@@ -197,19 +201,17 @@ def find_choice(
         )
     members = slice(None) if settings.candidates == "average" else slice(0, 1)
     registers = {t: make_register(encoder, c, settings, members) for t, c in captures.items()}
-    problem = SearchProblem(
+    setup = Setup(
         encoder=encoder,
         baseline=baseline.fast(),
         calibration_tokens=sets.calibration_tokens,
-        tokens=tokens,
-        size=size,
+        tokens=TokensOf(sets.search),
         objective=objective,
-        registers=registers,
-        cache=cache,
-        memory=_room(settings, encoder, sets),
         batch_size=settings.batch_size,
-        spill=Spill(cache.folder, free_disk(cache.folder)) if cache.folder else Spill(),
+        memory=_room(settings, encoder, sets),
     )
+    spill = Spill(cache.folder, free_disk(cache.folder)) if cache.folder else Spill()
+    problem = SearchProblem(setup, size, registers, cache, spill, team)
     # A race ends early or spends its budget; a grid has as many choices as it has.
     spends = settings.strategy == "default" and not space.fixed
     left = max(budget(space) - cache.work.block_forwards, 1)
@@ -232,7 +234,7 @@ def find_choice(
         ),
         seconds=time.monotonic() - began,
         resumed_block_forwards=cache.work.resumed,
-        hidden_state_bytes=problem.budget.used,
+        hidden_state_bytes=problem.evaluator.budget.used,
         spilled_state_bytes=problem.spill.used,
         peak_memory_bytes=peak_memory(),
     )

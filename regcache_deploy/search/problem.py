@@ -1,26 +1,28 @@
-"""The search problem: one encoder, one baseline, fixed images, and an objective to ask."""
+"""The search problem: one encoder, one baseline, fixed images, and an objective to ask.
+
+Here it is booked what a question takes, and remembered what was answered; who answers is an
+`Evaluator` of this process, or the workers'.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..encoders.canonical import Encoder, Numerics
-from ..encoders.regcache import RegCache, RegCacheConfig
-from ..errors import DataError
+from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Objective, Score
-from ..quantization.baselines import Baseline
-from ..quantization.simulate import Calibration
 from ..work.cache import PartCache, rows_key
 from ..work.count import Work
-from ..work.devices import halving
-from .cost import calibration_walks
+from ..work.workers import Team
+from .evaluator import Evaluator, Setup
+from .question import Answer, Ask, Question
 from .spill import Spill
-from .states import Budget, Embed, HiddenStates
 from .stopping import Stop
 
 
@@ -28,82 +30,35 @@ from .stopping import Stop
 class SearchProblem:
     """Scores RegCache choices on any of the search images.
 
-    Blocks before a choice's first block see neither prefix nor deletion, so their quantizers and
-    hidden states are the plain baseline's; they are computed once for all choices.
-
     Attributes:
-        encoder: in floating point.
-        baseline: the quantizer to be rescued.
-        calibration_tokens: `[c, N, D]` at the input of block 0.
-        tokens: search image indices -> tokens at the input of block 0.
+        setup: encoder, baseline, images, objective.
         size: number n of search images.
-        objective: over the search images.
         registers: target block -> register.
         cache: keeps finished evaluations, and counts the work.
-        memory: bytes of hidden states to keep.
-        spill: for those beyond it.
-        batch_size: images per forward pass.
+        spill: for hidden states beyond the memory of `setup`.
+        team: workers that answer; None answers here, one question after the other.
     """
 
-    encoder: Encoder
-    baseline: Baseline
-    calibration_tokens: Tensor
-    tokens: Embed
+    setup: Setup
     size: int
-    objective: Objective
     registers: Mapping[int, Mapping[int, Tensor]]
     cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
-    memory: int = 4 * 2**30
-    batch_size: int = 64
     spill: Spill = field(default_factory=Spill)
+    team: Team | None = None
+    _ready: dict[str, Answer] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.work = self.cache.work
-        self.budget = Budget(self.memory)
-        self._plain: Calibration | None = None
-        self._plain_numerics: Numerics | None = None
-        state_bytes = self.calibration_tokens[0].numel() * self.calibration_tokens.element_size()
-
-        def plain_blocks(tokens: Tensor, start: int, stop: int) -> Tensor:
-            numerics = self._numerics_of_plain()
-            encoder = self.plain.encoder
-            return torch.cat(
-                halving(lambda part: encoder.run_blocks(part, start, stop, numerics), tokens)
-            )
-
-        def float_blocks(tokens: Tensor, start: int, stop: int) -> Tensor:
-            run = self.encoder.run_blocks
-            return torch.cat(halving(lambda part: run(part, start, stop), tokens))
-
-        common = (state_bytes, self.budget, self.work, self.batch_size, self.spill)
-        sequential = self.baseline.sequential
-        self._calibration_states = HiddenStates(
-            lambda rows: self.calibration_tokens[rows],
-            plain_blocks if sequential else float_blocks,
-            *common,
-        )
-        self._search_states = HiddenStates(self.tokens, plain_blocks, *common)
-        self._walks = calibration_walks(self.baseline)
+        self.work, self.all_rows = self.cache.work, torch.arange(self.size)
+        # books what one process would hold, also where others answer
+        self.evaluator = Evaluator(self.setup, self.spill, self.work)
         # The baseline alone is calibrated in any case: search states come from it.
-        self.work.add(self._walks * len(self.calibration_tokens) * self.encoder.spec.depth)
+        walked = self.evaluator.walks * len(self.setup.calibration_tokens)
+        self.work.add(walked * self.setup.encoder.spec.depth)
 
     @property
-    def plain(self) -> Calibration:
-        """The baseline alone, calibrated on the whole encoder."""
-        if self._plain is None:
-            self._plain = self.baseline.calibrate(self.encoder, self.calibration_tokens)
-        return self._plain
+    def objective(self) -> Objective:
+        return self.setup.objective
 
-    @property
-    def all_rows(self) -> Tensor:
-        return torch.arange(self.size)
-
-    def regcache(self, config: RegCacheConfig) -> RegCache:
-        """The choice with its register."""
-        register = self.registers[config.prefix_block] if config.has_prefix else {}
-        return RegCache(config, register)
-
-    @torch.no_grad()
     def evaluate(
         self,
         config: RegCacheConfig,
@@ -111,103 +66,151 @@ class SearchProblem:
         calibration: int | None = None,
         stop: Stop | None = None,
     ) -> Score:
-        """Calibrate the blocks that `config` changes and score search images.
+        """The score of one choice; see `Ask` and `evaluate_many`."""
+        return self.evaluate_many([Ask(config, rows, calibration, stop)])[0].score
+
+    def evaluate_many(
+        self, asked: Iterable[Ask], told: Callable[[int], None] = lambda n: None
+    ) -> list[Answer]:
+        """Scores of choices whose evaluations do not depend on each other.
 
         Args:
-            config: the choice.
-            rows: indices `[m]` of the search images; None takes all.
-            calibration: how many calibration images; None takes all.
-            stop: asked along the way whether to leave the rest of `rows`. The score is that of the
-                leading rows then.
+            asked: drawn one by one, and each is booked before the next one is drawn: a generator
+                may look at `work` to see what its last one takes. Only a question with a rule to
+                stop is booked as it is answered.
+            told: after every answer, in the order in which they come.
+
+        Returns:
+            In the order of `asked`, with the block-forwards of each, hidden states included.
 
         Raises:
             DataError: non-finite activations.
             ConfigError: the folder for finished parts cannot be written.
         """
-        rows = self.all_rows if rows is None else rows
-        count = len(self.calibration_tokens) if calibration is None else calibration
-        some = torch.arange(min(count, len(self.calibration_tokens)))
-        start = config.first_block
-        self._search_states.book(start, rows)
-        if not config.is_empty:
-            self._calibration_states.book(start, some)
+        booked = [self._book(each) for each in asked]
+        open_ = [each for each in booked if each.answer is None]
+        if len(open_) < len(booked):
+            told(len(booked) - len(open_))
+        for index, answer in self._answers([each.question for each in open_]):
+            self._finish(open_[index], answer)
+            told(1)
+        return [Answer(each.done.score, each.taken) for each in booked]
 
-        def compute() -> dict[str, Tensor]:
-            score = self._evaluate(config, start, rows, some, stop)
-            return {"p": score.per_image, "c": score.cosine, "m": score.margin}
+    def look_ahead(self, asked: Iterable[Ask]) -> None:
+        """Have every worker answer one of what will probably be asked next, the first one at once.
 
-        found = self.cache.part(
-            "trial",
-            compute,
-            config=config.to_json(),
-            rows=rows_key(rows),
-            calibration=0 if config.is_empty else len(some),
-            register=register_hash(self.registers[config.prefix_block])
-            if config.has_prefix
-            else "",
-            quantizer=self.baseline.identity(),
-            objective=self.objective.name,
-            stop=stop.key() if stop else None,
-        )
-        return Score.of(found["p"], found["c"], found["m"])
+        Without workers, nothing. Nothing is booked: a question that is then not asked has cost time
+        that nobody else wanted.
+        """
+        if self.team is None:
+            return
+        wanted = {}
+        for place, each in enumerate(islice(asked, self.team.size)):
+            question = self._question(each)
+            key = self._key(question)
+            if (name := _name(key)) not in self._ready and not self.cache.has("trial", **key):
+                wanted[name] = question
+            elif not place:
+                return
+        names = list(wanted)
+        for index, answer in self._answers(list(wanted.values())):
+            self._ready[names[index]] = answer
 
     def price(self, config: RegCacheConfig, images: int, calibration: int | None = None) -> int:
         """Block-forwards of `evaluate`, hidden states at the first block not included."""
-        blocks = self.encoder.spec.depth - config.first_block
-        most = len(self.calibration_tokens)
-        count = 0 if config.is_empty else min(calibration or most, most)
-        return blocks * (images + self._walks * count)
+        most = len(self.setup.calibration_tokens)
+        return self.evaluator.price(config, images, min(calibration or most, most))
 
-    def _evaluate(
-        self,
-        config: RegCacheConfig,
-        start: int,
-        rows: Tensor,
-        some: Tensor,
-        stop: Stop | None,
-    ) -> Score:
-        blocks = self.encoder.spec.depth - start
-        calibration = self.plain
-        if not config.is_empty:
-            self.work.add(self._walks * len(some) * blocks)
-            calibration = self.baseline.calibrate(
-                self.encoder, self._calibration_states.at(start, some), start, self.regcache(config)
-            )
-        numerics, scores = calibration.numerics(), list[Score]()
+    def _question(self, ask: Ask) -> Question:
+        config, register = ask.config, ask.register or {}
+        if config.has_prefix and ask.register is None:
+            register = self.registers[config.prefix_block]
+        rows = self.all_rows if ask.rows is None else ask.rows
+        if rows.untyped_storage().nbytes() > rows.nbytes:
+            rows = rows.clone()  # a slice is pickled with all that it was cut from
+        most = len(self.setup.calibration_tokens)
+        count = most if ask.calibration is None else min(ask.calibration, most)
+        here = {block: value.cpu() for block, value in register.items()}
+        return Question(config, here if config.has_prefix else {}, rows, count, ask.stop)
 
-        def embed(tokens: Tensor) -> Tensor:
-            out = calibration.encoder.run_blocks(
-                tokens, start, numerics=numerics, regcache=calibration.regcache
-            )
-            return self.encoder.pool(out).cpu()
+    def _key(self, question: Question) -> dict[str, Any]:
+        config = question.config
+        return {
+            "config": config.to_json(),
+            "rows": rows_key(question.rows),
+            "calibration": 0 if config.is_empty else question.calibration,
+            "register": register_hash(question.register) if config.has_prefix else "",
+            "quantizer": self.setup.baseline.identity(),
+            "objective": self.objective.name,
+            "stop": question.stop.key() if question.stop else None,
+        }
 
-        pieces = stop.pieces(rows, self.batch_size) if stop else rows.split(self.batch_size)
-        for piece in pieces:
-            self.work.add(len(piece) * blocks)
-            features = torch.cat(halving(embed, self._search_states.at(start, piece)))
-            if not torch.isfinite(features).all():
-                raise DataError(
-                    f"the quantized encoder gives NaN or infinite features with {config}; "
-                    "check the weights and the images"
-                )
-            scores.append(self.objective.score(features, piece))
-            if stop and stop(torch.cat([score.per_image for score in scores]), len(rows)):
-                break
-        return joined(scores)
+    def _book(self, ask: Ask) -> _Booked:
+        question = self._question(ask)
+        key, before = self._key(question), self.work.block_forwards
+        self.evaluator.book(question)
+        booked = _Booked(question, key)
+        found = self.cache.find("trial", **key)
+        if found is not None:
+            booked.answer = Answer(Score.of(found["p"], found["c"], found["m"]), 0)
+        elif question.stop is None:
+            price = self.evaluator.price(question.config, len(question.rows), question.calibration)
+            self.work.add(price)
+            booked.paid = True
+        booked.taken = self.work.block_forwards - before
+        return booked
 
-    def _numerics_of_plain(self) -> Numerics:
-        if self._plain_numerics is None:
-            self._plain_numerics = self.plain.numerics()
-        return self._plain_numerics
+    def _answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """Place of a question and its answer, in any order."""
+        left = list[int]()
+        for index, question in enumerate(questions):
+            known = self._ready.pop(_name(self._key(question)), None) if self._ready else None
+            if known is not None:
+                yield index, known
+            elif self.team is None:
+                yield index, self.evaluator.answer(question)
+            else:
+                left.append(index)
+        if self.team is not None and left:
+            found = self.team.answers(self.setup, [questions[index] for index in left])
+            for place, answer in found:
+                yield left[place], answer
+
+    def _finish(self, booked: _Booked, answer: Answer) -> None:
+        if not booked.paid:
+            self.work.add(answer.work)
+            booked.taken += answer.work
+        score = answer.score
+        tensors = {"p": score.per_image, "c": score.cosine, "m": score.margin}
+        self.cache.keep("trial", tensors, answer.work, **booked.key)
+        booked.answer = answer
 
 
-def joined(scores: list[Score]) -> Score:
-    """The score over the images of all of them, in this order."""
-    return Score.of(
-        torch.cat([score.per_image for score in scores]),
-        torch.cat([score.cosine for score in scores]),
-        torch.cat([score.margin for score in scores]),
-    )
+@dataclass
+class _Booked:
+    """A question on its way.
+
+    Attributes:
+        key: of its part.
+        taken: block-forwards so far.
+        paid: the answer's own are among them.
+        answer: None while there is none.
+    """
+
+    question: Question
+    key: dict[str, Any]
+    taken: int = 0
+    paid: bool = False
+    answer: Answer | None = None
+
+    @property
+    def done(self) -> Answer:
+        assert self.answer is not None
+        return self.answer
+
+
+def _name(key: Mapping[str, Any]) -> str:
+    return repr(sorted(key.items()))
 
 
 def register_hash(register: Mapping[int, Tensor]) -> str:

@@ -16,6 +16,8 @@ Every step stays within the budget; what it cannot afford to keep is counted as 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from ..encoders.regcache import RegCacheConfig
 from ..evaluation import Score
 from ..evaluation.objective import smooth_accuracy
-from .book import Allowance, TrialBook
+from .book import Allowance, Look, TrialBook
 from .contest import contest
 from .result import preference
 from .space import Counts, SearchSpace
@@ -86,43 +88,49 @@ class Race:
         probe = nearest(PROBE_PREFIX, prefixes)
         block = nearest(space.delete_block, space.blocks)
         if space.holds(space.nothing):
-            start = self._look(pool, space.nothing, "screen: nothing", rows)
-            if start is not None:
-                self.scale = float(start.margin.abs().median())
-        for absent in space.absent:
-            for count in ends(space.deleted(absent)):
-                config = space.config(block, probe, count, absent)
-                # One for every count whatever the budget: without these, nothing has been tried.
-                forced = count == max(space.deleted(absent))
-                self._look(pool, config, "screen: delete count", rows, forced=forced)
+            self._look(pool, [(space.nothing, "screen: nothing")], rows)
+            self.scale = float(pool[space.nothing].margin.abs().median())
+        counts = {
+            space.config(block, probe, count, absent): count == max(space.deleted(absent))
+            for absent in space.absent
+            for count in ends(space.deleted(absent))
+        }
+        # One for every count whatever the budget: without these, nothing has been tried.
+        forced = {config for config, most in counts.items() if most}
+        self._look(pool, [(config, "screen: delete count") for config in counts], rows, forced)
         if space.two_counts:
             self._between(pool, block, probe, rows)
+        looks: list[Look] = []
         for absent, count in self._kept_counts(pool):
             alone = space.config(block, 0, count, absent)
             if space.holds(alone):
-                self._look(pool, alone, "screen: no prefix", rows)
+                looks.append((alone, "screen: no prefix"))
             for other in space.blocks:
-                config = space.config(other, probe, count, absent)
-                self._look(pool, config, "screen: block", rows)
-        for config in self._ranked(pool)[:2]:
-            for tau in COARSE_PREFIX:
-                if tau in space.prefix:
-                    choice = space.config(
-                        config.prefix_block if config.has_prefix else block,
-                        tau,
-                        config.delete_count,
-                        config.range_delete_count,
-                    )
-                    self._look(pool, choice, "screen: prefix count", rows)
+                looks.append((space.config(other, probe, count, absent), "screen: block"))
+        self._look(pool, looks, rows)
+        choices = [
+            space.config(
+                config.prefix_block if config.has_prefix else block,
+                tau,
+                config.delete_count,
+                config.range_delete_count,
+            )
+            for config in self._ranked(pool)[:2]
+            for tau in COARSE_PREFIX
+            if tau in space.prefix
+        ]
+        self._look(pool, [(choice, "screen: prefix count") for choice in choices], rows)
         self._refine(pool, rows, FIRST_IMAGES, "screen: neighbours")
 
     def _between(self, pool: Pool, block: int, probe: int, rows: Tensor) -> None:
         """Delete half of what is absent, where the ends look best."""
         ranges = [c.range_delete_count for c in self._ranked(pool) if c.range_delete_count]
+        looks = []
         for absent in list(dict.fromkeys(ranges))[:KEPT_DELETES]:
             half = nearest(absent // 2, self.space.deleted(absent))
             config = self.space.config(block, probe, half, absent)
-            self._look(pool, config, "screen: delete count", rows)
+            looks.append((config, "screen: delete count"))
+        self._look(pool, looks, rows)
 
     def _kept_counts(self, pool: Pool) -> list[Counts]:
         """The best delete counts; with two of them, the best of every kind.
@@ -143,36 +151,42 @@ class Race:
             if not pool:
                 return
             leader = self._ranked(pool)[0]
-            for config in neighbours(leader, self.space):
-                self._look(pool, config, stage, rows, calibration)
+            looks = [(config, stage) for config in neighbours(leader, self.space)]
+            self._look(pool, looks, rows, calibration=calibration)
             if self._ranked(pool)[0] == leader:
                 return
 
     def _look(
         self,
         pool: Pool,
-        config: RegCacheConfig,
-        stage: str,
+        looks: Iterable[Look],
         rows: Tensor,
+        forced: Collection[RegCacheConfig] = (),
         calibration: int | None = FIRST_IMAGES,
-        forced: bool = False,
-    ) -> Score | None:
-        if config not in pool:
-            reserve = self.space.corner_count + FINALISTS_KEPT
-            covered = self.allowance.covers(config, len(rows), calibration, reserve)
-            # The first one is always affordable: a race needs a runner.
-            if pool and not forced and not covered:
-                self.missed[config] = None
-                return None
-            pool[config] = self.book.ask(config, stage, rows, calibration)
-        return pool[config]
+    ) -> None:
+        """Ask for what is not in the pool, as far as the budget covers it or it is forced."""
+        reserve = self.space.corner_count + FINALISTS_KEPT
+        seen = set(pool)
+
+        def new() -> Iterator[Look]:
+            for config, stage in looks:
+                if config in seen:
+                    continue
+                covered = self.allowance.covers(config, len(rows), calibration, reserve)
+                # The first one is always affordable: a race needs a runner.
+                if seen and config not in forced and not covered:
+                    self.missed[config] = None
+                    continue
+                seen.add(config)
+                yield config, stage
+
+        pool |= self.book.ask(new(), rows, calibration)
 
     # -- 2: more images ---------------------------------------------------------------------
 
     def _second_round(self, alive: list[RegCacheConfig], rows: Tensor) -> list[RegCacheConfig]:
         pool: Pool = {}
-        for config in alive:
-            self._look(pool, config, "second round", rows, None)
+        self._look(pool, [(c, "second round") for c in alive], rows, calibration=None)
         self._refine(pool, rows, None, "second round: neighbours")
         return self._survivors(pool)
 
@@ -183,22 +197,29 @@ class Race:
     # -- 3: all images ----------------------------------------------------------------------
 
     def _finals(self, alive: list[RegCacheConfig]) -> None:
-        # The corners first: they are evaluated whatever they cost.
-        for config in self.space.corners_of(alive[0]):
-            self.book.full(config, "corner")
-        self.book.full(alive[0], "final")
-        for config in alive[1:]:
-            most = FINALISTS + self.space.corner_count
-            if len(self.book.complete) >= most or not self.allowance.covers(config, self.size):
-                self.missed[config] = None
-                continue
-            self.book.full(config, "final")
+        most, drawn = FINALISTS + self.space.corner_count, set(self.book.complete)
+
+        def looks() -> Iterator[Look]:
+            # The corners first: they are evaluated whatever they cost.
+            first = [*((c, "corner") for c in self.space.corners_of(alive[0])), (alive[0], "final")]
+            drawn.update(config for config, _ in first)
+            yield from first
+            for config in alive[1:]:
+                if len(drawn) >= most or not self.allowance.covers(config, self.size):
+                    self.missed[config] = None
+                    continue
+                drawn.add(config)
+                yield config, "final"
+
+        self.book.full(looks())
 
     def _corners(self, forced: bool) -> None:
         """The corners beside the best: everybody looks at them."""
-        for config in self.space.corners_of(self.book.leader):
-            if forced or self.allowance.covers(config, self.size):
-                self.book.full(config, "corner")
+        self.book.full(
+            (config, "corner")
+            for config in self.space.corners_of(self.book.leader)
+            if forced or self.allowance.covers(config, self.size)
+        )
 
     # -- shared -----------------------------------------------------------------------------
 

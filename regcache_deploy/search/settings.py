@@ -11,7 +11,7 @@ from regcache_export.regcache_config import MAX_PREFIX_COUNT
 
 from ..errors import ConfigError
 from ..quantization.settings import AUTO, layer_name
-from ..work.settings import MachineSettings, in_range, one_of, setting
+from ..work.settings import MachineSettings, WorkerSettings, in_range, one_of, setting
 
 CHOICES = {
     "strategy": ("default", "confirmed", "pruned", "exhaustive"),
@@ -211,10 +211,11 @@ class MergeSettings:
 
 
 @dataclass(frozen=True)
-class FindSettings(SearchSettings, FixedChoice, MachineSettings):
+class FindSettings(SearchSettings, FixedChoice, MachineSettings, WorkerSettings):
     """All that a search reads beside encoder, quantizer and images."""
 
     def __post_init__(self) -> None:
         SearchSettings.__post_init__(self)
         FixedChoice.__post_init__(self)
         MachineSettings.__post_init__(self)
+        WorkerSettings.__post_init__(self)

@@ -64,10 +64,10 @@ def search(
     book = TrialBook(problem, (lambda n: None) if walks_later else advance)
     if space.fixed:
         config = space.grid()[0]
-        return SearchResult(config, book.full(config, "fixed"), book.trials)
+        book.full([(config, "fixed")])
+        return SearchResult(config, book.complete[config], book.trials)
     if settings.strategy == "exhaustive":
-        for config in in_order(space):
-            book.full(config, "grid")
+        book.full((config, "grid") for config in in_order(space))
         return decide(book, space, settings.error, compared=len(space.grid()))
     undecided = Race(book, space, settings.error, seed, budget).run()
     if walks_later:
@@ -113,7 +113,6 @@ def walk(
 ) -> None:
     """Evaluate every other choice of the grid on the images in this order, until the rule stops."""
     advance(len(book.complete))
-    for config in in_order(space):
-        if config not in book.complete:
-            book.until(config, stage, order, stop)
-            advance(1)
+    book.advance = advance
+    left = [config for config in in_order(space) if config not in book.complete]
+    book.until(((config, stage) for config in left), order, stop)

@@ -51,8 +51,10 @@ CODE = (
     "search/clipping.py",
     "search/cost.py",
     "search/embedder.py",
+    "search/evaluator.py",
     "search/graph_cost.py",
     "search/problem.py",
+    "search/question.py",
     "search/register/*.py",
     "search/sensitivity.py",
     "search/spill.py",
@@ -126,22 +128,47 @@ class PartCache:
             ConfigError: the disk is full or the folder not writable; everything finished so far
                 stays, and the same command goes on from it.
         """
-        path = None
-        if self.folder is not None:
-            digest = _digest({"identity": self.identity, "name": name, **key})
-            path = self.folder / f"{name}-{digest[:32]}.safetensors"
-            found = _read(path)
-            if found is not None:
-                self.work.add(found.work, resumed=True)
-                if not self._said:
-                    self._said.append(self.folder)
-                    log.info("going on from what is finished in %s", self.folder)
-                return found.tensors
+        found = self.find(name, **key)
+        if found is not None:
+            return found
         before = self.work.block_forwards
         tensors = {name: value.cpu() for name, value in compute().items()}
-        if path is not None:
-            _write(path, Part(tensors, self.work.block_forwards - before))
+        self.keep(name, tensors, self.work.block_forwards - before, **key)
         return tensors
+
+    def find(self, name: str, **key: Any) -> dict[str, Tensor] | None:
+        """A finished part's tensors, its work counted as resumed; None where there is none."""
+        path = self._path(name, key)
+        found = None if path is None else _read(path)
+        if found is None:
+            return None
+        self.work.add(found.work, resumed=True)
+        if not self._said:
+            assert path is not None
+            self._said.append(path.parent)
+            log.info("going on from what is finished in %s", path.parent)
+        return found.tensors
+
+    def has(self, name: str, **key: Any) -> bool:
+        """Whether there is such a file; nothing is counted."""
+        path = self._path(name, key)
+        return path is not None and path.exists()
+
+    def keep(self, name: str, tensors: dict[str, Tensor], work: int, **key: Any) -> None:
+        """Write what was computed elsewhere, with the block-forwards that it took.
+
+        Raises:
+            ConfigError: as `part`.
+        """
+        path = self._path(name, key)
+        if path is not None:
+            _write(path, Part(tensors, work))
+
+    def _path(self, name: str, key: dict[str, Any]) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = _digest({"identity": self.identity, "name": name, **key})
+        return self.folder / f"{name}-{digest[:32]}.safetensors"
 
 
 def rows_key(rows: Tensor) -> str:

@@ -41,7 +41,11 @@ def unit_name(metric: str) -> str:
 
 
 def value_text(metric: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if metric in COUNTED else f"{value:.5f}"
+    return percent(value) if metric in COUNTED else f"{value:.5f}"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    return f"{share * 100:.{digits}f} %"
 
 
 def difference_text(metric: str, pair: dict[str, Any] | None) -> str:

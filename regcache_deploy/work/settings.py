@@ -14,6 +14,9 @@ from ..errors import ConfigError
 
 MAX_THREADS = 1024
 
+AUTO_WORKERS, RAY_URL = "auto", "ray://"
+"""Words of `--workers` for a running cluster."""
+
 
 def setting(default: Any, text: str, metavar: str | None = None) -> Any:
     """A field of a settings class.
@@ -65,3 +68,26 @@ class MachineSettings:
         in_range("--batch-size", self.batch_size, 1)
         in_range("--threads", self.threads, 1, MAX_THREADS)
         check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Who computes beside this process. Raises ConfigError for other words."""
+
+    workers: str | None = setting(
+        None,
+        "evaluate in N processes of this machine, auto: on a running Ray cluster, or on that of "
+        "ray://HOST:PORT; takes the extra scale (default: in this process)",
+        "N|auto|URL",
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers is None or self.workers == AUTO_WORKERS:
+            return
+        if self.workers.isdecimal() and 1 <= int(self.workers) <= MAX_THREADS:
+            return
+        if not self.workers.startswith(RAY_URL):
+            raise ConfigError(
+                f"--workers {self.workers}: take a number from 1 to {MAX_THREADS}, "
+                f"{AUTO_WORKERS} for a running Ray cluster, or {RAY_URL}HOST:PORT"
+            )

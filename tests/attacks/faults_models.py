@@ -65,6 +65,13 @@ def shards_outside(folder: Path, place: Place) -> None:
     write(folder / "model.safetensors.index.json", index)
 
 
+def module_outside(folder: Path, place: Place) -> None:
+    """A CLIP of sentence-transformers, and its folder somewhere else."""
+    write(place.outside / "config.json", DINO)
+    entry = {"type": "sentence_transformers.models.CLIPModel", "path": "../../outside"}
+    write(folder / "modules.json", [entry])
+
+
 def linked_weights(folder: Path, place: Place) -> None:
     write(folder / "config.json", DINO)
     (folder / "model.safetensors").mkdir()
@@ -165,6 +172,7 @@ FAULTS = [
         seconds=90,
         quick=False,
     ),
+    fault("module-outside", "a module in another folder", model_folder(module_outside)),
     fault("weights-folder", "a folder as the weights", model_folder(linked_weights)),
     fault("weights-cut", "half the weights", model_folder(cut_weights)),
     fault("weights-foreign", "weights of something else", model_folder(foreign_weights)),

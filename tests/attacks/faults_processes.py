@@ -44,6 +44,13 @@ def report(place: Place) -> list[str]:
     return ["report", str(place.out), "--no-layers"]
 
 
+def embed(place: Place) -> list[str]:
+    """Eight parts, with a process that decodes."""
+    words = ["embed", str(place.bundle()), "--data", str(place.images()), "--metadata", "jsonl"]
+    words += ["--output", str(place.out), "--part-images", "8", "--batch-size", "4"]
+    return [*words, "--workers", "1", "--threads", "1"]
+
+
 def finished(place: Place) -> Path:
     """The folder of a finished export."""
     other = Place(place.root / "finished", place.kit)
@@ -87,6 +94,7 @@ def kill_once(
         os.kill(child.pid, number)
     done = child.wait(60)
     yield from done.faults
+    yield from survivors(place)
     if number != signal.SIGKILL and done.code not in (0, 128 + number, -number):
         yield f"{number.name} gave {done.code}: {done.err[-200:]}"
     if "Traceback" in done.err:
@@ -102,10 +110,27 @@ def kill_once(
             yield f"an empty {path.name}"
 
 
+def survivors(place: Place, seconds: float = 10.0) -> Iterator[str]:
+    """Processes that the command started, and that outlive it; they have its variables."""
+    mark = f"TMPDIR={place.temporary}\0".encode()
+    end, alive = time.monotonic() + seconds, list[str]()
+    while time.monotonic() < end:
+        alive = []
+        for each in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (each / "environ").read_bytes() and each.name != str(os.getpid()):
+                    alive.append(each.name)
+        if not alive:
+            return
+        time.sleep(0.05)
+    yield f"processes go on: {', '.join(alive)}"
+
+
 def digests(out: Path) -> dict[str, str]:
-    """Of what decides: bundles and tensors of the plan. Documents hold times."""
+    """Of what decides: bundles, tensors of the plan, embeddings. Documents hold times."""
     found = {}
-    for path in sorted([*out.rglob("*.regcache/*.onnx"), *out.rglob("plan.safetensors")]):
+    decide = ("*.regcache/*.onnx", "plan.safetensors", "*.npy", "*.jsonl")
+    for path in sorted(path for pattern in decide for path in out.rglob(pattern)):
         found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -230,11 +255,15 @@ FAULTS = [
     fault("kill-calibrate", "SIGKILL at random instants of a calibration", killed(calibrate),
           error=None),
     fault("kill-build", "SIGKILL at random instants of a decision", killed(build), error=None),
+    fault("kill-embed", "SIGKILL at random instants while images are embedded", killed(embed),
+          error=None),
     fault("kill-report", "SIGKILL at random instants of a report", killed(report), error=None),
     fault("term-export", "SIGTERM at random instants of an export",
           killed(Place.export, signal.SIGTERM), error=None),
     fault("term-build", "SIGTERM at random instants of a decision",
           killed(build, signal.SIGTERM), error=None),
+    fault("term-embed", "SIGTERM at random instants while images are embedded",
+          killed(embed, signal.SIGTERM), error=None),
     fault("int-search", "SIGINT at random instants of a search",
           killed(Place.search, signal.SIGINT), error=None),
     fault("full-export", "a disk of 100 KiB for an export", full_disk(Place.export, "100k"),

@@ -195,6 +195,10 @@ def little_memory(place: Place) -> list[str]:
     return [problem] if problem else []
 
 
+def evaluate(place: Place) -> list[str]:
+    return ["eval", str(place.bundle()), "--data", str(place.images())]
+
+
 fault = partial(Fault, "service", error=None, seconds=120)
 
 FAULTS = [
@@ -204,5 +208,12 @@ FAULTS = [
     fault("replaced", "the bundle is exchanged under readers", checked(replaced)),
     fault("often", "opened and closed 200 times", checked(opened_often), quick=False),
     fault("mixed", "wrong inputs among right ones", checked(mixed_inputs)),
+    fault(
+        "quiet",
+        "an evaluation, traced: no connection, nothing of it at home",
+        evaluate,
+        quick=False,
+        traced=True,
+    ),
     fault("memory", "a batch beyond the memory limit", checked(little_memory), quick=False),
 ]

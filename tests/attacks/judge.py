@@ -16,6 +16,9 @@ from tests.attacks.watch import ROOT, run_apart, run_here, tree
 READABLE = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/run", "/opt")
 """Beside Python, the project and what the command was given."""
 
+CACHES = ("cache/regcache-deploy", "matplotlib", "hub")
+"""What a command may keep below the home folder."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -108,9 +111,12 @@ def _harmless(path: str) -> bool:
 
 def _left_behind(fault: Fault, place: Place) -> Iterator[str]:
     left = [path for path in place.temporary.rglob("*") if not path.is_dir()]
-    left = [path for path in left if path.name != ".ses"]  # ONNX Runtime's own, of its telemetry
     if left:
         yield f"left in TMPDIR: {left[0].relative_to(place.temporary)}"
+    for path in place.home.rglob("*"):
+        name = path.relative_to(place.home)
+        if path.is_file() and not any(name.is_relative_to(folder) for folder in CACHES):
+            yield f"left at home: {name}"
     if not place.out.exists():
         return
     for path in sorted(place.out.rglob("*")):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from regcache_deploy.compat import import_open_clip
+from regcache_engines.onnxruntime_session import import_onnxruntime
 
 CLASSES = ("bus", "cat", "dog", "sun")
 EACH = 16
@@ -35,7 +36,7 @@ def make_kit(folder: Path) -> Kit:
     import_open_clip()  # an alarm in the middle of an import would leave half a module
     import_module("timm")
     import_module("torch._dynamo")
-    import_module("onnxruntime")
+    import_onnxruntime()
     from regcache_deploy.bundling.certify import certify_bundle
     from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
     from regcache_export.bundle import write_bundle

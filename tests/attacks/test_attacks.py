@@ -94,4 +94,23 @@ def test_a_trace_tells_reading_from_writing() -> None:
     text = '7 openat(AT_FDCWD, "/a", O_RDONLY|O_CLOEXEC) = 3\n'
     text += '7 openat(AT_FDCWD, "/b", O_WRONLY|O_CREAT, 0666) = 4\n'
     text += '7 openat(AT_FDCWD, "/c", O_RDONLY) = -1 ENOENT (No such file or directory)\n'
-    assert read_trace(text) == {("/a", False), ("/b", True)}
+    text += '7 openat(6</d/e>, "../f", O_RDWR|O_CREAT, 0600) = 7</d/f>\n'
+    assert read_trace(text) == {("/a", False), ("/b", True), ("/d/f", True)}
+
+
+def test_a_trace_shows_connections(kit: Kit, tmp_path: Path) -> None:
+    text = "7 connect(8<UDP:[1]>, {sa_family=AF_INET, sin_port=htons(53), sin_addr=x}, 16) = 0\n"
+    text += '7 connect(8<UNIX:[2]>, {sa_family=AF_UNIX, sun_path="/var/run/nscd/socket"}, 110) = 0'
+    ((address, _),) = read_trace(text)
+    assert address.startswith("network: {sa_family=AF_INET, sin_port=htons(53)")
+
+
+def test_what_is_left_at_home_is_noticed(kit: Kit, tmp_path: Path) -> None:
+    def act(place: Place) -> Outcome:
+        for name in ("cache/regcache-deploy/a", "cache/other/deviceid"):
+            path = place.home / name
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"")
+        return Outcome(0)
+
+    assert judged(act, kit, tmp_path, error=None) == "left at home: cache/other/deviceid"

@@ -84,7 +84,8 @@ def run_apart(
         variables: of the environment; an empty one is taken out.
     """
     log = place.root / "strace.log"
-    tracer = [STRACE, "-f", "-qq", "-o", str(log), "-e", "trace=open,openat,openat2,execve,connect"]
+    tracer = [STRACE, "-f", "--seccomp-bpf", "-qq", "-y", "-o", str(log)]
+    tracer += ["-e", "trace=open,openat,openat2,execve,connect"]
     traced = [str(word) for word in tracer] if trace and STRACE else []
     command = [*before, *traced, *program, *words, "-q"]
     variables = environment(place, **variables)
@@ -119,10 +120,14 @@ def run_apart(
 
 
 def read_trace(text: str) -> set[tuple[str, bool]]:
-    """Files that succeeded to open, out of strace's lines."""
+    """Files that succeeded to open, and addresses that were called, out of strace's lines (-y)."""
     found = set()
-    for path, flags in re.findall(r'open(?:at2?)?\([^"]*"([^"]*)", ([^)]*)\) += \d', text):
+    opens = r'open(?:at2?)?\((?:[^"<]*<([^>"]*)>)?[^"<]*"([^"]*)", ([^)]*)\) += \d'
+    for folder, name, flags in re.findall(opens, text):
+        path = os.path.normpath(os.path.join(folder, name))
         found.add((path, "O_WRONLY" in flags or "O_RDWR" in flags))
+    for address in re.findall(r"connect\(.*?(\{sa_family=AF_INET6?,[^}]*\})", text):
+        found.add((f"network: {address}", True))
     return found
 
 

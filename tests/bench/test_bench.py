@@ -149,7 +149,7 @@ def test_table_says_what_was_not_run(run_folder, capsys):
     arguments = [str(run_folder / "t.regcache"), "--batch", "1", "--threads", "1", *FAST]
     assert main(["bench", *arguments]) == 0
     text = capsys.readouterr().out
-    assert "not run on cuda: t fp32, t int8" in text
+    assert "not run on cuda: CUDAExecutionProvider needs" in " ".join(text.split())
     assert "random pixels" in text
     assert "written from the plan beside the bundle" in text
 

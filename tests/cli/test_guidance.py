@@ -49,9 +49,13 @@ def test_wrong_paths_are_answered_before_anything_large_is_imported(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_examples_that_its_parser_takes(name: str) -> None:
+def test_every_command_has_examples_that_its_parser_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     parser = parser_of(name, f"regcache {name}")
     text = parser.format_help()
+    assert max(map(len, text.splitlines())) <= 80
     assert "--config FILE.yaml" in text
     lines = text.split("examples:\n")[1].split("\n\n")[0].replace("\\\n", " ").splitlines()
     assert lines
@@ -59,6 +63,16 @@ def test_every_command_has_examples_that_its_parser_takes(name: str) -> None:
         words = line.split("#")[0].split(">")[0].replace("'", "").split()
         assert words[:2] == ["regcache", name]
         parser.parse_args(words[2:])
+
+
+def test_the_list_of_commands_fits_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"\n  {name} " in text for name in COMMANDS)
 
 
 def test_a_list_in_a_configuration_file(tmp_path: Path, capsys: Any) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from regcache_deploy.data.demo_images import load_demo_images
 from regcache_deploy.demo.model import load_demo
 from regcache_deploy.encoders.canonical import FloatNumerics
-from regcache_deploy.encoders.demo_variants import ADDED_UNITS, VARIANTS
+from regcache_deploy.encoders.demo_names import VARIANTS
+from regcache_deploy.encoders.demo_variants import ADDED_UNITS
 from regcache_deploy.encoders.load import LoadedModel, load_model
 from regcache_deploy.errors import ConfigError, ModelError
 

@@ -39,9 +39,9 @@ QUICK = (
     "RN50",
     "convnext_tiny",
     "swin_base_patch4_window7_224",
-    "MobileCLIP-B",
+    "MobileCLIP-B",  # a convolutional stem with BatchNorm
     "MobileCLIP2-S0",
-    "ViTamin-S",
+    "ViTamin-S",  # a stem of residual blocks, GeGLU behind two norms
     "EVA02-B-16",
     "EVA02-E-14",
     "vit_relpos_medium_patch16_cls_224",
@@ -87,11 +87,12 @@ def test_the_quick_part_has_every_feature():
     specs = [o.spec for o in found if o.exports]
     for attribute, values in {
         "pool": {"cls", "avg", "map"},
-        "activation": {"gelu", "quick_gelu", "gelu_tanh", "swiglu"},
+        "activation": {"gelu", "quick_gelu", "gelu_tanh", "swiglu", "geglu"},
         "norm_pre": {True, False},
         "layer_scale": {True, False},
         "projection": {True, False},
         "rotary": {True, False},
+        "norm2_pre": {True, False},
         "num_prefix_tokens": {0, 1, 5},
     }.items():
         assert {getattr(spec, attribute) for spec in specs} == values, attribute

@@ -1,4 +1,4 @@
-"""SwiGLU: the adapters, the simulation, the graph of every target, the certificate."""
+"""SwiGLU and GeGLU: the adapters, the simulation, the graph of every target, the certificate."""
 
 from __future__ import annotations
 
@@ -64,9 +64,18 @@ def test_the_adapter_equals_timm(mlp):
     assert (encoder(images) - trunk(images)).abs().max() < 1e-5
 
 
+@torch.no_grad()
+def test_a_gate_with_gelu():
+    trunk = trunk_of(layers.GluMlp, torch.nn.GELU)
+    images = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    encoder = from_timm(trunk)
+    assert encoder.spec.activation == "geglu"
+    assert (encoder(images) - trunk(images)).abs().max() < 1e-5
+
+
 def test_another_gate_is_refused():
-    with pytest.raises(UnsupportedEncoderError, match="GELU in place of SiLU"):
-        from_timm(trunk_of(layers.GluMlp, torch.nn.GELU))
+    with pytest.raises(UnsupportedEncoderError, match="ReLU in place of SiLU or GELU"):
+        from_timm(trunk_of(layers.GluMlp, torch.nn.ReLU))
 
 
 def test_the_reference_activation_is_torch_own():

@@ -17,7 +17,8 @@ from regcache_deploy.compat import import_open_clip
 from regcache_deploy.encoders import load_natural as module
 from regcache_deploy.encoders.encoder_file import EncoderFile, write_encoder
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.encoders.load_natural import NATURAL, package_file, read_backbone
+from regcache_deploy.encoders.load_natural import package_file, read_backbone
+from regcache_deploy.encoders.names import NATURAL
 from regcache_deploy.encoders.timm_vit import from_timm
 from regcache_deploy.errors import ConfigError, ModelError
 

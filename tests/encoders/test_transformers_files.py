@@ -10,6 +10,7 @@ import pytest
 
 from regcache_deploy.encoders import hub
 from regcache_deploy.encoders.load import load_model
+from regcache_deploy.encoders.model_files import Folder, Repository
 from regcache_deploy.encoders.transformers_preprocess import crop_share
 from regcache_deploy.errors import ModelError, UnsupportedEncoderError
 
@@ -58,6 +59,14 @@ def test_what_does_not_fit_is_refused_by_feature(tmp_path, config, feature):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedEncoderError, match=feature):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../other/x.safetensors", "/etc/hostname", "a/../../b", "a\0b"])
+@pytest.mark.parametrize("files", [Folder(Path("model")), Repository("org/name")], ids=str)
+def test_a_name_that_leads_out_of_the_model_is_refused(files, name):
+    for look in (files.find, files.below):
+        with pytest.raises(ModelError, match="which is not one of them"):
+            look(name)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,3 +223,31 @@ def test_a_fork_while_others_are_inside(loaded: Loaded) -> None:
         gate._pid += 1
         go.set()
         holder.join(timeout=30)
+
+
+CHILD_ENDS = """
+import os, sys
+import numpy as np
+from regcache_engines import load_engine
+engine = load_engine(sys.argv[1], threads=2, runtime=sys.argv[2])
+engine.infer(np.zeros((8, 3, *engine.image_size), np.float32))
+child = os.fork()
+if child == 0:
+    sys.exit(3)  # through the interpreter's end, which destroys what is left
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_forked_child_ends(runtime: str, bundle: Path) -> None:
+    """Its runtime's destructors would wait for threads that it does not have."""
+    pytest.importorskip(runtime)
+    known = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "ignore", "-c", CHILD_ENDS, str(bundle), runtime]
+    process = subprocess.Popen(command, env=known, start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 3
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the child, too

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import regcache_deploy
 import regcache_engines
 import regcache_export
 from regcache_engines import onnxruntime_session
 from regcache_engines.cpu_flags import has_exact_products
 from regcache_engines.errors import EngineError
-from regcache_engines.onnxruntime_session import EXACT_PRODUCTS, SLEEP_BETWEEN_CALLS, open_session
+from regcache_engines.onnxruntime_session import (
+    EXACT_PRODUCTS,
+    NO_TELEMETRY,
+    SLEEP_BETWEEN_CALLS,
+    open_session,
+)
 from regcache_export.bundle import write_bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.targets import GraphOptions
@@ -75,12 +84,40 @@ def test_a_graph_in_memory_that_does_not_load() -> None:
         open_session(b"not a model")
 
 
-def test_no_other_module_makes_a_session() -> None:
-    makes = re.compile(r"\.(InferenceSession|SessionOptions)\(")
-    found = [
+def modules_with(pattern: str, *packages: Any) -> list[str]:
+    return sorted(
         path.name
-        for package in (regcache_engines, regcache_export)
+        for package in packages
         for path in Path(str(package.__file__)).parent.rglob("*.py")
-        if makes.search(path.read_text(encoding="utf-8"))
-    ]
+        if re.search(pattern, path.read_text(encoding="utf-8"))
+    )
+
+
+def test_no_other_module_makes_a_session() -> None:
+    makes = r"\.(InferenceSession|SessionOptions)\("
+    found = modules_with(makes, regcache_engines, regcache_export)
     assert found == ["onnxruntime_session.py"]
+
+
+def test_no_other_module_loads_the_runtime() -> None:
+    """Else it may be loaded before it is told to send nothing."""
+    loads = r"\bimport onnxruntime\b|import_module\(\W*onnxruntime"
+    every = (regcache_engines, regcache_export, regcache_deploy)
+    assert modules_with(loads, *every) == ["onnxruntime_session.py"]
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_the_runtime_sends_nothing_unless_the_caller_lets_it(
+    given: str | None, model: Path, tmp_path: Path
+) -> None:
+    code = f"from regcache_engines import load_engine; load_engine({str(model.parent)!r})"
+    code += f"; import os; print(os.environ[{NO_TELEMETRY!r}])"
+    known = {name: value for name, value in os.environ.items() if name != NO_TELEMETRY}
+    known |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    known |= {NO_TELEMETRY: given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=known, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == (given or "1")
+    if not given:  # its identifier of the user would be here, and so would be what it is to send
+        assert not list(tmp_path.rglob("*"))

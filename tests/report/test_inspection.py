@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from regcache_deploy.report.inspection_text import differences, lines_of
 from regcache_export.bundle import add_files, seal_bundle, write_bundle
 from regcache_export.merge import block_tokens
 from regcache_export.spec import EncoderSpec
+from regcache_export.stem import StemStep
 from tests.cpp.damages import flip
 from tests.tiny_plans import CHOICE, SPEC, tiny_plan
 
@@ -36,12 +38,12 @@ def certificate(spec: EncoderSpec) -> bytes:
     return json.dumps({"encoder": spec.to_json(), "nodes": nodes, "images": 3}).encode()
 
 
-def made(folder: Path, name: str, accuracy: float) -> Path:
+def made(folder: Path, name: str, accuracy: float, spec: EncoderSpec = SPEC) -> Path:
     """A run folder: bundle, result, benchmark."""
     plan = tiny_plan()
     place = folder / name
     draft = write_bundle(plan, place / f"{name}.draft")
-    add_files(draft, {"certificate.json": certificate(SPEC)})
+    add_files(draft, {"certificate.json": certificate(spec)})
     bundle = seal_bundle(
         draft,
         place / f"{name}.regcache",
@@ -102,12 +104,23 @@ def test_the_page_says_what_there_is(one: Path) -> None:
     text = "\n".join(lines_of(inspect_bundle(one)))
     for words in (
         "tiny", "32x24 pixels", "3 cached keys and values from block 1", "4 tokens deleted",
-        "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50%", "McNemar p 0.25",
-        "top-1 identical on 75.00%", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
+        "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50 %", "McNemar p 0.25",
+        "top-1 identical on 75.00 %", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
         "2.50 [2.00, 3.00] in onnxruntime",
         "2 of 90 codes different", "SHA-256 model.onnx",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
+    stem = (StemStep("conv", channels=SPEC.width, kernel=8, stride=8),)
+    spec = replace(SPEC, stem=stem)
+    facts = inspect_bundle(made(tmp_path, "a", 0.5, spec))
+    share = facts["encoder"]["stem"]["float_multiplications"]
+    assert share == pytest.approx(110_592 / (110_592 + 3 * spec.block_multiplications))
+    (line,) = (line for line in lines_of(facts) if line.startswith("encoder"))
+    assert f"convolutional stem in float ({share:.0%} of" in line
+    assert "stem" not in inspect_bundle(made(tmp_path, "b", 0.5))["encoder"]
 
 
 def test_two_side_by_side(one: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:

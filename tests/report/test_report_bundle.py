@@ -286,6 +286,19 @@ def test_block_errors_are_measured_once(run_folder, tmp_path, monkeypatch):
     assert len(steps) == 2
 
 
+def test_a_second_page_needs_no_torch(run_folder, tmp_path, monkeypatch):
+    words = ["report", str(run_folder), "--output", str(tmp_path / "p.html"), "--threads", "1"]
+    assert main(words) == 0
+
+    def refuse(module, extra):
+        raise AssertionError(f"{module} was to be imported")
+
+    monkeypatch.setattr("regcache_deploy.compat.require", refuse)
+    assert main(words) == 0
+    assert '<section id="errors"' in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert main([*words[:-1], "0"]) == 2
+
+
 def test_block_errors_of_another_plan_are_refused(run_folder, tmp_path, capsys):
     other = tiny_plan()
     other.provenance["model"] = "another"

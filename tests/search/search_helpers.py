@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.evaluation import FeatureFidelity
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.quantizers import Bits
+from regcache_deploy.search.evaluator import Setup
 from regcache_deploy.search.problem import SearchProblem
+from regcache_deploy.search.question import Answer, Ask
 from regcache_deploy.search.register.capture import capture, rank_candidates
 from regcache_deploy.work.cache import PartCache
 from regcache_deploy.work.count import Work
@@ -61,15 +65,46 @@ def problem_for(
         found = capture(encoder, lambda rows: images[rows], ranking.by_input)
     search = tokens[calibration:]
     objective = changes.pop("objective", FeatureFidelity(reference[calibration:]))
-    return SearchProblem(
+    setup = Setup(
         encoder=encoder,
         baseline=changes.pop("baseline", make_baseline(name, bits).fast()),
         calibration_tokens=tokens[:calibration],
-        tokens=lambda rows: search[rows],
-        size=len(search),
+        tokens=Fixed(search),
         objective=objective,
-        registers={t: each.register() for t, each in found.items()},
-        cache=PartCache(folder, {"test": 1}, Work()),
         batch_size=4,
-        **changes,
+        memory=changes.pop("memory", 2**30),
     )
+    registers = {t: each.register() for t, each in found.items()}
+    cache = PartCache(folder, {"test": 1}, Work())
+    return SearchProblem(setup, len(search), registers, cache, **changes)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Tokens that are there already."""
+
+    tokens: Tensor
+
+    def __call__(self, encoder: Encoder, rows: Tensor) -> Tensor:
+        return self.tokens[rows]
+
+
+class OneByOne:
+    """For a problem that only has `evaluate`: many questions, each answered when it is drawn."""
+
+    work: Work
+    evaluate: Any
+
+    def evaluate_many(
+        self, asked: Iterable[Ask], told: Callable[[int], None] = lambda n: None
+    ) -> list[Answer]:
+        found = []
+        for each in asked:
+            before = self.work.block_forwards
+            score = self.evaluate(each.config, each.rows, each.calibration, each.stop)
+            found.append(Answer(score, self.work.block_forwards - before))
+            told(1)
+        return found
+
+    def look_ahead(self, asked: Iterable[Ask]) -> None:
+        pass

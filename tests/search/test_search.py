@@ -25,7 +25,7 @@ from regcache_deploy.search.statistics import gain_probability, survivors
 from regcache_deploy.search.stopping import Stop
 from regcache_deploy.search.strategies import race_budget, search
 from regcache_deploy.work.count import Work
-from tests.search.search_helpers import DEPTH, encoder_and_images, problem_for
+from tests.search.search_helpers import DEPTH, OneByOne, encoder_and_images, problem_for
 
 BOTH = RegCacheConfig(1, 3, 2, 2)
 
@@ -46,11 +46,11 @@ def test_shared_hidden_states_give_what_a_full_calibration_gives(
 ) -> None:
     encoder, images = made()
     problem = problem_for(encoder, images, name)
-    score = problem.evaluate(config)
+    score, setup = problem.evaluate(config), problem.setup
     regcache = RegCache(config, problem.registers[1] if config.has_prefix else {})
-    full = problem.baseline.calibrate(encoder, problem.calibration_tokens, regcache=regcache)
+    full = setup.baseline.calibrate(encoder, setup.calibration_tokens, regcache=regcache)
     after = full.encoder.run_blocks(
-        problem.tokens(problem.all_rows), numerics=full.numerics(), regcache=full.regcache
+        setup.tokens(encoder, problem.all_rows), numerics=full.numerics(), regcache=full.regcache
     )
     whole = problem.objective.score(encoder.pool(after))
     tolerance = 1e-6 if name != "ptq4vit" else 2e-3  # its probe is drawn anew from the later start
@@ -105,7 +105,7 @@ def test_memory_budget_changes_the_work_and_not_the_result(memory: int) -> None:
     rich, poor = problem_for(encoder, images), problem_for(encoder, images, memory=memory)
     for config in (BOTH, RegCacheConfig(1, 2, 2, 2), RegCacheConfig(2, 0, 2, 2)):
         assert poor.evaluate(config).per_image.tolist() == rich.evaluate(config).per_image.tolist()
-    assert poor.budget.used <= memory
+    assert poor.evaluator.budget.used <= memory
     more = poor.work.block_forwards - rich.work.block_forwards
     assert more > 0 if memory < 10**9 else more == 0
 
@@ -135,7 +135,7 @@ def test_sensitivity_quantizes_one_layer_at_a_time() -> None:
 
 
 @dataclass
-class Surface:
+class Surface(OneByOne):
     """A search problem whose score is a formula, with a fixed part of noise for every image."""
 
     peak: tuple[int, int, int]

@@ -18,13 +18,14 @@ from regcache_deploy.search.space import SearchSpace
 from regcache_deploy.search.stopping import Stop
 from regcache_deploy.search.strategies import race_budget, search
 from regcache_deploy.work.count import Work
+from tests.search.search_helpers import OneByOne
 
 SPACE = SearchSpace((0, 1, 2), 2)
 DEPTH, CALIBRATION = 6, 64
 
 
 @dataclass
-class FlatTop:
+class FlatTop(OneByOne):
     """Top-1 whose margins move a little with log tau and much with the delete count.
 
     Every image has its own margin, its own slope in log tau and its own noise.

@@ -14,7 +14,7 @@ from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.errors import DataError
 from regcache_deploy.evaluation import FeatureFidelity
 from regcache_deploy.search.sensitivity import measure_sensitivity
-from tests.search.search_helpers import encoder_and_images, problem_for
+from tests.search.search_helpers import Fixed, encoder_and_images, problem_for
 
 
 def overflowing(encoder: Encoder) -> Encoder:
@@ -46,7 +46,7 @@ def test_sensitivity_names_the_layer() -> None:
 def test_calibration_names_the_layer() -> None:
     encoder, images, _ = made()
     problem = problem_for(encoder, images)
-    problem.encoder = overflowing(encoder)
+    problem = replace(problem, setup=replace(problem.setup, encoder=overflowing(encoder)))
     with pytest.raises(DataError, match=r"blocks\.2\.mlp\.fc2"):
         problem.evaluate(RegCacheConfig(1, 2, 1, 1))
 
@@ -57,11 +57,10 @@ def test_one_bad_search_image_says_so_and_earlier_parts_stay(tmp_path: Path) -> 
     first, second = RegCacheConfig(1, 0, 1, 0), RegCacheConfig(1, 2, 1, 1)
     known = problem.evaluate(first)
     kept = set(tmp_path.iterdir())
-    good = problem.tokens
-    damaged = replace(
-        problem_for(encoder, images, folder=tmp_path),
-        tokens=lambda rows: good(rows) * torch.where(rows == 3, torch.nan, 1.0)[:, None, None],
-    )
+    good = problem.setup.tokens(encoder, problem.all_rows)
+    good[3] = torch.nan
+    damaged = problem_for(encoder, images, folder=tmp_path)
+    damaged = replace(damaged, setup=replace(damaged.setup, tokens=Fixed(good)))
     with pytest.raises(DataError, match="NaN or infinite features"):
         damaged.evaluate(second)
     assert kept <= set(tmp_path.iterdir())

@@ -82,8 +82,10 @@ IN_THE_KEYS = {
     "search/statistics.py",
     "work/cache.py",
     "work/count.py",
+    "work/memory.py",
     "work/progress.py",
     "work/settings.py",
+    "work/workers.py",
 }
 """What the modules of `CODE` import beside each other. Weights, pixels, choices and settings are
 hashed themselves; statistics are made of parts, not kept in them."""

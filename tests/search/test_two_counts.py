@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regcache_deploy.encoders.load import load_model
-from regcache_deploy.encoders.regcache import RegCacheConfig
+from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.errors import ConfigError
 from regcache_deploy.evaluation import Score
 from regcache_deploy.evaluation.corners import corner_configs
@@ -195,11 +195,12 @@ def test_shared_hidden_states_give_what_a_full_calibration_gives(name: str) -> N
     encoder, images = encoder_and_images()
     problem = problem_for(encoder, images, name)
     for config in (RegCacheConfig(1, 3, 2, 0, range_delete_count=2), RegCacheConfig(1, 3, 2, 2)):
-        full = problem.baseline.calibrate(
-            encoder, problem.calibration_tokens, regcache=problem.regcache(config)
-        )
+        setup, regcache = problem.setup, RegCache(config, problem.registers[config.prefix_block])
+        full = setup.baseline.calibrate(encoder, setup.calibration_tokens, regcache=regcache)
         after = full.encoder.run_blocks(
-            problem.tokens(problem.all_rows), numerics=full.numerics(), regcache=full.regcache
+            setup.tokens(encoder, problem.all_rows),
+            numerics=full.numerics(),
+            regcache=full.regcache,
         )
         whole = problem.objective.score(encoder.pool(after))
         assert problem.evaluate(config).value == pytest.approx(whole.value, abs=1e-6)

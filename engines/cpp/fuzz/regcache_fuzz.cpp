@@ -1,5 +1,6 @@
 // libFuzzer target: everything that reads bytes from outside, up to ONNX Runtime's own parser.
-// The first byte chooses the reader, the second the preprocessing; the rest is the file.
+// The first byte chooses the reader, the second the preprocessing; the rest is the file, or the files
+// of a folder.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include "bundle.h"
 #include "decode.h"
 #include "error.h"
+#include "folder.h"
 #include "preprocess.h"
 
 namespace {
@@ -57,7 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     if (size < 2) return 0;
     const std::string text(reinterpret_cast<const char *>(data + 2), size - 2);
     try {
-        switch (data[0] % 4) {
+        switch (data[0] % 5) {
             case 0: {
                 const auto manifest = regcache::Manifest::parse(text);
                 for (const auto &[name, file] : manifest.files)
@@ -67,6 +69,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
             }
             case 1: regcache::Head::parse(text, "head"); break;
             case 2: PreprocessConfig::parse(text); break;
+            case 4: regcache::fuzz_folder(data + 2, size - 2); break;
             default: image(data + 2, size - 2, data[1]);
         }
     } catch (const regcache::Error &) {  // the only exception that may come out

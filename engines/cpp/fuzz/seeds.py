@@ -33,6 +33,46 @@ PREPROCESS = {
     "fill_color": 3,
 }
 
+NAMES = (
+    *("manifest.json", "model.onnx", "preprocess_cfg.json", "text_features.safetensors"),
+    *("text/model.onnx", "text/tokenizer.json", "text/text.json", "other", ".hidden", "text"),
+)
+"""As in folder.cpp."""
+
+
+def entry(name: str, data: bytes, kind: int = 0) -> bytes:
+    """One file of a folder, as folder.h describes it."""
+    return bytes([kind, NAMES.index(name)]) + len(data).to_bytes(3, "little") + data
+
+
+def folders(head: bytes) -> dict[str, bytes]:
+    """Whole bundles, and some that are refused for what lies beside their files."""
+    files = {"model.onnx": b"model", "preprocess_cfg.json": json.dumps(PREPROCESS).encode()}
+    with_head = files | {"text_features.safetensors": head}
+    with_text = with_head | {name: name.encode() for name in NAMES[4:7]}
+    more = {
+        "plain": (files, b""),
+        "head": (with_head, b""),
+        "text": (with_text, b""),
+        "hidden": (files, entry(".hidden", b"x")),
+        "unlisted": (files, entry("other", b"x")),
+        "linked": (files, entry("other", bytes([1]), kind=1)),
+        "pipe": (files, entry("other", b"", kind=3)),
+        "folder": (with_text, entry("text", b"", kind=2)),
+    }
+    return {name: _folder(*parts) for name, parts in more.items()}
+
+
+def _folder(files: dict[str, bytes], more: bytes) -> bytes:
+    listed = {name: {"sha256": f"#{NAMES.index(name)}", "size": -1} for name in files}
+    manifest = json.dumps(MANIFEST | {"files": listed})
+    for name in files:
+        mark = f'"#{NAMES.index(name)}", "size": '
+        manifest = manifest.replace(f"{mark}-1", f"{mark}~{NAMES.index(name)}")
+    return (
+        entry(NAMES[0], manifest.encode()) + b"".join(entry(*file) for file in files.items()) + more
+    )
+
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +86,8 @@ def main(folder: Path) -> None:
     head = len(header).to_bytes(8, "little") + header + bytes(24)
     (folder / "head").write_bytes(b"\1\0" + head)
     (folder / "preprocess").write_bytes(b"\2\0" + json.dumps(PREPROCESS).encode())
+    for name, data in folders(head).items():
+        (folder / f"folder-{name}").write_bytes(b"\4\0" + data)
     noise = np.random.default_rng(0).integers(0, 256, (13, 17, 4), dtype=np.uint8)
     colour = Image.fromarray(noise[..., :3])
     pictures = {

@@ -19,6 +19,10 @@
  * scratch memory of one thread; make one per thread. A context keeps its model alive, so the two
  * may be freed in either order.
  *
+ * Network: none. ONNX Runtime's own releases send usage data unless ORT_DISABLE_TELEMETRY is 1 when
+ * they load, so the first regcache_model_open sets it in the environment, unless it has a value. A
+ * program whose other threads read the environment meanwhile sets it itself, before they start.
+ *
  * Errors: every function that can fail returns a status and leaves a sentence for
  * regcache_last_error(). No exception leaves the library. Outputs mean something on REGCACHE_OK only.
  */
@@ -74,7 +78,7 @@ typedef struct regcache_context regcache_context;
 typedef void (*regcache_warning_callback)(const char *message, void *user_data);
 
 typedef struct regcache_model_params {
-    size_t struct_size;                /* set by regcache_model_default_params */
+    size_t struct_size;                /* set by the two functions of defaults */
     const char *onnxruntime_library;   /* NULL: see docs; the ONNX Runtime to load */
     int32_t threads;                   /* inside one run; 0: one per physical core */
     regcache_provider provider;
@@ -125,7 +129,16 @@ REGCACHE_API const char *regcache_last_error(void);
 
 /* ---- the model --------------------------------------------------------------------------- */
 
-REGCACHE_API regcache_model_params regcache_model_default_params(void);
+/* The defaults, as far as `struct_size` bytes go: a program compiled with an older header has a
+   shorter struct. Other languages call this. */
+REGCACHE_API void regcache_model_params_init(regcache_model_params *params, size_t struct_size);
+/* The same, of this header. The library has a function of this name as well, for programs that were
+   compiled when it was one: it gives the fields of the first header. */
+static inline regcache_model_params regcache_model_default_params(void) {
+    regcache_model_params params;
+    regcache_model_params_init(&params, sizeof params);
+    return params;
+}
 /* Check every file of the bundle, then load it. `params` may be NULL. */
 REGCACHE_API regcache_status regcache_model_open(const char *bundle,
                                                  const regcache_model_params *params,

@@ -92,6 +92,8 @@ const char *load_onnxruntime(const std::string &library) {
         if (!library.empty()) require_same(library, loaded_base);
         return version;
     }
+    // what is set already stays; see the header about threads
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     const GetApiBase get_base = find(library);
     const OrtApiBase *base = get_base();
     const OrtApi *api = base->GetApi(ORT_API_VERSION);

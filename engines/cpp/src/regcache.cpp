@@ -2,6 +2,7 @@
 // file has the library and the model, context.cpp the work of one thread.
 #include "regcache.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -88,14 +89,15 @@ int regcache_exit_code(regcache_status status) {
 
 const char *regcache_last_error(void) { return last_error.c_str(); }
 
-regcache_model_params regcache_model_default_params(void) {
-    regcache_model_params params;
-    std::memset(&params, 0, sizeof params);
-    params.struct_size = sizeof params;
-    params.provider = REGCACHE_PROVIDER_CPU;
-    params.max_pixels = regcache::kMaxPixels;
-    params.saturation_warning = 4;
-    return params;
+void regcache_model_params_init(regcache_model_params *params, size_t struct_size) {
+    if (!params) return;
+    regcache_model_params defaults;
+    std::memset(&defaults, 0, sizeof defaults);
+    defaults.struct_size = struct_size;
+    defaults.provider = REGCACHE_PROVIDER_CPU;
+    defaults.max_pixels = regcache::kMaxPixels;
+    defaults.saturation_warning = 4;
+    std::memcpy(params, &defaults, std::min(struct_size, sizeof defaults));
 }
 
 regcache_status regcache_model_open(const char *bundle, const regcache_model_params *params,

@@ -65,10 +65,11 @@ def check_target(plan: Plan, target: Target) -> None:
             "norms in front of out_proj or fc2 (EVA-02) are not supported by target "
             f"'{target.name}'; take --target onnx"
         )
-    if plan.encoder.activation == "swiglu" and target.form != "as_written":
+    if plan.encoder.gated and target.form != "as_written":
         # its halves would have to be two products; that form was neither written nor tried
         raise UnsupportedEncoderError(
-            f"a gated MLP (SwiGLU) is not supported by target '{target.name}'; take --target onnx"
+            f"a gated MLP ({plan.encoder.activation}) is not supported by target "
+            f"'{target.name}'; take --target onnx"
         )
     if plan.published and (not target.portable or target.form != "as_written"):
         raise ConfigError(
@@ -105,7 +106,9 @@ def _check_structure(spec: EncoderSpec) -> None:
     ):
         if value not in known:
             raise UnsupportedEncoderError(f"{what} '{value}' is not one of {', '.join(known)}")
-    if spec.activation == "swiglu" and spec.pool_mlp_width:
+    if spec.stem and (problem := spec.size_problem()):
+        raise ModelError(f"the encoder has {problem}")
+    if spec.gated and spec.pool_mlp_width:
         raise UnsupportedEncoderError("attention pooling with a gated MLP is not supported")
     if spec.pool == "cls" and not spec.num_prefix_tokens:
         raise ModelError("pooling 'cls' needs a class token, and this encoder has none")

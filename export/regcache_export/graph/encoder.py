@@ -26,6 +26,7 @@ from .pooling import pool
 from .rotary import all_angles, angles_of_survivors
 from .shapes import add_shapes
 from .split_qkv import split_qkv
+from .stem import stem
 from .tensorrt import to_tensorrt
 from .tokens import Tokens
 
@@ -149,14 +150,11 @@ def _embed(builder: GraphBuilder, state: FoldState) -> str:
         image = builder.node("pixels/Transpose", [image], {"perm": [0, 3, 1, 2]})
     if state.pixels:
         image = builder.node("pixels/Cast", [image], {"to": TensorProto.FLOAT})
-    patches = builder.node(
-        "patch_embed/Conv",
-        [
-            image,
-            float_constant(builder, "patch_embed.weight", w["patch_embed.weight"]),
-            float_constant(builder, "patch_embed.bias", w["patch_embed.bias"]),
-        ],
-        {"kernel_shape": list(spec.patch_size), "strides": list(spec.patch_size)},
+    if "pixels.mean" in w:
+        mean = float_constant(builder, "pixels.mean", w["pixels.mean"])
+        image = builder.node("pixels/Sub", [image, mean])
+    patches = (
+        stem(builder, state, image) if spec.stem else _patch_convolution(builder, state, image)
     )
     flat = builder.ints("shape/flat_patches", [0, 0, spec.num_patches])
     tokens = builder.node("patch_embed/Reshape", [patches, flat])
@@ -170,6 +168,17 @@ def _embed(builder: GraphBuilder, state: FoldState) -> str:
         special = builder.node("prefix_tokens/Expand", [special, builder.batch_shape(3)])
         tokens = builder.node("prefix_tokens/Concat", [special, tokens], {"axis": 1})
     return norm(builder, state, "norm_pre", tokens) if spec.norm_pre else tokens
+
+
+def _patch_convolution(builder: GraphBuilder, state: FoldState, image: str) -> str:
+    spec, w = state.encoder, state.weights
+    inputs = [
+        image,
+        float_constant(builder, "patch_embed.weight", w["patch_embed.weight"]),
+        float_constant(builder, "patch_embed.bias", w["patch_embed.bias"]),
+    ]
+    window = {"kernel_shape": list(spec.patch_size), "strides": list(spec.patch_size)}
+    return builder.node("patch_embed/Conv", inputs, window)
 
 
 def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: Tokens) -> Tokens:
@@ -193,7 +202,10 @@ def _block(builder: GraphBuilder, state: FoldState, index: int, tokens: Tokens) 
     if not cls_only:
         tokens, keys = _delete(builder, state, index, tokens, "mlp_input", keys)
         tokens = merge_tokens(builder, state, index, tokens, keys)
-    normed = norm(builder, state, f"{name}.norm2", tokens.value)
+    normed = tokens.value
+    if state.encoder.norm2_pre:
+        normed = norm(builder, state, f"{name}.norm2_pre", normed)
+    normed = norm(builder, state, f"{name}.norm2", normed)
     hidden = linear(builder, state, f"{name}.mlp.fc1", normed)
     hidden = activation(builder, state, f"{name}.mlp.act", hidden)
     if state.encoder.mlp_norm:

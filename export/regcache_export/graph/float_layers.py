@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..passes.base import FoldState
-from ..spec import Activation
 from .builder import Array, GraphBuilder
 from .names import QUICK_GELU_FACTOR
 
@@ -48,18 +47,21 @@ def plain_norm(builder: GraphBuilder, state: FoldState, name: str, x: str, width
 def activation(builder: GraphBuilder, state: FoldState, name: str, x: str) -> str:
     """The encoder's MLP activation."""
     kind = state.encoder.activation
-    if kind == "swiglu":
-        half = np.asarray([state.encoder.mlp_width] * 2, np.int64)
-        sizes = builder.constant("swiglu_halves", half)
-        gate, value = f"{name}/gate", f"{name}/value"
-        builder.node(f"{name}/Split", [x, sizes], {"axis": -1}, [gate, value])
+    if not state.encoder.gated:
+        return gelu(builder, kind, name, x)
+    half = np.asarray([state.encoder.mlp_width] * 2, np.int64)
+    sizes = builder.constant(f"{kind}_halves", half)
+    gate, value = f"{name}/gate", f"{name}/value"
+    builder.node(f"{name}/Split", [x, sizes], {"axis": -1}, [gate, value])
+    if kind == "geglu":
+        gate = gelu(builder, "gelu", f"{name}/gate", gate)
+    else:
         open_share = builder.node(f"{name}/Sigmoid", [gate])
         gate = builder.node(f"{name}/gate/Mul", [gate, open_share])
-        return builder.node(f"{name}/Mul", [gate, value])
-    return gelu(builder, kind, name, x)
+    return builder.node(f"{name}/Mul", [gate, value])
 
 
-def gelu(builder: GraphBuilder, kind: Activation, name: str, x: str) -> str:
+def gelu(builder: GraphBuilder, kind: str, name: str, x: str) -> str:
     """GELU, its tanh form, or QuickGELU."""
     if kind == "quick_gelu":
         factor = builder.constant("quick_gelu_factor", np.asarray(QUICK_GELU_FACTOR, np.float32))

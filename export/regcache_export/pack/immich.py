@@ -64,7 +64,7 @@ def immich_files(bundle: Bundle) -> dict[str, bytes]:
     if found is not None:
         textual, text, words = found
         one_image(textual)
-        one_text(textual, TEXT, text, text.padding == LONGEST)
+        one_text(textual, TEXT, text, text.padding == LONGEST and text.pooling != "mean")
         normalize_output(textual, EMBEDDING)
         pad = special_token(words, text.pad_id)
         config["text_cfg"] = {

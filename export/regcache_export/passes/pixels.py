@@ -13,13 +13,16 @@ WHITE = 255.0
 class BakePreprocess:
     """`conv((p / 255 - mean) / std) = conv'(p)`: stride equals kernel and nothing is padded.
 
+    Where the first convolution of a stem pads, its zeros stand for pixels of the mean color, so
+    the mean is subtracted in the graph, and only the scale is folded.
+
     Args:
         layout: `nchw` or `nhwc`, of the uint8 input.
     """
 
     name = "bake-preprocess"
     stage: Stage = "export"
-    requires = "mean and std in the plan; a patch convolution without padding"
+    requires = "mean and std in the plan"
     ensures = "the graph's input is uint8 pixels"
 
     def __init__(self, layout: str) -> None:
@@ -36,12 +39,14 @@ class BakePreprocess:
             ) from error
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise BundleError(f"preprocessing has std {std.tolist()}; it must be positive")
-        weight = state.double("patch_embed.weight")
+        stem = state.encoder.stem
+        name = "stem.0" if stem else "patch_embed"
+        weight = state.double(f"{name}.weight")
         per_channel = (1, 3, 1, 1)
-        scaled = weight / (WHITE * std.reshape(per_channel))
-        offset = (weight * (mean / std).reshape(per_channel)).sum(axis=(1, 2, 3))
-        weights = {
-            "patch_embed.weight": scaled,
-            "patch_embed.bias": state.double("patch_embed.bias") - offset,
-        }
-        return PassResult(state.changed(weights, pixels=self.layout), ("patch_embed",))
+        weights = {f"{name}.weight": weight / (WHITE * std.reshape(per_channel))}
+        if stem and stem[0].padding:
+            weights["pixels.mean"] = WHITE * mean.reshape(per_channel)
+        else:
+            offset = (weight * (mean / std).reshape(per_channel)).sum(axis=(1, 2, 3))
+            weights[f"{name}.bias"] = state.double(f"{name}.bias") - offset
+        return PassResult(state.changed(weights, pixels=self.layout), (name,))

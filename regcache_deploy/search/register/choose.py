@@ -12,6 +12,7 @@ from ...encoders.canonical import Encoder
 from ...encoders.regcache import RegCacheConfig
 from ...errors import DataError
 from ..problem import SearchProblem
+from ..question import Ask
 from ..settings import SearchSettings
 from ..space import SearchSpace
 from .capture import (
@@ -122,13 +123,11 @@ def take_best_singles(
         if not tau:
             continue
         singles = [
-            make_register(problem.encoder, found, settings, slice(i, i + 1))
+            make_register(problem.setup.encoder, found, settings, slice(i, i + 1))
             for i in range(len(found.states))
         ]
         config: RegCacheConfig = space.config(block, tau, count)
-        scores = []
-        for single in singles:
-            problem.registers = {block: single}
-            scores.append(problem.evaluate(config, rows).key)
+        asked = (Ask(config, rows, register=single) for single in singles)
+        scores = [answer.score.key for answer in problem.evaluate_many(asked)]
         registers[block] = singles[max(range(len(singles)), key=lambda i: scores[i])]
     problem.registers = registers

@@ -1,0 +1,209 @@
+"""Workers through Ray: processes of this machine, or of a running cluster.
+
+A worker keeps one open station and nothing else. Where one is lost, with its process or with its
+machine, its job goes to another worker, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regcache_engines.container import within_cpu_limit
+
+from ..compat import require
+from ..errors import ConfigError, RegCacheError
+from .devices import CPU, CUDA, use_device
+from .threads import settle_threads
+from .workers import Found, Job, Place, Station, Team
+
+ATTEMPTS = 3
+"""How often a job may end its worker before it is to blame."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_team(
+    workers: str | None, device: torch.device, threads: int | None, scratch: Path | None = None
+) -> Iterator[Team | None]:
+    """The workers of `--workers`; None without that option.
+
+    Args:
+        workers: how many processes of this machine, `auto` or `ray://HOST:PORT` of a cluster.
+        device: the driver's; workers have one of its kind, each a GPU of its own.
+        threads: of each worker; None takes an even share of this machine, or one on a cluster.
+        scratch: folder for hidden states, where a worker finds it.
+
+    Raises:
+        ConfigError: Ray is not installed, no cluster answers, or there are not enough GPUs.
+    """
+    if workers is None:
+        yield None
+        return
+    team = RayTeam(workers, device, threads, scratch)
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+class RayTeam:
+    """A `Team` of Ray actors; see `open_team`."""
+
+    def __init__(
+        self, workers: str, device: torch.device, threads: int | None, scratch: Path | None
+    ) -> None:
+        if device.type not in (CPU, CUDA):
+            raise ConfigError(f"--workers: workers compute on cpu or cuda, not on {device.type}")
+        self._ray = require("ray", "scale")
+        self._connected = not self._ray.is_initialized()
+        gpus = int(device.type == CUDA)
+        if workers.isdecimal():
+            self.size = int(workers)
+            threads = threads or max(1, within_cpu_limit(os.cpu_count() or 1) // self.size)
+            if gpus and self.size > torch.cuda.device_count():
+                raise ConfigError(
+                    f"--workers {workers}: each takes a GPU, and this machine has "
+                    f"{torch.cuda.device_count()}"
+                )
+            self._connect("local", num_cpus=self.size * threads, include_dashboard=False)
+            share = 1 / self.size
+        else:
+            self._connect(workers)
+            threads = threads or 1
+            resources = self._ray.cluster_resources()
+            count = resources.get("GPU", 0) if gpus else resources.get("CPU", 0) // threads
+            self.size = int(count)
+            if not self.size:
+                self.close()
+                raise ConfigError(f"--workers {workers}: the cluster has no room for a worker")
+            nodes = sum(node["Alive"] for node in self._ray.nodes())
+            share = 1 / -(-self.size // max(nodes, 1))
+        log.info("%d workers, %d threads each, on %s", self.size, threads, device.type)
+        remote = self._ray.remote(num_cpus=threads, num_gpus=gpus)(_Worker)
+        self._new: Callable[[], Any] = lambda: remote.remote(threads, device.type, share, scratch)
+        self._idle = deque[Any]()
+        self._busy: dict[Any, tuple[Any, bool]] = {}  # call -> worker, and whether it is new
+        self._station: Any = None
+        self._sent: Any = None
+        self._number = 0
+        for _ in range(self.size):
+            self._hire()
+
+    def close(self) -> None:
+        """End the workers, and the cluster that was started for them."""
+        if self._connected and self._ray.is_initialized():
+            self._ray.shutdown()
+
+    def answers(
+        self, station: Station[Job, Found], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Found]]:
+        """See `Team`. Whoever leaves the iterator early gives up the answers that are under way."""
+        if station is not self._station:
+            self._station, self._number = station, self._number + 1
+            self._sent = self._ray.put(station.to(torch.device(CPU)))
+        waiting, lost = deque(range(len(jobs))), Counter[int]()
+        running: dict[Any, tuple[Any, int]] = {}
+        try:
+            while waiting or running:
+                while waiting and self._idle:
+                    worker, index = self._idle.popleft(), waiting.popleft()
+                    # in a list, so that only a worker that has not got it fetches the station
+                    call = worker.answer.remote(self._number, [self._sent], jobs[index])
+                    running[call] = worker, index
+                (done,), _ = self._ray.wait([*running, *self._busy], num_returns=1)
+                if done in self._busy:
+                    self._settle(done)
+                    continue
+                worker, index = running.pop(done)
+                try:
+                    found = self._ray.get(done)
+                except self._lost_errors() as error:
+                    self._hire()
+                    lost[index] += 1
+                    if lost[index] == ATTEMPTS:
+                        raise RegCacheError(
+                            f"a job ended {ATTEMPTS} workers one after the other "
+                            f"({_line(error)}); where memory ran out, take fewer --workers or a "
+                            "smaller --batch-size"
+                        ) from error
+                    log.warning("a worker was lost; its job goes to another one")
+                    waiting.appendleft(index)
+                except self._ray.exceptions.RayTaskError as error:
+                    self._idle.append(worker)
+                    if isinstance(error.cause, RegCacheError):
+                        raise error.cause from None
+                    raise
+                else:
+                    self._idle.append(worker)
+                    yield index, found
+        finally:
+            self._busy |= {call: (worker, False) for call, (worker, _) in running.items()}
+
+    def _connect(self, address: str, **settings: Any) -> None:
+        if not self._connected:
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        try:
+            self._ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(f"--workers: Ray cannot be reached: {_line(error)}") from error
+
+    def _hire(self) -> None:
+        worker = self._new()
+        self._busy[worker.process.remote()] = worker, True
+
+    def _settle(self, call: Any) -> None:
+        """A worker is there, or is done with what nobody waits for."""
+        worker, new = self._busy.pop(call)
+        try:
+            self._ray.get(call)
+        except self._lost_errors() as error:
+            if new:
+                raise RegCacheError(f"a worker could not be started: {_line(error)}") from error
+            self._hire()
+            return
+        except self._ray.exceptions.RayTaskError:
+            if new:
+                raise
+        self._idle.append(worker)
+
+    def _lost_errors(self) -> tuple[type[Exception], ...]:
+        errors = self._ray.exceptions
+        return errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError
+
+
+class _Worker:
+    """What runs in a worker's process."""
+
+    def __init__(self, threads: int, device: str, share: float, scratch: Path | None) -> None:
+        settle_threads(threads)
+        self._place = Place(use_device(device), share, scratch)
+        self._number = 0
+        self._open: Callable[[Any], Any] | None = None
+
+    def process(self) -> int:
+        """Its number, once it is there."""
+        return os.getpid()
+
+    def answer(self, number: int, station: list[Any], job: Any) -> Any:
+        """Answer a job of a station, which is opened where it is not yet."""
+        import ray
+
+        if number != self._number or self._open is None:
+            self._open = None  # one station's memory at a time
+            self._open = ray.get(station[0]).open(self._place)
+            self._number = number
+        return self._open(job)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
