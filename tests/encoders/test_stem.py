@@ -27,7 +27,9 @@ from regcache_deploy.quantization.plan import make_plan
 from regcache_deploy.quantization.tensorrt import for_tensorrt
 from regcache_deploy.quantization.treatment import ROLES, Treatment
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
+from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_export.certificate import Subject, collect, first_divergence
+from regcache_export.checks import check_tensorrt
 from regcache_export.errors import BundleError, ModelError
 from regcache_export.graph import build_model, serialize
 from regcache_export.merge import Merge
@@ -37,6 +39,7 @@ from regcache_export.reference_stem import run_stem
 from regcache_export.spec import EncoderSpec
 from regcache_export.stem import StemStep, placed
 from regcache_export.targets import GraphOptions
+from tests.export.tensorrt_plans import require_rtx
 from tests.tiny_plans import (
     PREPROCESS,
     float_calibration,
@@ -361,6 +364,21 @@ def test_tensorrt_takes_the_stem_and_refuses_the_gate():
     changed = for_tensorrt(gated, gated.encoder.embed(tiny_images(4)))
     with pytest.raises(UnsupportedEncoderError, match="geglu"):
         build_model(plan_of(changed), options=options)
+
+
+@torch.no_grad()
+@pytest.mark.needs_trt
+def test_tensorrt_rtx_builds_a_stem_in_front_of_int8(tmp_path):
+    require_rtx()
+    stem = (*CONVOLUTIONS[:-1], StemStep("conv", channels=128, kernel=2, stride=2))
+    plain = stemmed(activation="gelu", stem=stem, width=128, heads=2, mlp_width=256)
+    calibration = for_tensorrt(naive_calibration(plain), plain.embed(tiny_images(4)))
+    options = GraphOptions(target="tensorrt", pixels="nhwc")
+    model = build_model(plan_of(calibration), options=options)
+    promise = check_tensorrt(model).promise
+    built = EngineBuilder("tensorrt_rtx").build(serialize(model), tmp_path, promise=promise)
+    assert built.sidecar.layers["int8_mha"] == plain.spec.depth
+    assert built.sidecar.layers["conv"] > 0
 
 
 def assert_certified(calibration, options):
