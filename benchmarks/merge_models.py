@@ -77,9 +77,7 @@ def merges_alone(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         count = tokens - sum(plan.merge.counts[:block])
         shape = ["batch", count, spec.width]
         inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    outputs = [
-        onnx.ValueInfoProto(name=name) for name in made if name.endswith("merge/tokens/Concat")
-    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in made if name.endswith("merge/tokens/Add")]
     graph = helper.make_graph(
         nodes, "merges", inputs, outputs, [constants[name] for name in read if name in constants]
     )

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .survivors import Left, Pairs
-from .trace import Array, Tensors, Trace
+from .survivors import Array, Left, Pairs
+from .trace import Tensors, Trace
 
 TIE = 0.01
 """Farthest from a rounding tie, in steps, at which float noise may decide a code. Sums in float32
@@ -189,9 +189,7 @@ def compare_trace(
         if index in tensors.positions:
             positions = trace.values[tensors.positions[index]]
         tokens = trace.values[block_input]
-        pairs = None
-        if index in tensors.pairs:
-            pairs = Pairs(*(trace.values[name] for name in tensors.pairs[index]))
+        pairs = tensors.pairs_of(index, trace.values)
         simulated = simulator.block(index, tokens, Forced(inside, positions, pairs), left)
         if positions is not None:
             left = left.deleted(positions)
@@ -199,7 +197,7 @@ def compare_trace(
             comparison.add(_compare_positions(node, positions, simulated))
         if pairs is not None:
             left = left.merged(pairs)
-            name = tensors.pairs[index][0].removesuffix("/order")
+            name = tensors.pairs[index][0].rpartition("/")[0]
             agreeing = _compare_pairs(name, pairs, simulated, comparison)
             same = agreeing if same is None else same & agreeing
         for name, codes in inside.items():

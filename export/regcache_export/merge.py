@@ -27,7 +27,8 @@ Metric = Literal["keys", "residual"]
 the quantizer of its operand). `residual`: the token itself, behind the attention's update."""
 
 NORM_FLOOR = 1e-6
-"""Least length that a metric is divided by: one of all zeros is similar to nothing."""
+"""Least length that a metric is divided by: one of all zeros is similar to nothing. A graph's
+LpNormalization keeps that for zeros alone; nothing real is as short."""
 
 _CONSTANT = re.compile(r"[+-]?\d+")
 _LINEAR = re.compile(r"\(\s*([+-]?\d+)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")

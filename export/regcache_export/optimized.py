@@ -11,7 +11,8 @@ import numpy as np
 from regcache_engines.load import load_engine
 
 from .errors import BundleError
-from .trace import Array, fixed_batch, graph_input
+from .survivors import Array
+from .trace import fixed_batch, graph_input
 
 if TYPE_CHECKING:
     from regcache_engines.bundle import Bundle

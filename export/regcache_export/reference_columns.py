@@ -8,7 +8,7 @@ import numpy as np
 
 from .graph.names import QKV
 from .spec import EncoderSpec
-from .trace import Array
+from .survivors import Array
 
 PARTS = ("weight", "weight_scale", "weight_zero_point")
 

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy.typing as npt
-
 from regcache_engines.cpu_flags import may_saturate
 from regcache_engines.onnxruntime_session import open_session
 from regcache_engines.preprocess import in_layout
@@ -22,8 +20,7 @@ from .graph.names import INPUT_NAME, OUTPUT_NAME
 from .onnx_proto import NUMPY, ModelProto, ValueInfoProto
 from .published_quant import CODE_TENSORS
 from .spec import EncoderSpec
-
-Array = npt.NDArray[Any]
+from .survivors import Array, Pairs
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,9 @@ class Tensors:
             `blocks.0.attn/qk/left`) -> its integer codes; only what is quantized, in the graph's
             order. Quantizers as published have more tensors, with the suffixes of `CODE_TENSORS`.
         positions: block -> positions of the surviving patches, where tokens are deleted.
-        pairs: block -> order of the sources and their destinations, where tokens are merged.
+        pairs: block -> rows in the order of a merge and destinations of its sources, where tokens
+            are merged; files of 0.2 have places of the sources alone in that order (`order`).
+        leading: tokens in front of the patches.
     """
 
     block_inputs: tuple[str, ...]
@@ -45,6 +44,7 @@ class Tensors:
     codes: Mapping[str, str]
     positions: Mapping[int, str]
     pairs: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    leading: int = 0
 
     @classmethod
     def find(cls, model: ModelProto, spec: EncoderSpec) -> Tensors:
@@ -67,16 +67,29 @@ class Tensors:
         }
         places = {index: f"blocks.{index}.delete/positions" for index in range(spec.depth)}
         pairs = {
-            index: (f"blocks.{index}.merge/order", f"blocks.{index}.merge/destinations")
+            index: (name, f"blocks.{index}.merge/destinations")
             for index in range(spec.depth)
+            for name in (f"blocks.{index}.merge/rows", f"blocks.{index}.merge/order")
+            if name in made
         }
         return cls(
             block_inputs=(first, *outputs[:-1]),
             outputs=outputs,
             codes=codes,
             positions={index: name for index, name in places.items() if name in made},
-            pairs={index: both for index, both in pairs.items() if both[0] in made},
+            pairs=pairs,
+            leading=spec.num_prefix_tokens,
         )
+
+    def pairs_of(self, index: int, values: Mapping[str, Array]) -> Pairs | None:
+        """Sources and destinations of a block's merge, from a trace; None where it merges none."""
+        if index not in self.pairs:
+            return None
+        order, destinations = (values[name] for name in self.pairs[index])
+        if order.ndim == 3:
+            sources = (order.shape[1] - self.leading + 1) // 2
+            order = (order[:, self.leading : self.leading + sources, 0] - self.leading) // 2
+        return Pairs(order, destinations)
 
     def all(self) -> list[str]:
         names = [*self.block_inputs, self.outputs[-1], *self.codes.values()]

@@ -53,7 +53,7 @@ def test_what_is_registered_for_the_end_is_run_and_all_is_flushed() -> None:
 
 def test_a_race_tells_what_it_spends_and_never_more_than_its_budget() -> None:
     work, told = Work(100), list[int]()
-    tell = spending(work, told.append, 50)
+    tell = spending(lambda: work.block_forwards, told.append, 50)
     for spent in (20, 0, 40):
         work.add(spent)
         tell(1)

@@ -25,6 +25,7 @@ from regcache_export.merge import Merge
 from regcache_export.plan import Plan
 from regcache_export.survivors import Left, Pairs
 from regcache_export.targets import GraphOptions
+from regcache_export.trace import Tensors
 from regcache_export.verify import verify_bundle
 from tests.bundling.certificate_helpers import certified, pixels, plan_of
 from tests.export.graph_helpers import rewrite
@@ -79,6 +80,19 @@ def test_a_merging_bundle_for_tensorrt_is_certified(tmp_path: Path) -> None:
     assert verify_bundle(Bundle.open(path)).problem is None
 
 
+def test_pairs_are_read_from_all_rows_and_from_files_that_order_sources_alone() -> None:
+    """Seven patches behind two leading tokens: sources in rows 2, 4, 6 and 8."""
+    rows = np.array([[0, 1, 6, 2, 8, 4, 3, 5, 7]])[..., None]
+    found = {"rows": rows, "order": np.array([[2, 0, 3, 1]]), "to": np.array([[1]])}
+    for name in ("rows", "order"):
+        tensors = Tensors((), (), {}, {}, {5: (name, "to")}, leading=2)
+        assert tensors.pairs_of(4, found) is None
+        pairs = tensors.pairs_of(5, found)
+        assert pairs is not None
+        assert pairs.order.tolist() == [[2, 0, 3, 1]]
+        assert pairs.destinations.tolist() == [[1]]
+
+
 def test_free_and_forced_simulation_agree_on_sizes() -> None:
     left = Left(9)
     order = np.array([[3, 0, 4, 1, 2]])
@@ -103,8 +117,8 @@ class TestWhatIsNoTie:
 
     def test_another_choice_of_sources(self, path: Path) -> None:
         def least_similar(model: onnx.ModelProto) -> None:
-            (node,) = (n for n in model.graph.node if n.name == "blocks.1.merge/TopK")
-            node.attribute.append(onnx.helper.make_attribute("largest", 0))
+            (node,) = (n for n in model.graph.node if n.name == "blocks.1.merge/ReduceMax")
+            node.op_type = "ReduceMin"
 
         rewrite(path, least_similar)
         assert divergent(path) == "blocks.1.merge/TopK"
@@ -119,8 +133,8 @@ class TestWhatIsNoTie:
 
     def test_another_sum(self, path: Path) -> None:
         def without_weights(model: onnx.ModelProto) -> None:
-            (node,) = (n for n in model.graph.node if n.name == "blocks.0.merge/share/MatMul")
-            node.input[1] = "blocks.0.merge/source/GatherND"
+            (node,) = (n for n in model.graph.node if n.name == "blocks.0.merge/hit/MatMul")
+            node.input[1] = "blocks.0.merge/way/Sub"
 
         rewrite(path, without_weights)
         assert divergent(path).startswith("blocks.0.mlp")

@@ -131,10 +131,11 @@ def test_sizes_are_carried_only_as_far_as_someone_asks() -> None:
     def sized(**changes: Any) -> list[str]:
         merge = Merge((3, 2, 0), proportional=changes.pop("proportional", False))
         plan = plan_of(float_calibration(tiny_encoder(**changes).merging(merge)))
-        nodes = build_model(plan).graph.node
-        return [n.name for n in nodes if n.name.endswith("merge/sizes/Concat")]
+        read = [(v, n.name) for n in build_model(plan).graph.node for v in n.input]
+        sizes = {v for v, _ in read if v.endswith("merge/size/Add")}
+        return sorted(v for v in sizes if any(v == r and v[:8] != n[:8] for r, n in read))
 
-    assert sized() == ["blocks.0.merge/sizes/Concat"]
+    assert sized() == ["blocks.0.merge/size/Add"]
     assert len(sized(pool="avg")) == len(sized(proportional=True)) == 2
 
 
@@ -194,7 +195,7 @@ class TestTensorrt:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
         assert types["blocks.1.merge/MatMul"] == onnx.TensorProto.FLOAT
-        assert types["blocks.1.merge/tokens/Concat"] == onnx.TensorProto.FLOAT
+        assert types["blocks.1.merge/tokens/Add"] == onnx.TensorProto.FLOAT
         assert types["blocks.1.mlp/residual/Add"] == onnx.TensorProto.FLOAT16
 
 

@@ -1,6 +1,6 @@
 """Merging of similar patch tokens between attention and MLP (`regcache_export.merge`).
 
-Static shapes and standard operators: TopK over all sources and a Split in place of a sort, GatherND
+Static shapes and standard operators: one TopK over all rows and a Split in place of sorts, GatherND
 with a batch dimension for the rows, a product with a one-hot matrix in place of a scatter, whose
 reduction no runtime but ONNX Runtime has. Everything is float32, and nothing is quantized.
 """
@@ -47,7 +47,7 @@ def merge_tokens(
         tokens,
         value=leave_island(builder, name, value),
         patches=tokens.patches - count,
-        sizes=island.sizes(tokens.sizes, moves, weights) if _sizes_matter(state, index) else None,
+        sizes=weights.total if _sizes_matter(state, index) else None,
     )
     return _with_places(builder, state, index, left, island, tokens.places, moves)
 
