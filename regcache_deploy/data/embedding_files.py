@@ -97,8 +97,12 @@ class EmbeddingFolder:
         lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), MIN_NORM)
         array = io.BytesIO()
         np.save(array, (rows / lengths).astype(np.float16))
-        atomic_write_bytes(self.path / f"img_emb/img_emb_{name}.npy", array.getvalue())
+        embeddings = self.path / f"img_emb/img_emb_{name}.npy"
         table = self.path / f"metadata/metadata_{name}.{self.form}"
+        for path in (embeddings, table, self._stats(number)):
+            for left in path.parent.glob(f".{path.name}.*"):  # of a killed run; a part is one's own
+                left.unlink(missing_ok=True)
+        atomic_write_bytes(embeddings, array.getvalue())
         atomic_write_bytes(table, _table(columns, self.form))
         atomic_write_bytes(self._stats(number), json.dumps(stats, indent=1).encode())
 
