@@ -25,7 +25,7 @@ INSTALL := $(BIN)/python .ci/install.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help cpp docs fuzz fuzz-python faults soak export test test-clean test-edge test-package test-examples test-encoders test-tensorrt lint types pytest bench format clean
+.PHONY: help cpp docs fuzz fuzz-python faults soak export test test-clean test-edge test-package test-examples test-scale test-encoders test-tensorrt lint types pytest bench format clean
 
 help:
 	@echo "make export   install and run regcache-export --baseline repqvit on the embedded demo"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-clean      commands and library in an environment without torch and onnx"
 	@echo "make test-package    wheel and sdist, built, installed and run in a fresh environment"
 	@echo "make test-examples   programs of examples/, a web service and a browser page among them"
+	@echo "make test-scale      searches in several processes through Ray, one of them killed"
 	@echo "make test-tensorrt   TensorRT-RTX builds of every shape and form in full depth; four minutes"
 	@echo "make docs     the documentation as a site, every link checked: build/site/index.html"
 	@echo "make cpp      build the C++ runtime: build/cpp/regcache_classify, libregcache.so"
@@ -81,6 +82,10 @@ test-package: $(VENV)/.stamp-dev
 test-examples: $(VENV)/.stamp-dev
 	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,examples]'
 	REGCACHE_TEST_EXAMPLES=1 $(BIN)/python -m pytest -q tests/examples
+
+test-scale: $(VENV)/.stamp-dev
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,scale]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/work/test_ray_team.py tests/cli/test_workers_option.py
 
 # Needs no GPU. A product that is not of the kind that the static check promises ends it.
 test-tensorrt: $(VENV)/.stamp-dev

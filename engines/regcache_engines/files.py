@@ -153,6 +153,23 @@ def _lock(folder: Path, wait: bool) -> int | None:
     return handle
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder, if need be, and be alone in it: waits for another process that holds it.
+
+    Files get their names in one step whoever writes them; this is for work that goes through
+    several files of fixed names. A process that ends lets go.
+    """
+    with suppress(OSError):  # whoever writes there says so in the words of what is written
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def _take_place(staging: Path, path: Path) -> None:
     """Rename `staging` to `path`; what was there is `staging` afterwards, or gone."""
     if not path.exists():

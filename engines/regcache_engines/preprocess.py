@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError, ConfigError, DataError
+from .jpeg_scans import too_many_scans
 from .preprocess_config import output_size, preprocess_problem
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,6 +31,9 @@ MAX_RESIZED = 1 << 30
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Of OpenAI's CLIP; open_clip's defaults."""
+
+JPEG = ("JPEG", "MPO")
+"""Pillow's names of the format; the second one holds several pictures."""
 
 TIMM_FIELDS = frozenset({"crop_pct", "crop_mode"})
 """Fields beside open_clip's that ask for timm's transform: resize to size / crop_pct, then crop."""
@@ -103,6 +107,10 @@ class Preprocess:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else place) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{image.width} x {image.height} pixels are too many")
+                if image.format in JPEG:
+                    data = source if isinstance(source, bytes) else place.read_bytes()
+                    if too_many_scans(data, image.width * image.height):
+                        raise DataError("the file has too many scans")
                 return self(image)
         except (DataError, MemoryError):
             raise

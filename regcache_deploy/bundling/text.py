@@ -87,7 +87,8 @@ def _texts(templates: Sequence[str], names: Sequence[str]) -> list[str]:
     """Every template once, each with another name, at least `CHECKED` texts."""
     count = max(CHECKED, len(templates))
     pairs = zip(cycle(templates or ("{}",)), cycle(names or NAMES), range(count), strict=False)
-    return [template.format(name) for template, name, _ in pairs]
+    # not str.format: other braces are the user's own text
+    return [template.replace("{}", name) for template, name, _ in pairs]
 
 
 def _written(side: TextSide, texts: Sequence[str]) -> TextPart:

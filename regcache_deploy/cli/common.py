@@ -154,9 +154,10 @@ def load_libraries(reporter: Reporter, *needed: tuple[str, str]) -> None:
             require(module, extra)
 
 
-def needed_by(settings: WorkerSettings) -> list[tuple[str, str]]:
-    """What `load_libraries` has to find for workers: module and extra."""
-    return [] if settings.workers is None else [("ray", "scale")]
+def require_workers(settings: WorkerSettings) -> None:
+    """Raise ConfigError where workers are asked for and Ray is not installed."""
+    if settings.workers is not None:
+        require_installed("ray", "scale")
 
 
 def setup_logging(verbosity: int) -> None:

@@ -22,7 +22,7 @@ from .common import (
     add_common_arguments,
     add_run_arguments,
     load_libraries,
-    needed_by,
+    require_workers,
     say_what_random_is,
 )
 
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     reporter = Reporter(quiet=args.verbosity == QUIET)
     # Say now what is not installed, not after minutes of searching.
     say_what_random_is(options.pretrained)
-    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"), *needed_by(options))
+    require_workers(options)
+    load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
     from ..report.terminal import print_result
     from ..run.export import run_export
 

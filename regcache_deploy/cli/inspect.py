@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -28,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
 
 
+def _width() -> int | None:
+    """Columns of the window; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the facts. Returns the exit code."""
     if len(args.bundle) > 2:
@@ -37,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     first, *others = (inspect_bundle(path) for path in args.bundle)
     if not others:
-        print(json.dumps(first, indent=1) if args.json else "\n".join(lines_of(first)))
+        print(json.dumps(first, indent=1) if args.json else "\n".join(lines_of(first, _width())))
         return 0
     second = others[0]
     found = differences(first, second)

@@ -214,9 +214,39 @@ def _terminable() -> Iterator[None]:
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with _raised_again():
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _raised_again() -> Iterator[None]:
+    """A signal that comes while a destructor or a weak reference's callback runs is sent again.
+
+    Python prints what is raised there, and goes on as if nothing had happened.
+    """
+    timers: list[threading.Timer] = []
+    known = sys.unraisablehook
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            known(lost)
+            return
+        terminated = issubclass(lost.exc_type, _Terminated)
+        number = signal.SIGTERM if terminated else signal.SIGINT
+        # by then the callback is over
+        timers.append(threading.Timer(0.01, os.kill, (os.getpid(), number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = known
+        for timer in timers:
+            timer.cancel()
 
 
 def _module(name: str) -> ModuleType:

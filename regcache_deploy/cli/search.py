@@ -21,7 +21,7 @@ from .common import (
     add_common_arguments,
     add_run_arguments,
     load_libraries,
-    needed_by,
+    require_workers,
     say_what_random_is,
 )
 
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
     say_what_random_is(options.pretrained)
-    load_libraries(reporter, *needed_by(options))
+    require_workers(options)
+    load_libraries(reporter)
     from ..report.terminal import print_search
     from ..run.search import run_search
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..work.format import percent
+from ..work.format import count_text, percent
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, check_bundle
 
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
             codes += f"  {share} of the images merge the same pairs of tokens\n"
         sys.stdout.write(
             f"{args.bundle}: verified on {report.images} images\n"
-            f"  {report.nodes} nodes against the numpy reference, block by block: "
-            f"{report.codes} codes{levels}, {report.ties} of them other by a rounding tie\n"
+            f"  {report.nodes} nodes, block by block against the numpy reference\n"
+            f"  {count_text(report.codes)} codes{levels}, {report.ties} other by a rounding tie\n"
             f"{codes}{older}"
             f"  {what}: mean cosine {optimized.mean_cosine:.6f}{top1}\n"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from regcache_engines.files import held
 from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.certificate_files import read_certificate
 from regcache_export.plan import Plan
@@ -38,7 +39,7 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     # a folder of its own: the plan lies beside the bundle, and another one may be in the output
     folder = output / f"{name}-{kept.form}"
     place = folder / f"{folder.name}.regcache"
-    with candidates.reporter.stage(f"writing {place}"):
+    with candidates.reporter.stage(f"writing {place}"), held(folder):
         options = candidates.options_for(chosen)
         draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
         found = dict[str, Any]()

@@ -20,6 +20,7 @@ from .model import LoadedModel
 from .names import NATURAL, ONNX, TIMM
 from .open_clip_vit import from_open_clip
 from .settings import DEMO
+from .size_warnings import warn_of_cut_pixels
 from .source import find_source
 from .zero_shot_head import DEFAULT_TEMPLATES, TextHead, text_tower_key
 
@@ -74,6 +75,7 @@ def load_model(
                 name, source.files, pretrained, image_size, templates=templates
             )
     model.encoder.check_finite()
+    warn_of_cut_pixels(name, model.encoder.spec)
     return model
 
 

@@ -21,6 +21,7 @@ from .open_clip_checkpoint import load_checkpoint
 from .open_clip_image import WITHOUT_TEXT, foreign_text_tower, weights_file
 from .open_clip_timm import from_open_clip_tower
 from .roberta_text import from_roberta
+from .size_warnings import warn_of_resampled_positions
 from .source import HUB, LOCAL, Source
 from .structure import build_tower, quiet_root_logger, read_tower
 from .text_encoder import from_open_clip_text
@@ -218,6 +219,11 @@ def _create(
         repository = trained.get("hf_hub", "").strip("/")
         if repository.count("/") == 1:
             require_hub_files(what, repository, WEIGHT_FILES, instead)
+    if size is not None and path is None and weights.seed is None:
+        own = (open_clip.get_model_config(name) or {}).get("vision_cfg", {}).get("image_size")
+        if own is not None:
+            height, width = (own, own) if isinstance(own, int) else own
+            warn_of_resampled_positions(name, (height, width), size)
     try:
         with torch.random.fork_rng(devices=[]), quiet_root_logger():
             torch.manual_seed(weights.seed or 0)

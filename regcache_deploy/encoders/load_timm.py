@@ -15,6 +15,7 @@ from .classifier_head import imagenet_classifier
 from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
 from .model import LoadedModel, random_caution
 from .names import TIMM, looks_like_path, random_seed, suggest, unknown_tag
+from .size_warnings import warn_of_resampled_positions
 from .timm_vit import from_timm
 
 
@@ -43,6 +44,9 @@ def load_timm(
     full = f"{architecture}.{tag}" if tag else architecture
     model = _create(timm, full, seed, path, image_size, classifier)
     encoder = from_timm(model)
+    if image_size is not None and seed is None:
+        known = tuple(model.pretrained_cfg["input_size"][1:])  # type: ignore[index]
+        warn_of_resampled_positions(name, known, image_size)
     head = imagenet_classifier(name, _outputs(model)) if classifier else None
     return LoadedModel(
         name=name,

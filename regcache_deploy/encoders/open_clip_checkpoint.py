@@ -13,6 +13,7 @@ from ..errors import ModelError
 from .checkpoint import below_attribute, explain, read_state_dict
 
 VISUAL = "visual."
+POSITIONS = "visual.positional_embedding"
 BIG_VISION = (".npz", ".npy")
 """Google's own SigLIP files, which open_clip reads."""
 
@@ -60,11 +61,24 @@ def _is_tower(state: Mapping[str, Tensor], visual: set[str]) -> bool:
     return all(inside) or (not any(inside) and 2 * len(visual & state.keys()) > len(visual))
 
 
-def _load_tower(model: Any, state: Mapping[str, Tensor]) -> None:
+def _resize_positions(state: dict[str, Tensor], model: Any) -> None:
+    """open_clip's own, which tells nobody at its default level."""
     from open_clip.model import resize_pos_embed
 
+    before = state.get(POSITIONS)
+    resize_pos_embed(state, model)
+    if before is not None and len(before) != len(state[POSITIONS]):
+        log.warning(
+            "the position embedding of %d tokens is resampled to %d: the weights were trained at "
+            "another image size (--img-size)",
+            len(before),
+            len(state[POSITIONS]),
+        )
+
+
+def _load_tower(model: Any, state: Mapping[str, Tensor]) -> None:
     full = {VISUAL + name.removeprefix(VISUAL): value for name, value in state.items()}
-    resize_pos_embed(full, model)
+    _resize_positions(full, model)
     model.visual.load_state_dict(
         {name.removeprefix(VISUAL): value for name, value in full.items()}, strict=True
     )
@@ -75,7 +89,6 @@ def _load_both(model: Any, state: dict[str, Tensor]) -> None:
     from open_clip.convert import convert_state_dict
     from open_clip.model import (
         convert_to_custom_text_state_dict,
-        resize_pos_embed,
         resize_text_pos_embed,
     )
 
@@ -88,7 +101,7 @@ def _load_both(model: Any, state: dict[str, Tensor]) -> None:
     if "logit_bias" not in state and getattr(model, "logit_bias", None) is not None:
         state["logit_bias"] = state["logit_scale"].new_zeros(model.logit_bias.shape)
     state.pop(POSITION_IDS, None)
-    resize_pos_embed(state, model)
+    _resize_positions(state, model)
     resize_text_pos_embed(state, model)
     model.load_state_dict(state, strict=True)
 

@@ -31,7 +31,8 @@ def check_blocks(blocks: Sequence[Any]) -> None:
             raise UnsupportedEncoderError(f"unsupported attention {type(attention).__name__}")
         if type(mlp).__name__ not in MLPS:
             raise UnsupportedEncoderError(f"unsupported MLP {type(mlp).__name__}")
-        mlp_activation(mlp)  # refuses
+        if mlp_activation(mlp) != mlp_activation(blocks[0].mlp):
+            raise UnsupportedEncoderError("blocks with different activations are not supported")
         if has_own_norm(mlp) != has_own_norm(blocks[0].mlp):
             raise UnsupportedEncoderError("a norm in front of fc1 in some blocks is not supported")
         if not (is_norm(block.norm1) and is_norm(block.norm2)):

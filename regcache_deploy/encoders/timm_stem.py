@@ -11,7 +11,7 @@ from torch import nn
 from regcache_export.stem import StemStep
 
 from ..errors import UnsupportedEncoderError
-from .reading import Weights, activation_of, affine, tensor
+from .reading import Weights, activation_of, affine, is_norm, tensor
 
 PARTS = {
     "MbConvStages": ("stem", "stages", "pool"),
@@ -62,7 +62,7 @@ def _read(module: Any) -> list[Part]:
         return [_convolution(module)]
     if type(module) is nn.AvgPool2d:
         return [_average(module)]
-    if kind in ("LayerNorm2d", "LayerNormAct2d"):
+    if kind in ("LayerNorm2d", "LayerNormAct2d") and is_norm(module):
         norm = StemStep("norm", eps=float(module.eps)), _own(affine(module, "norm"))
         return [norm, *_read(getattr(module, "act", None))]
     if kind in ("GELU", "GELUTanh"):

@@ -15,6 +15,7 @@ from regcache_export.text_spec import TextSpec
 from ..errors import ModelError
 from .parameters import Parameters
 from .reading import Weights
+from .size_warnings import warn_of_resampled_positions
 
 Names = tuple[str, ...]
 """Names under which one module may stand: on disk, and as later releases name it in memory."""
@@ -109,6 +110,7 @@ def resample_positions(table: Tensor, grid: tuple[int, int], antialias: bool = F
         if len(table) == grid[0] * grid[1]:
             return table
         raise ModelError(f"a position embedding of {len(table)} patches cannot be resampled")
+    warn_of_resampled_positions("the model's files", (side, side), grid)
     square = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resampled = F.interpolate(
         square, size=grid, mode="bicubic", align_corners=False, antialias=antialias

@@ -53,8 +53,9 @@ def _table(runs: Sequence[Run], output: Path) -> Section:
         accuracy, speed = _lead(document)
         sizes = document.get("file_mib")
         made = [document["model"], document["baseline"], document["bits"]]
-        if document.get("recipe"):
-            made.append(document["recipe"])
+        titles = [way["title"] for way in document.get("ways") or () if way["chosen"]]
+        if titles or document.get("recipe"):
+            made.append(titles[0] if titles else document["recipe"])
         results.append(
             [
                 f"{number}: {folder.name or folder}",

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..work.format import percent, value_text
+from ..work.format import (
+    COUNTED,
+    difference_text,
+    mib_text,
+    ms_text,
+    p_text,
+    percent,
+    value_text,
+)
 from .inspection import Facts
 
-SPEED = ("threads", "batch", "p50_ms", "images_per_second")
+NARROWEST = 30
+"""Columns that a value has even in the narrowest window."""
 
 Rows = list[tuple[str, str]]
 
 
-def lines_of(facts: Facts) -> list[str]:
-    """A page of text: a name and a value on each line."""
-    return _columns([(name, value) for name, value in _rows(facts) if value])
+def lines_of(facts: Facts, width: int | None = None) -> list[str]:
+    """A page of text: a name and its value, which goes on below where `width` columns end."""
+    return _columns([(name, value) for name, value in _rows(facts) if value], width)
 
 
 def differences(one: Facts, other: Facts) -> list[dict[str, Any]]:
@@ -183,16 +194,12 @@ def _text(text: Facts | None) -> str:
 
 
 def _sizes(sizes: Facts) -> str:
-    parts = [f"model {_megabytes(sizes['model'])}"]
+    parts = [f"model {mib_text(sizes['model'])}"]
     if sizes["model_in_float32"]:
-        parts.append(f"in float32 {_megabytes(sizes['model_in_float32'])}")
+        parts.append(f"in float32 {mib_text(sizes['model_in_float32'])}")
     if sizes["text"]:
-        parts.append(f"text {_megabytes(sizes['text'])}")
-    return ", ".join([*parts, f"all files {_megabytes(sizes['whole'])}"])
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:.1f} MB"
+        parts.append(f"text {mib_text(sizes['text'])}")
+    return ", ".join([*parts, f"all files {mib_text(sizes['whole'])}"])
 
 
 def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
@@ -204,10 +211,10 @@ def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
     yield "accuracy", f"{metric or 'score'}{images}: {scores}"
     pair = accuracy["paired"]
     if pair:
+        unit = " points" if metric in COUNTED else ""
         yield (
             "against FP32",
-            f"{pair['difference']:+.4g} [{pair['low']:+.4g}, {pair['high']:+.4g}], "
-            f"McNemar p {pair['p_value']:.2g}",
+            f"{difference_text(metric or '', pair)}{unit}, McNemar p {p_text(pair)}",
         )
     agreement = accuracy["deployed_against_simulated"]
     if agreement:
@@ -235,8 +242,18 @@ def _speed(speed: Facts | None) -> Iterator[tuple[str, str]]:
             f"batch {look['batch']}, threads {look['threads']}, {look['cpu']}",
         )
     for row in speed["rows"] or ():
+        if row.get("reason"):  # did not run here
+            continue
         name = row.get("peer") or f"{row.get('engine')} {row.get('precision', '')}".strip()
-        yield f"speed, {name}", ", ".join(f"{k} {row[k]}" for k in SPEED if k in row)
+        yield f"speed, {name}", _latency(row)
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    """One row of `regcache bench`, whose cells are text."""
+    parts = [f"batch {row['infer_batch_size']}", f"threads {row['threads']}"]
+    parts.append(f"{ms_text(float(row['infer_step_time']))} ms")
+    parts.append(f"{float(row['infer_samples_per_sec']):.1f} images/s")
+    return ", ".join(parts)
 
 
 def _certificate(found: Facts | None) -> str:
@@ -280,6 +297,11 @@ def _change(one: Any, other: Any) -> str:
     return f"{change} ({other / one - 1:+.1%})" if one else change
 
 
-def _columns(rows: Rows) -> list[str]:
-    width = max(len(name) for name, _ in rows)
-    return [f"{name.ljust(width)}  {value}" for name, value in rows]
+def _columns(rows: Rows, width: int | None) -> list[str]:
+    names = max(len(name) for name, _ in rows) + 2
+    room = sys.maxsize if width is None else max(width - names, NARROWEST)
+    lines = []
+    for name, value in rows:
+        first, *rest = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False)
+        lines += [name.ljust(names) + first, *(" " * names + line for line in rest)]
+    return lines

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from regcache_engines.bundle import Bundle
+from regcache_engines.files import held
 from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.plan import Plan
@@ -233,14 +234,16 @@ def _write(
     plan: Plan, options: RecalibrateOptions, calibration: Calibration, pixels: Tensor
 ) -> Path:
     graph = graph_options_of(plan)
-    plan.save(options.output)
-    draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
-    try:
-        certify_bundle(draft, plan, graph, calibration, pixels)
-        found = monitor_entry(draft, pixels.numpy()) | _text_of_the_first(options.plan, plan, draft)
-        return seal_bundle(draft, options.output / "calibrated.regcache", found)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with held(options.output):
+        plan.save(options.output)
+        draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
+        try:
+            certify_bundle(draft, plan, graph, calibration, pixels)
+            found = monitor_entry(draft, pixels.numpy())
+            found |= _text_of_the_first(options.plan, plan, draft)
+            return seal_bundle(draft, options.output / "calibrated.regcache", found)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _text_of_the_first(folder: Path, plan: Plan, draft: Path) -> dict[str, Any]:

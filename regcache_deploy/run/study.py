@@ -32,7 +32,7 @@ from ..quantization.choice import chosen_baseline
 from ..quantization.settings import AUTO, layer_name, layer_names
 from ..quantization.simulate import Calibration
 from ..report.result import ExportResult
-from ..search.embedder import Embedder
+from ..search.embedder import Embedder, Embedding
 from ..search.find import FoundChoice, find_choice
 from ..search.float_layers import choose_float
 from ..search.merging import fitting_merge
@@ -209,10 +209,17 @@ def run_study(
     study = decide_study(options, reporter, parts, model, team)
     held_out, found, features = study.held_out, study.found, study.features
     published, best = study.published, found.result.best
+    chosen, corners = (study.baseline, study.config, found.register), corner_configs(best)
+    held_out.prepare(
+        [
+            Embedding(),
+            *(Embedding(published, corner, found.register) for corner in corners.values()),
+            Embedding(*chosen, study.merge),
+        ]
+    )
     features["fp32"] = held_out.float_features
-    for name, corner in corner_configs(best).items():
+    for name, corner in corners.items():
         features[name] = held_out.features(name, published, corner, found.register)
-    chosen = (study.baseline, study.config, found.register)
     features["recipe"] = held_out.features("recipe", *chosen, study.merge)
     if study.merge is not None:
         features["unmerged"] = held_out.features("unmerged", *chosen)
@@ -263,7 +270,8 @@ def decide_study(
 
     def embedder(title: str, images: Images) -> Embedder:
         tokens = sets.calibration_tokens
-        return Embedder(title, encoder, images, tokens, kept, options.batch_size, reporter)
+        size = options.batch_size
+        return Embedder(title, encoder, images, tokens, kept, size, reporter, team)
 
     searched, held_out = (
         embedder("search images", sets.search),

@@ -39,7 +39,7 @@ Column = tuple[bool, int, int, int]
 
 def contest(
     book: TrialBook, space: SearchSpace, alive: list[RegCacheConfig], allowance: Allowance
-) -> set[RegCacheConfig]:
+) -> list[RegCacheConfig]:
     """Evaluate the best of `alive` and of its neighbourhood on all images.
 
     Args:
@@ -52,7 +52,7 @@ def contest(
     """
     size, corners = book.problem.size, space.corner_count
     reserve = corners + TO_CONFIRM
-    dropped: set[RegCacheConfig] = set()
+    dropped: dict[RegCacheConfig, None] = {}  # a set's order changes from run to run
     book.full([(alive[0], "final")])
     for _ in range(ROUNDS):
         leader = book.leader
@@ -65,13 +65,13 @@ def contest(
         anchors = [config for config in anchors if config in book.complete]
         rows = contested_images([book.complete[config] for config in anchors])
         ahead, missed = _ask(book, _rivals(leader, alive, space), rows, allowance, reserve)
-        dropped = (dropped | missed) - set(book.complete)
+        dropped |= dict.fromkeys(missed)
         beaten: set[Column] = set()
         for config, later in _one_by_one(_by_trust(ahead, leader)):
             if column(config) in beaten:
                 continue
             if not allowance.covers(config, size, reserve=corners):
-                dropped.add(config)
+                dropped[config] = None
                 continue
             book.look_ahead(each for each in later if column(each) not in beaten)
             book.full([(config, "final")])
@@ -79,7 +79,7 @@ def contest(
                 beaten |= {column(config)} - {column(leader)}
         if column(book.leader) == column(leader):
             break
-    return dropped
+    return [config for config in dropped if config not in book.complete]
 
 
 def _one_by_one(
@@ -125,17 +125,17 @@ def _ask(
     rows: Tensor,
     allowance: Allowance,
     reserve: int,
-) -> tuple[list[RegCacheConfig], set[RegCacheConfig]]:
+) -> tuple[list[RegCacheConfig], list[RegCacheConfig]]:
     """Rivals no worse on `rows` than the best one, best first; and those not asked."""
     best = float(book.complete[book.leader].per_image[rows].sum())
     spare = TOLERANCE * len(rows)
     outcomes: dict[RegCacheConfig, Score] = {}
-    hopeless, missed = set(), set()
+    hopeless, missed = set[Column](), list[RegCacheConfig]()
     for config, later in _one_by_one([c for c in rivals if c not in book.complete]):
         if column(config) in hopeless:
             continue
         if not allowance.covers(config, len(rows), reserve=reserve):
-            missed.add(config)
+            missed.append(config)
             continue
         book.look_ahead((each for each in later if column(each) not in hopeless), rows)
         outcomes |= book.ask([(config, "contested images")], rows)

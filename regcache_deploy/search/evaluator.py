@@ -15,7 +15,7 @@ from ..evaluation import Objective, Score
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
 from ..work.count import Work
-from ..work.devices import halving
+from ..work.devices import free_memory, halving
 from ..work.memory import free_disk
 from ..work.workers import Place
 from .cost import calibration_walks
@@ -59,8 +59,9 @@ class Setup:
         folder, spill = place.scratch, Spill()
         if folder is not None and folder.is_dir():
             spill = Spill(folder, int(place.share * free_disk(folder)))
-        here = replace(self.to(place.device), memory=int(place.share * self.memory))
-        return Evaluator(here, spill, Work())
+        own = free_memory(place.device)  # a worker's GPU is its own, the CPU's memory is not
+        memory = int(place.share * self.memory) if own is None else min(self.memory, own // 2)
+        return Evaluator(replace(self.to(place.device), memory=memory), spill, Work())
 
 
 @dataclass

@@ -20,7 +20,7 @@ from ..evaluation.image_sets import ImageSets, TokensOf
 from ..evaluation.metrics import INSTANCES
 from ..quantization.baselines import Baseline
 from ..quantization.settings import layer_name
-from ..work.count import Work, peak_memory
+from ..work.count import peak_memory
 from ..work.devices import free_memory
 from ..work.memory import free_disk, image_memory
 from ..work.progress import Reporter
@@ -126,13 +126,15 @@ def _objective(settings: SearchSettings, sets: ImageSets) -> Objective:
     return kinds[settings.objective](sets.reference)
 
 
-def spending(work: Work, advance: Callable[[int], None], left: int) -> Callable[[int], None]:
+def spending(
+    so_far: Callable[[], int], advance: Callable[[int], None], left: int
+) -> Callable[[int], None]:
     """An `advance` that is told of evaluations and tells what they spent, `left` at most."""
-    began, told = work.block_forwards, 0
+    began, told = so_far(), 0
 
     def tell(evaluations: int) -> None:
         nonlocal told
-        spent = min(work.block_forwards - began, left)
+        spent = min(so_far() - began, left)
         advance(spent - told)
         told = spent
 
@@ -166,7 +168,8 @@ def find_choice(
     size, calibration = len(sets.search), len(sets.calibration_tokens)
     depth, walks = encoder.spec.depth, calibration_walks(baseline)
 
-    tokens = partial(sets.tokens, encoder)
+    searched = TokensOf(sets.search)
+    tokens = partial(searched, encoder)
 
     def budget(space: SearchSpace) -> int:
         return race_budget(space, depth, size, calibration, walks, settings.budget_fraction)
@@ -183,7 +186,7 @@ def find_choice(
             sensitivity = measure_sensitivity(
                 encoder,
                 sets.calibration_tokens,
-                tokens,
+                searched,
                 size,
                 objective,
                 cache=cache,
@@ -193,6 +196,7 @@ def find_choice(
                 error=settings.error,
                 seed=settings.seed,
                 advance=advance,
+                team=team,
             )
     space = search_space(settings, encoder, sensitivity.block)
     with reporter.stage("register candidates", size) as advance:
@@ -205,7 +209,7 @@ def find_choice(
         encoder=encoder,
         baseline=baseline.fast(),
         calibration_tokens=sets.calibration_tokens,
-        tokens=TokensOf(sets.search),
+        tokens=searched,
         objective=objective,
         batch_size=settings.batch_size,
         memory=_room(settings, encoder, sets),
@@ -219,7 +223,7 @@ def find_choice(
     with reporter.stage(
         "search of prefix and delete counts" + ", by budget" * spends, total
     ) as step:
-        advance = spending(cache.work, step, left) if spends else step
+        advance = spending(lambda: problem.answered, step, left) if spends else step
         if settings.candidates == "best":
             take_best_singles(problem, space, captures, settings, settings.seed)
         result = search(

@@ -45,6 +45,7 @@ class SearchProblem:
     cache: PartCache = field(default_factory=lambda: PartCache(None, {}, Work()))
     spill: Spill = field(default_factory=Spill)
     team: Team | None = None
+    _owed: int = field(default=0, init=False, repr=False)
     _ready: dict[str, Answer] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,11 @@ class SearchProblem:
     @property
     def objective(self) -> Objective:
         return self.setup.objective
+
+    @property
+    def answered(self) -> int:
+        """Block-forwards without those that are booked and not yet answered."""
+        return self.work.block_forwards - self._owed
 
     def evaluate(
         self,
@@ -156,7 +162,7 @@ class SearchProblem:
         elif question.stop is None:
             price = self.evaluator.price(question.config, len(question.rows), question.calibration)
             self.work.add(price)
-            booked.paid = True
+            booked.price, self._owed = price, self._owed + price
         booked.taken = self.work.block_forwards - before
         return booked
 
@@ -177,9 +183,11 @@ class SearchProblem:
                 yield left[place], answer
 
     def _finish(self, booked: _Booked, answer: Answer) -> None:
-        if not booked.paid:
+        if booked.price is None:
             self.work.add(answer.work)
             booked.taken += answer.work
+        else:
+            self._owed -= booked.price
         score = answer.score
         tensors = {"p": score.per_image, "c": score.cosine, "m": score.margin}
         self.cache.keep("trial", tensors, answer.work, **booked.key)
@@ -193,14 +201,14 @@ class _Booked:
     Attributes:
         key: of its part.
         taken: block-forwards so far.
-        paid: the answer's own are among them.
+        price: those of the answer among them; None where it is not known beforehand.
         answer: None while there is none.
     """
 
     question: Question
     key: dict[str, Any]
     taken: int = 0
-    paid: bool = False
+    price: int | None = None
     answer: Answer | None = None
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from ..evaluation import Objective, Score
 from ..quantization.baselines import make_baseline
 from ..quantization.one_linear import FLOAT_ONLY, numerics_of, one_at_a_time
 from ..quantization.quantizers import Bits
-from ..quantization.simulate import Quantization
+from ..quantization.simulate import Calibration
 from ..work.cache import PartCache, rows_key
 from ..work.count import Work
 from ..work.devices import halving
+from ..work.workers import Place, Team
+from .evaluator import Tokens
 from .states import Embed
 from .statistics import survivors
 
@@ -100,11 +103,69 @@ def first_images(depth: int, budget: int | None, fixed: bool) -> int:
     return min(FIRST_IMAGES, max(FEWEST_IMAGES, int(SHARE * budget / price)))
 
 
+@dataclass(frozen=True)
+class LayerSetup:
+    """What scores linears alone is built from; travels to workers.
+
+    Attributes:
+        calibration: the encoder in floating point, and quantizers of every linear.
+        tokens: of the search images.
+        batch_size: images per forward pass.
+    """
+
+    calibration: Calibration
+    tokens: Tokens
+    batch_size: int
+
+    def to(self, device: torch.device) -> LayerSetup:
+        """The same on a device."""
+        return replace(self, calibration=self.calibration.to(device))
+
+    def open(self, place: Place) -> Callable[[LayerJob], dict[str, Tensor]]:
+        """A worker's own."""
+        here = self.to(place.device)
+        return lambda job: here.embed(*job)
+
+    @torch.no_grad()
+    def embed(
+        self, names: list[str], rows: Tensor, told: Callable[[int], None] = lambda n: None
+    ) -> dict[str, Tensor]:
+        """Embeddings of the images `rows` for each linear of `names` alone, and ``""`` for none.
+
+        Raises:
+            DataError: NaN or infinite features.
+        """
+        features: dict[str, list[Tensor]] = {name: [] for name in [FLOAT_ONLY, *names]}
+        encoder = self.calibration.encoder
+        numerics = numerics_of(self.calibration.quantization, names)
+
+        def run(images: Tensor) -> dict[str, Tensor]:
+            found = {}
+            for name, features_of in one_at_a_time(encoder, numerics, images):
+                found[name] = features_of.cpu()
+                if not features[name]:
+                    told(name != FLOAT_ONLY)
+            return found
+
+        for piece in rows.split(self.batch_size):
+            for found in halving(run, self.tokens(encoder, piece)):
+                for name, part in found.items():
+                    features[name].append(part)
+        joined = {name: torch.cat(parts) for name, parts in features.items()}
+        if not all(torch.isfinite(each).all() for each in joined.values()):
+            raise DataError("the encoder gives NaN or infinite features on these images")
+        return joined
+
+
+LayerJob = tuple[list[str], Tensor]
+"""Linears, and indices `[m]` of search images."""
+
+
 @torch.no_grad()
 def measure_sensitivity(
     encoder: Encoder,
     calibration_tokens: Tensor,
-    tokens: Embed,
+    tokens: Tokens,
     size: int,
     objective: Objective,
     *,
@@ -115,6 +176,7 @@ def measure_sensitivity(
     error: float = 0.05,
     seed: int = 0,
     advance: Callable[[int], None] = lambda n: None,
+    team: Team | None = None,
 ) -> Sensitivity:
     """Quantize one linear at a time, naive W8A8, and score search images.
 
@@ -124,7 +186,7 @@ def measure_sensitivity(
 
     Args:
         calibration_tokens: `[c, N, D]` at the input of block 0; set the ranges.
-        tokens: search image indices -> tokens at the input of block 0.
+        tokens: encoder, search image indices -> tokens at the input of block 0.
         size: search images.
         first: images of the first subset.
         all_images: no racing: every layer on every image, as published.
@@ -132,23 +194,25 @@ def measure_sensitivity(
         seed: order of the images, and the bootstrap.
         advance: told of every layer of the first subset; images that come in several batches
             tell with the first one.
+        team: workers that share the layers.
     """
     cache = cache or PartCache(None, {}, Work())
     depth = encoder.spec.depth
     naive = make_baseline("naive", Bits(), "paper")
-    quantization: Quantization | None = None
 
-    def ranges() -> Quantization:
-        nonlocal quantization
-        if quantization is None:
-            quantization = naive.calibrate(encoder, calibration_tokens).quantization
-        return quantization
+    @lru_cache
+    def setup() -> LayerSetup:
+        quantization = naive.calibrate(encoder, calibration_tokens).quantization
+        return LayerSetup(Calibration(encoder, quantization), tokens, batch_size)
 
     def measure(
         names: list[str], rows: Tensor, told: Callable[[int], None] = lambda n: None
     ) -> dict[str, Score]:
         def compute() -> dict[str, Tensor]:
-            found = _measure(encoder, ranges(), names, tokens, rows, batch_size, cache.work, told)
+            found = _shared(setup(), names, rows, team, told)
+            for name in [FLOAT_ONLY, *names]:
+                block = 0 if name == FLOAT_ONLY else int(name.split(".")[1])
+                cache.work.add(len(rows) * (depth - block))
             return _packed({n: objective.score(f, rows) for n, f in found.items()})
 
         parts = cache.part(
@@ -160,7 +224,8 @@ def measure_sensitivity(
     order = _order(size, seed)
     names = [f"blocks.{block}.{layer}" for block in range(depth) for layer in LAYERS]
     count = size if all_images else min(first, size)
-    proxy = cached_proxy(encoder, tokens, size, seed, batch_size, cache, all_images)
+    embed = partial(tokens, encoder)
+    proxy = cached_proxy(encoder, embed, size, seed, batch_size, cache, all_images)
     curve = measure(names, order[:count], advance)
     scores, alive = curve, names
     while True:
@@ -179,39 +244,23 @@ def measure_sensitivity(
     )
 
 
-def _measure(
-    encoder: Encoder,
-    quantization: Quantization,
+def _shared(
+    setup: LayerSetup,
     names: list[str],
-    tokens: Embed,
     rows: Tensor,
-    batch_size: int,
-    work: Work,
+    team: Team | None,
     told: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """Embeddings of the images `rows` for each layer of `names` alone, and ``""`` for none."""
-    depth, numerics = encoder.spec.depth, numerics_of(quantization, names)
-    features: dict[str, list[Tensor]] = {name: [] for name in [FLOAT_ONLY, *names]}
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        found = {}
-        for name, features_of in one_at_a_time(encoder, numerics, images):
-            found[name] = features_of.cpu()
-            if not features[name]:
-                told(name != FLOAT_ONLY)
-        return found
-
-    for piece in rows.split(batch_size):
-        for found in halving(run, tokens(piece)):
-            for name, part in found.items():
-                features[name].append(part)
-        for name in features:
-            block = 0 if name == FLOAT_ONLY else int(name.split(".")[1])
-            work.add(len(piece) * (depth - block))
-    joined = {name: torch.cat(parts) for name, parts in features.items()}
-    if not all(torch.isfinite(each).all() for each in joined.values()):
-        raise DataError("the encoder gives NaN or infinite features on these images")
-    return joined
+    """`LayerSetup.embed`; with a team, every worker takes as many linears of each block."""
+    if team is None:
+        return setup.embed(names, rows, told)
+    rows = rows.clone()  # a slice is pickled with all that it was cut from
+    jobs = [(part, rows) for i in range(team.size) if (part := names[i :: team.size])]
+    found: dict[str, Tensor] = {}
+    for place, features in team.answers(setup, jobs):
+        found |= features
+        told(len(jobs[place][0]))
+    return {name: found[name] for name in [FLOAT_ONLY, *names]}
 
 
 def measure_proxy(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..evaluation.objective import smooth_accuracy
 from ..work.count import Work
 from ..work.format import metric_title
 from .cost import calibration_walks
-from .embedder import Embedder
+from .embedder import Embedder, Embedding
 from .graph_cost import Operators, graph_cost
 from .statistics import compare_scores
 from .ways import DEAR, Way
@@ -119,12 +120,19 @@ def race_ways(
         cost = graph_cost(spec, way.config, searched.operators[way.title]) / plain_cost
         raced.append(Raced(way, objective.score(features), cost))
 
-    for way in ways:
-        if way.name not in DEAR:
-            run(way)
+    def prepare(some: Sequence[Way]) -> None:
+        searched.prepare(Embedding(way.baseline, way.config, register) for way in some)
+
+    plain = [way for way in ways if way.name not in DEAR]
+    prepare(plain)
+    for way in plain:
+        run(way)
     level, asked = _level(raced, searched, register, objective, seed)
     spent += asked
     untried = sorted((w for w in ways if w.name in DEAR), key=lambda way: DEAR.index(way.name))
+    if not level:
+        prices = list(accumulate(map(cost_of, untried), initial=spent))[1:]
+        prepare([w for w, p in zip(untried, prices, strict=True) if budget is None or p <= budget])
     while untried and not level:
         if budget is not None and spent + cost_of(untried[0]) > budget:
             break

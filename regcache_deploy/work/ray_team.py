@@ -27,6 +27,10 @@ from .workers import Found, Job, Place, Station, Team
 ATTEMPTS = 3
 """How often a job may end its worker before it is to blame."""
 
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
+"""Ray would report to its makers, and print what it thinks of lost workers on stdout. It reads the
+second word when it is imported."""
+
 log = logging.getLogger(__name__)
 
 
@@ -63,8 +67,12 @@ class RayTeam:
     ) -> None:
         if device.type not in (CPU, CUDA):
             raise ConfigError(f"--workers: workers compute on cpu or cuda, not on {device.type}")
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         self._ray = require("ray", "scale")
-        self._connected = not self._ray.is_initialized()
+        self._own = not self._ray.is_initialized()
+        self._idle = deque[Any]()
+        self._busy: dict[Any, tuple[Any, bool]] = {}  # call -> worker, and whether it is new
         gpus = int(device.type == CUDA)
         if workers.isdecimal():
             self.size = int(workers)
@@ -89,18 +97,31 @@ class RayTeam:
             share = 1 / -(-self.size // max(nodes, 1))
         log.info("%d workers, %d threads each, on %s", self.size, threads, device.type)
         remote = self._ray.remote(num_cpus=threads, num_gpus=gpus)(_Worker)
-        self._new: Callable[[], Any] = lambda: remote.remote(threads, device.type, share, scratch)
-        self._idle = deque[Any]()
-        self._busy: dict[Any, tuple[Any, bool]] = {}  # call -> worker, and whether it is new
+        place = threads, device.type, share, scratch and scratch.absolute()
+        self._new: Callable[[], Any] = lambda: remote.remote(*place)
         self._station: Any = None
         self._sent: Any = None
         self._number = 0
         for _ in range(self.size):
             self._hire()
 
+    def processes(self) -> list[int]:
+        """Numbers of the processes that wait for a job."""
+        found: list[int] = self._ray.get([worker.process.remote() for worker in self._idle])
+        return found
+
+    def wait(self) -> list[int]:
+        """Wait until every worker is there; see `processes`."""
+        while self._busy:
+            (done,), _ = self._ray.wait([*self._busy], num_returns=1)
+            self._settle(done)
+        return self.processes()
+
     def close(self) -> None:
         """End the workers, and the cluster that was started for them."""
-        if self._connected and self._ray.is_initialized():
+        self._idle.clear()  # an actor ends where nobody holds it
+        self._busy.clear()
+        if self._own and self._ray.is_initialized():
             self._ray.shutdown()
 
     def answers(
@@ -149,12 +170,11 @@ class RayTeam:
             self._busy |= {call: (worker, False) for call, (worker, _) in running.items()}
 
     def _connect(self, address: str, **settings: Any) -> None:
-        if not self._connected:
+        if not self._own:
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         try:
-            self._ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)
-        except (ConnectionError, RuntimeError) as error:
+            self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"--workers: Ray cannot be reached: {_line(error)}") from error
 
     def _hire(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from regcache_deploy.errors import ConfigError, DataError, RegCacheError
+from regcache_deploy.errors import ConfigError, DataError, EngineError, RegCacheError
 from regcache_engines.bundle import Bundle
 from tests.attacks.children import Child, Limits, run_child
 from tests.attacks.fault import Act, Fault, Outcome, Place
@@ -286,7 +286,7 @@ FAULTS = [
         Place.export, lambda p: Limits(memory_bytes=40 * MIB)), error=RegCacheError,
         leaves=WHOLE),
     fault("memory-eval", "8 MiB of memory for an evaluation", limited(
-        evaluate, lambda p: Limits(memory_bytes=8 * MIB)), error=RegCacheError),
+        evaluate, lambda p: Limits(memory_bytes=8 * MIB)), error=EngineError),
     fault("pipes-among-images", "images that became pipes", without_images, error=DataError),
     fault("at-once", "two exports into one folder at once", at_once, error=None),
     fault("nobody", "a user without a name and a home", nobody, error=None),

@@ -195,8 +195,8 @@ def little_memory(place: Place) -> list[str]:
     return [problem] if problem else []
 
 
-def evaluate(place: Place) -> list[str]:
-    return ["eval", str(place.bundle()), "--data", str(place.images())]
+def verify(place: Place) -> list[str]:
+    return ["verify", str(place.bundle())]
 
 
 fault = partial(Fault, "service", error=None, seconds=120)
@@ -210,8 +210,8 @@ FAULTS = [
     fault("mixed", "wrong inputs among right ones", checked(mixed_inputs)),
     fault(
         "quiet",
-        "an evaluation, traced: no connection, nothing of it at home",
-        evaluate,
+        "a verification, traced: no connection, nothing of it at home",
+        verify,
         quick=False,
         traced=True,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -52,8 +53,27 @@ def test_what_is_registered_for_the_end_is_run_and_all_is_flushed() -> None:
 
 def test_a_race_tells_what_it_spends_and_never_more_than_its_budget() -> None:
     work, told = Work(100), list[int]()
-    tell = spending(work, told.append, 50)
+    tell = spending(lambda: work.block_forwards, told.append, 50)
     for spent in (20, 0, 40):
         work.add(spent)
         tell(1)
     assert told == [20, 0, 30]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_a_destructor_is_not_lost(number: signal.Signals, code: int) -> None:
+    """Python prints what a destructor raises, and goes on."""
+    program = (
+        "import os, signal, sys, time\n"
+        "from regcache_deploy.cli import doctor, main\n"
+        "class Last:\n"
+        f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(0.05)\n"
+        "def run(args):\n"
+        "    Last()\n"
+        "    time.sleep(20)\n"
+        "doctor.run = run\n"
+        "sys.exit(main.main(['doctor', '-q']))"
+    )
+    done = run(code=program)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tests.cpp.programs import dump, run
-from tests.data.awkward_images import png
+from tests.data.awkward_images import jpeg_of_scans, png
 
 
 def bad_images(folder: Path) -> dict[Path, str]:
@@ -25,6 +25,7 @@ def bad_images(folder: Path) -> dict[Path, str]:
         "short.png": ("IMAGE_FORMAT", b"\x89PNG"),
         "short.jpg": ("IMAGE_DAMAGED", b"\xff\xd8\xff"),
         "head.png": ("IMAGE_DAMAGED", b"\x89PNG\r\n\x1a\n"),
+        "scans.jpg": ("IMAGE_DAMAGED", jpeg_of_scans(4000, 40)),
     }
     for kind in ("png", "jpeg", "gif"):
         Image.fromarray(noise).save(folder / f"whole.{kind}")

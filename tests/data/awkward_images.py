@@ -69,3 +69,24 @@ def write_awkward_images(folder: Path) -> list[Path]:
         path = folder / f"raw-{depth}-{kind}.png"
         path.write_bytes(png(width, height, depth, kind, rows.tobytes()))
     return sorted(folder.iterdir())
+
+
+def jpeg_of_scans(side: int, scans: int) -> bytes:
+    """A grey progressive JPEG whose refinement scans say nothing, and cost a few bytes each."""
+
+    def segment(code: int, data: bytes) -> bytes:
+        return bytes([0xFF, code]) + struct.pack(">H", len(data) + 2) + data
+
+    blocks = ((side + 7) // 8) ** 2
+    runs = (blocks + 16383) // 16384  # of 2**14 blocks without a coefficient
+    parts = [b"\xff\xd8", segment(0xDB, bytes([0]) + bytes([1] * 64))]
+    # bytes that look like starts of scans, where none can be
+    parts.append(segment(0xFE, b"\xff\xda" * 600))
+    parts.append(segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0])))
+    parts.append(segment(0xC4, bytes([0x00, 1, *[0] * 15, 0])))
+    parts.append(segment(0xC4, bytes([0x10, 1, *[0] * 15, 0xE0])))
+    parts.append(segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes((blocks + 7) // 8))
+    for index in range(scans - 1):
+        place = 0x01 if index == 0 else 0x10
+        parts.append(segment(0xDA, bytes([1, 1, 0, 1, 63, place])) + bytes((runs * 15 + 7) // 8))
+    return b"".join([*parts, b"\xff\xd9"])

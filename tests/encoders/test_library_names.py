@@ -84,11 +84,12 @@ def test_no_library_is_imported() -> None:
     script = (
         "import sys\n"
         "from regcache_deploy.cli.main import main\n"
-        "code = main(['export', '--model', 'ViT-B-16', '--pretrained', 'opnai', '--data', 'demo'])\n"
+        "code = main(sys.argv[1:])\n"
         "print(code, {'torch', 'timm', 'open_clip', 'numpy'} & set(sys.modules))\n"
     )
+    words = ["export", "--model", "ViT-B-16", "--pretrained", "opnai", "--data", "demo"]
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[0] == "3 set()"
     assert "did you mean: openai?" in done.stderr

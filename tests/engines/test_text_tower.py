@@ -279,3 +279,12 @@ def test_words_of_the_command_line(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
         read_classes(str(path))
+
+
+def test_braces_of_a_template_are_text() -> None:
+    templates = ("a {} in {year}, {0}", "100 % { of {}", "{c} {")
+    assert bundling._texts(templates, ("cat",))[:3] == [
+        "a cat in {year}, {0}",
+        "100 % { of cat",
+        "{c} {",
+    ]

@@ -191,3 +191,21 @@ def rehash(bundle: Path, data: bytes) -> None:
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     manifest["files"][MODEL] = {"sha256": files.sha256_bytes(data), "size": len(data)}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path: Path) -> None:
+    folder, inside = tmp_path / "out", threading.Event()
+
+    def second() -> None:
+        with files.held(folder):
+            inside.set()
+
+    with files.held(folder):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not inside.wait(0.2)
+    thread.join(10)
+    assert inside.is_set()
+    (tmp_path / "file").touch()
+    with files.held(tmp_path / "file" / "x"):  # cannot be made: what writes there says so
+        pass

@@ -64,7 +64,8 @@ def made(folder: Path, name: str, accuracy: float, spec: EncoderSpec = SPEC) -> 
     }  # fmt: skip
     (place / "result.json").write_text(json.dumps(result))
     (place / "bench.csv").write_text(
-        f"engine,precision,batch,p50_ms\nonnxruntime,int8,1,{accuracy}\n"
+        "engine,precision,threads,infer_batch_size,infer_step_time,infer_samples_per_sec,reason\n"
+        f"onnxruntime,int8,2,1,{accuracy},1142.9,\ncuda,int8,2,1,,,no GPU\n"
     )
     return bundle
 
@@ -96,7 +97,7 @@ def test_facts(one: Path) -> None:
     assert facts["head"] == {"classes": 4, "named": True, "logit_scale": 50.0}
     assert facts["made"]["created"].endswith("+00:00")
     assert facts["accuracy"]["images"] == 40
-    assert facts["speed"]["rows"][0]["p50_ms"] == "0.875"
+    assert facts["speed"]["rows"][0]["infer_step_time"] == "0.875"
     assert inspect_bundle(one.parent) == facts, "the run's folder stands for its bundle"
 
 
@@ -105,11 +106,18 @@ def test_the_page_says_what_there_is(one: Path) -> None:
     for words in (
         "tiny", "32x24 pixels", "3 cached keys and values from block 1", "4 tokens deleted",
         "13 9 9 -> 9", "top1 on 40 images", "deployed 87.50 %", "McNemar p 0.25",
-        "top-1 identical on 75.00 %", "99.00 -> 3.00", "p50_ms 0.875", "4 classes",
+        "top-1 identical on 75.00 %", "99.00 -> 3.00", "4 classes",
+        "batch 1, threads 2, 0.88 ms, 1142.9 images/s",
         "2.50 [2.00, 3.00] in onnxruntime",
         "2 of 90 codes different", "SHA-256 model.onnx",
     ):  # fmt: skip
         assert words in text, words
+    assert "cuda" not in text
+    narrow = lines_of(inspect_bundle(one), width=80)
+    joined = " ".join(" ".join(narrow).split())
+    assert joined == " ".join(text.split())
+    long = [line for line in narrow if len(line) > 80]
+    assert all(line.startswith("SHA-256") or "/" in line for line in long)  # never broken
 
 
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
@@ -126,7 +134,7 @@ def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
 def test_two_side_by_side(one: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {row["name"]: row for row in differences(inspect_bundle(one), inspect_bundle(other))}
     assert found["accuracy.scores.deployed"]["a"] == 0.875
-    assert found["speed.rows.0.p50_ms"]["b"] == "0.75"
+    assert found["speed.rows.0.infer_step_time"]["b"] == "0.75"
     assert "encoder.depth" not in found
     assert "bundle" not in found
     assert main(["inspect", str(one), str(other)]) == 0

@@ -34,6 +34,7 @@ ROOMS = ("encoders/", "quantization/", "search/", "evaluation/corners", "run/")
 
 BY_DESIGN = {
     "aten.arange in search/problem.py": "rows of images",
+    "aten.arange in search/evaluator.py": "rows of images",
     "aten.arange in search/pictures.py": "rows of images",
     "aten.arange in quantization/gradients.py": "positions of sampled tokens: alike everywhere",
     "aten.randn in quantization/gradients.py": "probes drawn by one generator: alike everywhere",

@@ -123,7 +123,7 @@ def test_sensitivity_quantizes_one_layer_at_a_time() -> None:
     head = torch.nn.functional.normalize(reference, dim=-1)
     objective = ZeroShotTop1(head, labels, reference)
     found = measure_sensitivity(
-        broken, tokens, lambda rows: tokens[rows], 12, objective, batch_size=5
+        broken, tokens, lambda _, rows: tokens[rows], 12, objective, batch_size=5
     )
     assert (found.layer, found.block) == ("blocks.2.mlp.fc2", 2)
     assert len(found.layers) == 4 * DEPTH

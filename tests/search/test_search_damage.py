@@ -39,7 +39,7 @@ def test_sensitivity_names_the_layer() -> None:
     objective = FeatureFidelity(encoder(images))
     with pytest.raises(DataError, match=r"blocks\.2\.mlp\.fc2"):
         measure_sensitivity(
-            overflowing(encoder), tokens, lambda rows: tokens[rows], len(images), objective
+            overflowing(encoder), tokens, lambda _, rows: tokens[rows], len(images), objective
         )
 
 

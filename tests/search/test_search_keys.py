@@ -167,7 +167,7 @@ def test_sensitivity_is_that_of_the_objective(tmp_path: Path) -> None:
         found = measure_sensitivity(
             encoder,
             tokens[:4],
-            lambda rows: tokens[rows],
+            lambda _, rows: tokens[rows],
             len(tokens),
             objective,
             cache=PartCache(folder, {}, Work()),

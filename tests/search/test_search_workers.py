@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_a_guess_that_is_not_asked_costs_nothing(tmp_path: Path) -> None:
     assert problem.evaluate(asks[1].config).value == plain.evaluate(asks[1].config).value
     assert problem.team.asked == 2
     assert problem.work.block_forwards == plain.work.block_forwards
+
+
+@pytest.mark.parametrize("team", [None, PickledTeam()])
+def test_progress_is_what_was_answered_and_not_what_was_booked(team: PickledTeam | None) -> None:
+    encoder, images = encoder_and_images()
+    problem, seen = problem_for(encoder, images, team=team), list[int]()
+    asks = [Ask(RegCacheConfig(1, tau, 1, 2)) for tau in (1, 2, 3)]
+    problem.evaluate_many(asks, lambda n: seen.append(problem.answered))
+    price = problem.price(asks[0].config, problem.size)
+    assert [after - before for before, after in pairwise(seen)] == [price, price]
+    assert seen[-1] == problem.work.block_forwards
 
 
 def test_hidden_states_of_workers_go_to_disk_and_leave_nothing(tmp_path: Path) -> None:

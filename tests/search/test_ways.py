@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -14,7 +15,7 @@ from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import FeatureFidelity, Objective, Score, ZeroShotTop1
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.baselines.repqvit import RepQViT
-from regcache_deploy.search.embedder import Embedder
+from regcache_deploy.search.embedder import Embedder, Embedding
 from regcache_deploy.search.graph_cost import Operators, graph_cost
 from regcache_deploy.search.settings import WAY_NAMES
 from regcache_deploy.search.way_race import (
@@ -173,6 +174,9 @@ class FakeEmbedder:
         name = next(key for key, value in TITLES.items() if value == title)
         self.asked.append(name)
         return self.outcomes.get(name, hits(900))
+
+    def prepare(self, wanted: Iterable[Embedding]) -> None:
+        list(wanted)
 
     def float_features_with(self, *_: object) -> Tensor:
         self.asked.append("healed")

@@ -191,7 +191,8 @@ REGCACHE_API regcache_status regcache_preprocess_rgb(regcache_context *context, 
  * must then divide `count`, in batches of that size. */
 REGCACHE_API regcache_status regcache_embed(regcache_context *context, const uint8_t *pixels,
                                             size_t count, float *features);
-/* The `top` best classes of each embedding, best first -> `predictions` [count, top]. */
+/* The `top` best classes of each embedding, best first -> `predictions` [count, top]. Features with
+   NaN are REGCACHE_INVALID_ARGUMENT. */
 REGCACHE_API regcache_status regcache_classify(regcache_context *context, const float *features,
                                                size_t count, int32_t top,
                                                regcache_prediction *predictions);

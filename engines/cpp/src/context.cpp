@@ -1,5 +1,7 @@
 // The C interface of a context: preprocess, embed, classify, and what is counted on the way.
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 
 #include "classify.h"
@@ -139,6 +141,9 @@ regcache_status regcache_classify(regcache_context *context, const float *featur
             throw Error(REGCACHE_BUNDLE_NO_HEAD,
                         "the bundle has no text features; export with class names to classify");
         require(top >= 1 && top <= head->classes, "top must be between 1 and the number of classes");
+        const float *end = features + count * std::size_t(head->dim);
+        require(std::all_of(features, end, [](float value) { return std::isfinite(value); }),
+                "features hold NaN or infinite values");
         for (std::size_t i = 0; i < count; ++i)
             regcache::classify(*head, features + i * std::size_t(head->dim), top,
                                predictions + i * std::size_t(top));

@@ -1,6 +1,8 @@
 // JPEG through libjpeg-turbo, with the settings that Pillow leaves at their defaults: the accurate
 // integer DCT and smooth chroma upsampling, so that the pixels are Pillow's.
+#include <algorithm>
 #include <csetjmp>
+#include <cstdint>
 #include <cstdio>
 
 #include <jpeglib.h>
@@ -11,7 +13,9 @@
 namespace regcache {
 namespace {
 
-constexpr int kMaxScans = 500;  // a progressive file of many scans costs time without end
+// A scan costs a progressive file a few bytes, and passes over all pixels. Any file may have
+// kScans, as regcache_engines/jpeg_scans.py says.
+constexpr std::int64_t kScans = 16, kMaxScans = 500, kScanPixels = 500 << 20;
 
 struct Failure {
     jpeg_error_mgr manager{};
@@ -48,9 +52,11 @@ void skip(j_decompress_ptr info, long count) {
 void no_operation(j_decompress_ptr) {}
 
 void limit_scans(j_common_ptr info) {
-    if (info->is_decompressor &&
-        reinterpret_cast<j_decompress_ptr>(info)->input_scan_number > kMaxScans)
-        fail_with(info, "the file has too many scans");
+    if (!info->is_decompressor) return;
+    const auto image = reinterpret_cast<j_decompress_ptr>(info);
+    const auto pixels = std::int64_t(image->image_width) * image->image_height;
+    const auto most = std::max(kScans, std::min(kMaxScans, kScanPixels / pixels));
+    if (image->input_scan_number > most) fail_with(info, "the file has too many scans");
 }
 
 struct Decoder {

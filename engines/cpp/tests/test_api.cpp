@@ -145,6 +145,9 @@ void work(const char *bundle, const char *png) {
     float sum = 0;
     for (int i = 0; i < 4; ++i) sum += best[std::size_t(i)].score;
     EXPECT(std::fabs(sum - 1) < 1e-5f && best[0].score >= best[1].score);
+    auto bad = wanted;
+    bad[0] = std::nanf("");
+    EXPECT(regcache_classify(context, bad.data(), 1, 4, best.data()) == REGCACHE_INVALID_ARGUMENT);
     EXPECT(regcache_classify(context, wanted.data(), 1, 5, best.data()) ==
            REGCACHE_INVALID_ARGUMENT);
 
