@@ -115,7 +115,7 @@ def test_no_scatter_nothing_quantized_and_only_static_shapes() -> None:
     model = build_model(plan_of(naive_calibration(encoder)))
     island = [node for node in model.graph.node if "merge/" in node.name]
     assert {"TopK", "GatherND", "MatMul", "ArgMax"} <= {node.op_type for node in island}
-    allowed = {"Scatter", "ScatterElements", "ScatterND", "NonZero", "Range", "Where", "Loop"}
+    allowed = {"Scatter", "ScatterElements", "ScatterND", "NonZero", "Range", "Loop"}
     assert not allowed & {node.op_type for node in model.graph.node}
     touched = {name for node in island for name in node.input}
     codes = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]

@@ -14,10 +14,6 @@ import numpy as np
 from .builder import GraphBuilder
 from .float_layers import float_constant
 
-BESIDE, STEP = 10, 4
-"""Cosines lie in -1..1. Leading tokens rank 10, 14, ... and destinations -10, -14, ... beside
-their own, so that one sort of all rows keeps each kind together and these two by place."""
-
 
 @dataclass(frozen=True)
 class Moves:
@@ -82,7 +78,7 @@ class Island:
         rows, target = f"{self.name}/rows", f"{self.name}/destinations"
         self._node(
             "TopK",
-            self._node("rank/Add", best, self._rank()),
+            self._rank(best),
             self._ints(self.special + self.patches),
             outputs=[f"{self.name}/best", rows],
             axis=1,
@@ -149,13 +145,19 @@ class Island:
             return rest
         return self.builder.node(f"{name}/GatherElements", [before, rest], {"axis": 1})
 
-    def _rank(self) -> str:
-        """What puts leading tokens in front of all sources, and destinations behind."""
+    def _rank(self, best: str) -> str:
+        """Sources by their best cosine, leading tokens before them, destinations behind, by place.
+
+        A choice and no sum: OpenVINO 2026.4 fuses an Add of a constant into the maximum, wrongly.
+        """
         place = np.arange(self.patches)
-        patches = np.where(place % 2, -BESIDE - STEP * place, 0)
-        leading = BESIDE + STEP * np.arange(self.special)[::-1]
-        rank = np.concatenate([leading, patches])[None, :, None]
-        return float_constant(self.builder, f"merge.rank_{self.special}_{self.patches}", rank)
+        leading = 2 + np.arange(self.special)[::-1]
+        fixed = np.concatenate([leading, -2 - place])[None, :, None]
+        source = np.concatenate([leading < 0, place % 2 == 0])[None, :, None]
+        tag = f"{self.special}_{self.patches}"
+        rank = float_constant(self.builder, f"merge.rank_{tag}", fixed)
+        asked = self.builder.constant(f"merge.sources_{tag}", source)
+        return self._node("rank/Where", asked, best, rank)
 
     def _split(self, rows: str) -> tuple[str, str]:
         """The r sources that go, and all others."""
