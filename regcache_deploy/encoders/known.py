@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from ..compat import import_open_clip, require
@@ -27,7 +28,11 @@ def check_names(name: str, pretrained: str | None) -> None:
     elif name.startswith(TIMM):
         architecture = name.removeprefix(TIMM).partition(".")[0]
         known = timm_names()
-        if known is not None and architecture not in known:
+        if (
+            known is not None
+            and architecture not in known
+            and not _registered("timm", architecture)
+        ):
             raise ModelError(f"unknown model '{name}'{suggest(architecture, known)}")
     elif name.startswith(ONNX):
         file = Path(name.removeprefix(ONNX))
@@ -35,11 +40,17 @@ def check_names(name: str, pretrained: str | None) -> None:
             raise ModelError(f"there is no file {file}")
     elif name != NATURAL and named_files(name, pretrained, download=False) is None:
         names = open_clip_names()
-        if names is None:
+        if names is None or (name not in names and _registered("open_clip", name)):
             return
         if name not in names:
             raise unknown_model(name, names)
         check_tag(name, pretrained, names[name])
+
+
+def _registered(library: str, name: str) -> bool:
+    """Whether this program has made the name known to a library: then no file has it."""
+    module = sys.modules.get(library)
+    return module is not None and name in module.list_models()
 
 
 def check_model(name: str, pretrained: str | None) -> None:

@@ -41,6 +41,7 @@ CODE = (
     "encoders/merging.py",
     "encoders/regcache.py",
     "encoders/rotary.py",
+    "encoders/stem.py",
     "encoders/watching.py",
     "evaluation/corners.py",
     "evaluation/image_sets.py",
@@ -75,6 +76,7 @@ EXPORT_CODE = (
     "published_quant.py",
     "regcache_config.py",
     "spec.py",
+    "stem.py",
     "tensor_quant.py",
     "treated.py",
 )

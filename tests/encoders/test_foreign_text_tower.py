@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,11 @@ def weights(original: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def architecture(tmp_path: Path) -> str:
+def architecture(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "tiny-xlm.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     open_clip.add_model_config(tmp_path / "tiny-xlm.json")
-    return "tiny-xlm"
+    yield "tiny-xlm"
+    open_clip.factory._MODEL_CONFIGS.pop("tiny-xlm")
 
 
 def same(model: Any, original: Any) -> None:

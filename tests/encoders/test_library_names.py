@@ -93,3 +93,15 @@ def test_no_library_is_imported() -> None:
     )
     assert done.stdout.split("\n")[0] == "3 set()"
     assert "did you mean: openai?" in done.stderr
+
+
+def test_a_name_that_this_program_has_registered_passes(tmp_path: Path) -> None:
+    text = '{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}'
+    (tmp_path / "of-this-program.json").write_text(text, encoding="utf-8")
+    open_clip.add_model_config(tmp_path / "of-this-program.json")
+    try:
+        check_names("of-this-program", "x.pt")
+    finally:
+        open_clip.factory._MODEL_CONFIGS.pop("of-this-program")
+    with pytest.raises(ModelError, match="unknown model"):
+        check_names("of-this-program", "x.pt")
