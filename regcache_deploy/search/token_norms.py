@@ -111,14 +111,19 @@ def largest_norms(
     stop = int(layer.split(".")[1]) + 1
 
     def run(images: Tensor) -> Tensor:
-        found: list[Tensor] = []
+        seen: list[Tensor] = []
 
         def see(name: str, x: Tensor) -> None:
             if name == layer:
-                found.append(x.abs().amax(dim=(1, 2)).cpu())
+                seen.append(x.abs().amax(dim=(1, 2)).cpu())
 
         encoder.run_blocks(encoder.embed(images), 0, stop, Watched(see), regcache)
-        return found[0]
+        return seen[0]
 
-    batches = sets.search.batches(batch_size)
-    return torch.cat([norms for images in batches for norms in halving(run, images)])
+    # written into one tensor: small ones that stay would pin the freed activations around them
+    found, done = torch.empty(len(sets.search)), 0
+    for images in sets.search.batches(batch_size):
+        for norms in halving(run, images):
+            found[done : done + len(norms)] = norms
+            done += len(norms)
+    return found
