@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,10 +121,10 @@ def largest_norms(
         encoder.run_blocks(encoder.embed(images), 0, stop, Watched(see), regcache)
         return seen[0]
 
-    # written into one tensor: small ones that stay would pin the freed activations around them
-    found, done = torch.empty(len(sets.search)), 0
+    # written into one array: small tensors that stay would pin the freed activations around them
+    found, done = np.empty(len(sets.search), np.float32), 0
     for images in sets.search.batches(batch_size):
         for norms in halving(run, images):
-            found[done : done + len(norms)] = norms
+            found[done : done + len(norms)] = norms.numpy()
             done += len(norms)
-    return found
+    return torch.from_numpy(found)
