@@ -31,7 +31,7 @@ ELSEWHERE = {
     r"regcache_classify --provider tensorrt": "needs a GPU",
     r"python benchmarks/gpu(_probe|_ceiling)?\.py": "needs a GPU: tests/benchmarks/test_gpu_*.py",
     r"regcache embed clip\.regcache --data 's3://": "needs a cluster: tests/run/test_embed*.py",
-    r"head=|ray (start|stop)|srun ": "needs a cluster: tests/work/test_ray_team.py",
+    r"head=|ray (start|stop)|srun ": "needs a cluster: tests/run/test_ray_team.py",
     # minutes
     r"make export": "the tutorial's export: tests/test_documents.py",
     r"make bench": "needs 15 minutes: tests/benchmarks/test_peers.py",
