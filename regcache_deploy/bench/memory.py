@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from regcache_engines.errors import EngineError
 
 from ..evaluation.engines import ON_GPU, open_engine
+from ..work.count import resident_peak
 from .environment import gpu_used_mib
 
 MODULE = "regcache_deploy.bench.memory"
@@ -90,13 +90,9 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def resident_peak_mib(status: Path = Path("/proc/self/status")) -> float | None:
-    """VmHWM: the peak of this program alone, not of the one that started it (as ru_maxrss)."""
-    try:
-        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return round(int(match[1]) / 1024, 1) if match else None
+def _peak_mib() -> float | None:
+    peak = resident_peak()
+    return None if peak is None else round(peak / 2**20, 1)
 
 
 def main(arguments: list[str]) -> int:
@@ -107,7 +103,7 @@ def main(arguments: list[str]) -> int:
 
     engine, model, threads, batch, profile, cache = arguments
     importlib.import_module(engine if engine in _OWN_MODULE else "onnxruntime")
-    imports = resident_peak_mib()
+    imports = _peak_mib()
     count, sizes = int(batch), [int(size) for size in profile.split(",")]
     before = gpu_used_mib() if engine in ON_GPU else None
     with open_engine(engine, Path(model), int(threads) or None, sizes, Path(cache)) as loaded:
@@ -117,7 +113,7 @@ def main(arguments: list[str]) -> int:
             loaded.infer(images)
         after = gpu_used_mib() if before is not None else None
     used = round(after - before, 1) if before is not None and after is not None else None
-    print(json.dumps({"peak": resident_peak_mib(), "imports": imports, "gpu": used}))
+    print(json.dumps({"peak": _peak_mib(), "imports": imports, "gpu": used}))
     return 0
 
 

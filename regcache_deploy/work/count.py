@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +29,22 @@ class Work:
         self.resumed += amount if resumed else 0
 
 
-def peak_memory() -> int:
-    """Largest resident size of this program so far, bytes.
+def resident_peak(status: Path = STATUS) -> int | None:
+    """Largest resident size of this program alone, bytes; None where the system does not tell.
 
-    On Linux that is VmHWM: `ru_maxrss` is no less than that of the program that started this one.
+    VmHWM of Linux: `ru_maxrss` is no less than what the program held that started this one.
     """
-    with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def peak_memory() -> int:
+    """Largest resident size of this program so far, bytes."""
+    found = resident_peak()
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

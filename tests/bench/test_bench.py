@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from regcache_deploy.bench.measure import Bench, Settings, row_columns
-from regcache_deploy.bench.memory import peak_memory, resident_peak_mib
+from regcache_deploy.bench.memory import peak_memory
 from regcache_deploy.bench.subjects import float_plan, subjects_of
 from regcache_deploy.bench.timing import Samples, interleave, paired_ratio
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, EngineError
+from regcache_deploy.work.count import resident_peak
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
 from regcache_engines.load import load_engine
@@ -260,7 +261,7 @@ def test_missing_float_file_is_an_error_only_where_it_was_asked_for(tmp_path):
 
 
 def test_memory_is_that_of_the_file(run_folder, tmp_path):
-    if resident_peak_mib() is None:
+    if resident_peak() is None:
         pytest.skip("this system does not tell")
     model = run_folder / "t.regcache" / "model.onnx"
     peak = peak_memory("onnxruntime", model, 1, 1, tmp_path)
