@@ -57,13 +57,17 @@ def require(module: str, extra: str) -> ModuleType:
         raise ConfigError(_missing(module, extra)) from error
 
 
-def require_installed(module: str, extra: str) -> None:
-    """Raise ConfigError where `require` would, without the seconds that an import may take."""
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported, without the seconds that the import may take."""
     try:
-        found = importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(module) is not None
     except ValueError:  # None in sys.modules: kept from being imported
-        found = False
-    if not found:
+        return False
+
+
+def require_installed(module: str, extra: str) -> None:
+    """Raise ConfigError where `require` would."""
+    if not is_installed(module):
         raise ConfigError(_missing(module, extra))
 
 

@@ -14,6 +14,7 @@ from ..encoders.regcache import RegCache, RegCacheConfig
 from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
 from ..work.devices import halving
+from ..work.gathered import Gathered
 
 if TYPE_CHECKING:
     pass
@@ -61,12 +62,13 @@ def simulate(
 ) -> Tensor:
     """Embeddings `[n, E]`, on the CPU, of the quantized simulation over batches of images."""
     numerics = calibration.numerics()
-    features = []
+    features = Gathered()
 
     def run(images: Tensor) -> Tensor:
         return calibration.encoder(images, numerics, calibration.regcache).cpu()
 
     for images in batches:
-        features += halving(run, images)
+        for part in halving(run, images):
+            features.add(part)
         advance(1)
-    return torch.cat(features)
+    return features.rows

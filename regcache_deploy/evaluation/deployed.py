@@ -14,6 +14,7 @@ from regcache_engines.engine import Engine
 from ..encoders.regcache import RegCache
 from ..errors import VerificationError
 from ..quantization.simulate import Calibration
+from ..work.gathered import Gathered
 from .objective import zero_shot_predictions
 
 MIN_TOP1_AGREEMENT = 0.995
@@ -109,11 +110,11 @@ def run_engine(
     engine: Engine, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda n: None
 ) -> Tensor:
     """Embeddings `[n, E]` of a deployed graph over batches of normalized images."""
-    features = []
+    features = Gathered()
     for images in batches:
-        features.append(torch.from_numpy(engine.infer(images.numpy())))
+        features.add(torch.from_numpy(engine.infer(images.numpy())))
         advance(1)
-    return torch.cat(features)
+    return features.rows
 
 
 def compare_features(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,10 @@ from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.engine import Engine
 from regcache_engines.load import load_engine
 from regcache_engines.user_cache import user_cache
+
+from ..compat import is_installed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,11 @@ def open_engine(
         batches: batch sizes that will be asked for; the profile of a TensorRT engine.
         cache: folder for engines that have to be built; None takes the user's cache.
 
+    A TensorRT engine in which a product did not become INT8 is measured all the same, with a
+    warning that names the product: what is measured is what would run.
+
     Raises:
+        BundleError: the file is no ONNX model.
         EngineError: the runtime is missing, has no GPU, or refuses the model.
     """
     if name in ("onnxruntime", "openvino"):
@@ -92,7 +101,30 @@ def _open_tensorrt(name: str, model: Bundle | Path, batches: Sequence[int], cach
     probe(kind).require_run()
     sizes = sorted(batches)
     profile = Profile(sizes[0], sizes[len(sizes) // 2], sizes[-1])
+    path = model.path if isinstance(model, Bundle) else model
     data = model.read(MODEL) if isinstance(model, Bundle) else model.read_bytes()
     cache.mkdir(parents=True, exist_ok=True)
-    built = EngineBuilder(kind).build(data, cache, BuildOptions(profile=profile), strict=False)
+    built = EngineBuilder(kind).build(
+        data, cache, BuildOptions(profile=profile), _promise(path, data), strict=False
+    )
+    if broken := built.sidecar.broken_promises:
+        node, found = next(iter(broken.items()))
+        log.warning(
+            "%s: the engine breaks the static check's promise for %d products, first %s: found %s; "
+            "regcache build refuses it",
+            path,
+            len(broken),
+            node,
+            found,
+        )
     return TensorRTEngine(built.path)
+
+
+def _promise(path: Path, data: bytes) -> Mapping[str, str]:
+    """What the static check says must become of the products; nothing for a float file."""
+    if not is_installed("onnx"):
+        log.warning("%s: without onnx it is not checked which products become INT8", path)
+        return {}
+    from regcache_export.checks import check_file
+
+    return check_file(path, data).promise

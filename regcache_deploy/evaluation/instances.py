@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regcache_engines.engine import unit_length
+
 from ..data.copies import altered
 from ..data.images import Images
 from ..work.devices import halving
+from ..work.gathered import Gathered
 from . import metrics
 from .objective import Score
 
@@ -58,8 +62,14 @@ class InstanceTop1:
     def score(self, features: Tensor, rows: Tensor | None = None) -> Score:
         """Features `[m, E]` of the images `rows [m]`; of all without `rows`."""
         rows = torch.arange(len(self.index)) if rows is None else rows
-        margin = margins(features, self.index, rows)
+        queries = unit_length(features.double().numpy())
+        margin = torch.from_numpy(metrics.unit_margins(queries, self._unit_index, rows.numpy()))
         return Score.of((margin > 0).double(), _cosine(features, self.reference[rows]), margin)
+
+    @cached_property
+    def _unit_index(self) -> metrics.Array:
+        """Of unit length; every batch of a search asks for all of it."""
+        return unit_length(self.index.numpy())
 
 
 @dataclass(frozen=True)
@@ -115,12 +125,13 @@ def search_objective(
         batch_size: images per forward pass.
         advance: called with the images of each batch.
     """
-    found = []
+    found = Gathered()
     for first in range(0, len(images), batch_size):
         copies = altered(images.pixels[first : first + batch_size], seed, first)
-        found += halving(lambda part: embed(part).cpu(), images.normalized(copies))
+        for part in halving(lambda part: embed(part).cpu(), images.normalized(copies)):
+            found.add(part)
         advance(len(copies))
-    return InstanceTop1(torch.cat(found), reference)
+    return InstanceTop1(found.rows, reference)
 
 
 def _cosine(features: Tensor, reference: Tensor) -> Tensor:

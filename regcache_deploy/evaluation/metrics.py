@@ -18,6 +18,7 @@ INSTANCES = "instances"
 
 HALF_POINT = 0.005
 Z_95 = 1.959964
+PIECE = 1024
 
 
 def classification_metrics(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
@@ -77,10 +78,25 @@ def margins(
         own: int64 `[m]`, the entry that a query shall find.
     """
     a, b = (unit_length(np.asarray(rows, np.float64)) for rows in (queries, index))
-    similarity, rows, wanted = a @ b.T, np.arange(len(a)), np.asarray(own)
-    right: npt.NDArray[np.float64] = similarity[rows, wanted]
-    similarity[rows, wanted] = -np.inf
-    found: npt.NDArray[np.float64] = right - similarity.max(axis=1)
+    return unit_margins(a, b, np.asarray(own))
+
+
+def unit_margins(queries: Array, index: Array, own: Array) -> npt.NDArray[np.float64]:
+    """`margins` of what is of unit length, in pieces: all pairs of 50,000 would take 20 GB."""
+    found = np.empty(len(queries))
+    for first in range(0, len(queries), PIECE):
+        a = queries[first : first + PIECE].astype(np.float64)
+        wanted, right = own[first : first + PIECE], np.empty(len(a))
+        others = np.full(len(a), -np.inf)
+        for start in range(0, len(index), PIECE):
+            b = index[start : start + PIECE].astype(np.float64)
+            similarity = a @ b.T
+            (here,) = np.nonzero((wanted >= start) & (wanted < start + len(b)))
+            columns = wanted[here] - start
+            right[here] = similarity[here, columns]
+            similarity[here, columns] = -np.inf
+            np.maximum(others, similarity.max(axis=1), out=others)
+        found[first : first + PIECE] = right - others
     return found
 
 

@@ -16,6 +16,7 @@ from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
 from ..work.count import Work
 from ..work.devices import free_memory, halving
+from ..work.gathered import Gathered
 from ..work.memory import free_disk
 from ..work.workers import Place
 from .cost import calibration_walks
@@ -150,7 +151,7 @@ class Evaluator:
             register = {block: value.to(device) for block, value in question.register.items()}
             regcache = RegCache(config, register)
             calibration = setup.baseline.calibrate(setup.encoder, states, start, regcache)
-        numerics, scores = calibration.numerics(), list[Score]()
+        numerics, outcomes = calibration.numerics(), Gathered()
 
         def embed(tokens: Tensor) -> Tensor:
             out = calibration.encoder.run_blocks(
@@ -166,22 +167,14 @@ class Evaluator:
                     f"the quantized encoder gives NaN or infinite features with {config}; "
                     "check the weights and the images"
                 )
-            scores.append(setup.objective.score(features, piece))
-            if stop and stop(torch.cat([score.per_image for score in scores]), len(rows)):
+            score = setup.objective.score(features, piece)
+            outcomes.add(torch.stack([score.per_image, score.cosine, score.margin], dim=1))
+            if stop and stop(outcomes.rows[:, 0], len(rows)):
                 break
-        score = joined(scores)
+        score = Score.of(*outcomes.rows.T.contiguous())
         return Answer(score, self.price(config, len(score.per_image), question.calibration))
 
     def _numerics_of_plain(self) -> Numerics:
         if self._plain_numerics is None:
             self._plain_numerics = self.plain.numerics()
         return self._plain_numerics
-
-
-def joined(scores: list[Score]) -> Score:
-    """The score over the images of all of them, in this order."""
-    return Score.of(
-        torch.cat([score.per_image for score in scores]),
-        torch.cat([score.cosine for score in scores]),
-        torch.cat([score.margin for score in scores]),
-    )

@@ -1,4 +1,4 @@
-"""Rows of float32 on disk, mapped into memory: hidden states that memory has no room for.
+"""Rows of float32, in memory or on disk: hidden states.
 
 A file has no name any more once it is open, so nothing is left behind, however the process ends.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import os
 import tempfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 ROWS = 256
-"""In one file."""
+"""In one slab."""
 
 log = logging.getLogger(__name__)
 
@@ -47,28 +48,39 @@ class Spill:
         return True
 
 
+Slab = Callable[[tuple[int, ...]], Tensor]
+"""Shape `[ROWS, ...]` -> a float32 tensor of it, of any values."""
+
+
 @dataclass
-class SpilledRows(MutableMapping[int, Tensor]):
-    """Index -> tensor, all of one shape. What is read lies on the CPU.
+class Rows(MutableMapping[int, Tensor]):
+    """Index -> tensor, all of one shape, in slabs of many rows.
+
+    A tensor of its own for each row would lie in the heap between activations that come and go, and
+    keep the memory of those from being given back.
+
+    Attributes:
+        slab: makes them; `memory_slab` or `file_slab`.
 
     Raises:
         OSError: the disk is full.
     """
 
-    folder: Path
-    _files: list[np.memmap] = field(default_factory=list, repr=False)
+    slab: Slab
+    _slabs: list[Tensor] = field(default_factory=list, repr=False)
     _places: dict[int, int] = field(default_factory=dict, repr=False)
 
     def __setitem__(self, index: int, value: Tensor) -> None:
         place = self._places.setdefault(index, len(self._places))
         number, row = divmod(place, ROWS)
-        if number == len(self._files):
-            self._files.append(self._open(tuple(value.shape)))
-        self._files[number][row] = value.cpu().numpy()
+        if number == len(self._slabs):
+            self._slabs.append(self.slab((ROWS, *value.shape)))
+        self._slabs[number][row] = value
 
     def __getitem__(self, index: int) -> Tensor:
+        """A view of the row, not a copy."""
         number, row = divmod(self._places[index], ROWS)
-        return torch.from_numpy(np.array(self._files[number][row]))
+        return self._slabs[number][row]
 
     def __delitem__(self, index: int) -> None:
         raise TypeError("a row that was written stays")
@@ -79,11 +91,22 @@ class SpilledRows(MutableMapping[int, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def _open(self, shape: tuple[int, ...]) -> np.memmap:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            # a full disk is an error here, and a dead process once pages are written
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, 4 * ROWS * math.prod(shape))
-            mapped: np.memmap = np.memmap(file, np.float32, "w+", shape=(ROWS, *shape))
-        return mapped
+
+def memory_slab(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A slab on a device; on the CPU in pages of its own, used once they are written."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    size, private = 4 * math.prod(shape), {}
+    if hasattr(mmap, "MAP_PRIVATE"):
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.float32).view(shape)
+
+
+def file_slab(shape: tuple[int, ...], folder: Path) -> Tensor:
+    """A slab in a file of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # a full disk is an error here, and a dead process once pages are written
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..work.count import Work
-from .spill import Spill, SpilledRows
+from .spill import Rows, Spill, file_slab, memory_slab
 
 Embed = Callable[[Tensor], Tensor]
 """Image indices `[m]` -> tokens `[m, N, D]` at the input of block 0."""
@@ -101,11 +102,7 @@ class HiddenStates:
 
     def _kept_at(self, block: int) -> _Kept:
         if block not in self._kept:
-            folder = self.spill.folder
-            self._kept[block] = _Kept(
-                self._on_disk.setdefault(block, set()),
-                SpilledRows(folder) if folder is not None else None,
-            )
+            self._kept[block] = _Kept(self._on_disk.setdefault(block, set()), self.spill.folder)
         return self._kept[block]
 
     def _compute(self, block: int, rows: list[int]) -> Tensor:
@@ -118,31 +115,26 @@ class HiddenStates:
         return self.run(torch.stack([self._kept[nearest][row] for row in rows]), nearest, block)
 
 
-@dataclass
 class _Kept:
-    """States of one block: in memory, on the device that computed them, and on disk.
+    """States of one block: in memory, on the device that computed them, and on disk."""
 
-    Attributes:
-        on_disk: rows that go there.
-        spilled: None where none does.
-    """
-
-    on_disk: set[int]
-    spilled: SpilledRows | None
-    held: dict[int, Tensor] = field(default_factory=dict)
-    device: torch.device | None = None
+    def __init__(self, on_disk: set[int], folder: Path | None) -> None:
+        self._on_disk = on_disk
+        self._device = torch.device("cpu")
+        self._held = Rows(lambda shape: memory_slab(shape, self._device))
+        self._spilled = Rows(lambda shape: file_slab(shape, folder)) if folder else None
 
     def __contains__(self, row: int) -> bool:
-        return row in self.held or (self.spilled is not None and row in self.spilled)
+        return row in self._held or (self._spilled is not None and row in self._spilled)
 
     def __setitem__(self, row: int, state: Tensor) -> None:
-        self.device = state.device
-        if self.spilled is not None and row in self.on_disk:
-            self.spilled[row] = state
+        self._device = state.device
+        if self._spilled is not None and row in self._on_disk:
+            self._spilled[row] = state
         else:
-            self.held[row] = state.clone()
+            self._held[row] = state
 
     def __getitem__(self, row: int) -> Tensor:
-        if row in self.held or self.spilled is None:
-            return self.held[row]
-        return self.spilled[row].to(self.device)
+        if row in self._held or self._spilled is None:
+            return self._held[row]
+        return self._spilled[row].to(self._device)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ..encoders.watching import Watched
 from ..evaluation.image_sets import ImageSets
 from ..work.cache import PartCache
 from ..work.devices import halving
+from ..work.gathered import Gathered
 from .problem import register_hash
 
 
@@ -121,10 +121,8 @@ def largest_norms(
         encoder.run_blocks(encoder.embed(images), 0, stop, Watched(see), regcache)
         return seen[0]
 
-    # written into one array: small tensors that stay would pin the freed activations around them
-    found, done = np.empty(len(sets.search), np.float32), 0
+    found = Gathered()
     for images in sets.search.batches(batch_size):
         for norms in halving(run, images):
-            found[done : done + len(norms)] = norms.numpy()
-            done += len(norms)
-    return torch.from_numpy(found)
+            found.add(norms)
+    return found.rows

@@ -63,6 +63,7 @@ CODE = (
     "search/stopping.py",
     "search/token_norms.py",
     "work/devices.py",
+    "work/gathered.py",
 )
 """What a cached part depends on, as patterns below the package. What only decides what to ask next
 (`race.py`, `statistics.py`) changes no answer."""

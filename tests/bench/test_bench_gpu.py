@@ -16,6 +16,7 @@ from regcache_deploy.bench.memory import Peak
 from regcache_deploy.bench.results import write_rows
 from regcache_deploy.bench.subjects import subjects_of
 from regcache_deploy.cli.main import main
+from regcache_deploy.evaluation import engines as evaluated
 from regcache_deploy.evaluation.engines import ENGINES, ON_GPU, open_engine
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
@@ -127,9 +128,12 @@ def test_a_bundle_for_tensorrt_is_compared_with_half_precision(
 
 
 def test_an_engine_of_bench_is_held_against_the_promise_of_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """`regcache bench` promises nothing; the same engine must not pass `regcache build`."""
+    """`regcache bench` measures it and says so; the same engine must not pass `regcache build`."""
     from tests.bundling.test_tensorrt_certificate import calibrated, plan_of
 
     options = GraphOptions(target="tensorrt")
@@ -137,7 +141,12 @@ def test_an_engine_of_bench_is_held_against_the_promise_of_build(
     engines = tmp_path / "engines"
     with machine_with("tensorrt", monkeypatch) as machine:
         machine.in_half = {"blocks.1.mlp.fc1"}
-        open_engine("tensorrt", path / "model.onnx", None, (1, 8, 32), engines).close()
+        for model in (path / "model.onnx", Bundle.open(path)):  # built, then found
+            caplog.clear()
+            open_engine("tensorrt", model, None, (1, 8, 32), engines).close()
+            (record,) = caplog.records
+            assert "breaks the static check's promise for 1 products" in record.getMessage()
+            assert "blocks.1.mlp.fc1/MatMul: found half_gemm" in record.getMessage()
         words = ["build", str(path), "--engine", "tensorrt", "--output", str(engines), "-q"]
         assert main(words) == 7
         assert "first blocks.1.mlp.fc1/MatMul: found half_gemm" in capsys.readouterr().err
@@ -150,6 +159,17 @@ def test_an_engine_of_bench_is_held_against_the_promise_of_build(
         sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"products": {}}))
         assert main(words) == 7
         assert machine.builds == 2
+
+
+def test_without_onnx_bench_says_that_no_promise_was_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = GraphOptions(target="tensorrt")
+    path = write_bundle(tiny_plan(), tmp_path / "t.regcache", options=options)
+    monkeypatch.setattr(evaluated, "is_installed", lambda module: False)
+    with machine_with("tensorrt", monkeypatch):
+        open_engine("tensorrt", path / "model.onnx", None, (1,), tmp_path / "engines").close()
+    assert "without onnx it is not checked" in caplog.text
 
 
 def test_every_engine_of_the_issue_has_a_name() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regcache_deploy.search.spill import ROWS, Spill, SpilledRows
+from regcache_deploy.search.spill import ROWS, Rows, Spill, file_slab, memory_slab
 from regcache_deploy.search.states import Budget, HiddenStates
 from regcache_deploy.work import memory
 from regcache_deploy.work.count import Work
@@ -16,8 +16,13 @@ from regcache_deploy.work.count import Work
 BYTES = 4 * 6
 
 
-def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    rows = SpilledRows(tmp_path)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_come_back_as_they_were(on_disk: bool, tmp_path: Path) -> None:
+    rows = Rows(
+        lambda shape: (
+            file_slab(shape, tmp_path) if on_disk else memory_slab(shape, torch.device("cpu"))
+        )
+    )
     values = torch.randn(ROWS + 3, 2, 3)
     for index in reversed(range(len(values))):
         rows[10 * index] = values[index]
