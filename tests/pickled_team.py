@@ -33,7 +33,7 @@ class PickledTeam:
     _opened: list[Callable[[Any], Any]] = field(default_factory=list)
 
     def answers(
-        self, station: Station[Job, Found], jobs: Sequence[Job]
+        self, station: Station[Job, Found], jobs: Sequence[Job], homes: Sequence[int | None] = ()
     ) -> Iterator[tuple[int, Found]]:
         if station is not self._station:
             place = Place(torch.device("cpu"), 1 / self.size, self.scratch)
@@ -43,5 +43,6 @@ class PickledTeam:
         for index in reversed(range(len(jobs))):
             job = pickle.dumps(jobs[index])
             self.asked, self.largest = self.asked + 1, max(self.largest, len(job))
-            answer = self._opened[index % self.size](pickle.loads(job))
+            home = homes[index] if homes else None
+            answer = self._opened[index % self.size if home is None else home](pickle.loads(job))
             yield index, pickle.loads(pickle.dumps(answer))

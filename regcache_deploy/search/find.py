@@ -201,7 +201,7 @@ def find_choice(
     space = search_space(settings, encoder, sensitivity.block)
     with reporter.stage("register candidates", size) as advance:
         ranking, captures = find_captures(
-            encoder, sets, space, settings, settings.batch_size, advance
+            encoder, sets, space, settings, settings.batch_size, advance, team
         )
     members = slice(None) if settings.candidates == "average" else slice(0, 1)
     registers = {t: make_register(encoder, c, settings, members) for t, c in captures.items()}

@@ -22,6 +22,7 @@ from ..work.count import Work
 from ..work.workers import Team
 from .evaluator import Evaluator, Setup
 from .question import Answer, Ask, Question
+from .sharing import shared_answers
 from .spill import Spill
 from .stopping import Stop
 
@@ -178,8 +179,8 @@ class SearchProblem:
             else:
                 left.append(index)
         if self.team is not None and left:
-            found = self.team.answers(self.setup, [questions[index] for index in left])
-            for place, answer in found:
+            asked = [questions[index] for index in left]
+            for place, answer in shared_answers(asked, self.evaluator, self.team):
                 yield left[place], answer
 
     def _finish(self, booked: _Booked, answer: Answer) -> None:

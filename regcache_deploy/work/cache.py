@@ -58,6 +58,7 @@ CODE = (
     "search/question.py",
     "search/register/*.py",
     "search/sensitivity.py",
+    "search/sharing.py",
     "search/spill.py",
     "search/states.py",
     "search/stopping.py",

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ class RayTeam:
             os.environ.setdefault(name, value)
         self._ray = require("ray", "scale")
         self._own = not self._ray.is_initialized()
-        self._idle = deque[Any]()
-        self._busy: dict[Any, tuple[Any, bool]] = {}  # call -> worker, and whether it is new
+        self._idle = deque[_Hired]()
+        self._busy: dict[Any, tuple[_Hired, bool]] = {}  # call -> worker, and whether it is new
         gpus = int(device.type == CUDA)
         if workers.isdecimal():
             self.size = int(workers)
@@ -102,12 +103,12 @@ class RayTeam:
         self._station: Any = None
         self._sent: Any = None
         self._number = 0
-        for _ in range(self.size):
-            self._hire()
+        for number in range(self.size):
+            self._hire(number)
 
     def processes(self) -> list[int]:
         """Numbers of the processes that wait for a job."""
-        found: list[int] = self._ray.get([worker.process.remote() for worker in self._idle])
+        found: list[int] = self._ray.get([worker.actor.process.remote() for worker in self._idle])
         return found
 
     def wait(self) -> list[int]:
@@ -125,20 +126,23 @@ class RayTeam:
             self._ray.shutdown()
 
     def answers(
-        self, station: Station[Job, Found], jobs: Sequence[Job]
+        self, station: Station[Job, Found], jobs: Sequence[Job], homes: Sequence[int | None] = ()
     ) -> Iterator[tuple[int, Found]]:
         """See `Team`. Whoever leaves the iterator early gives up the answers that are under way."""
         if station is not self._station:
             self._station, self._number = station, self._number + 1
             self._sent = self._ray.put(station.to(torch.device(CPU)))
-        waiting, lost = deque(range(len(jobs))), Counter[int]()
-        running: dict[Any, tuple[Any, int]] = {}
+        waiting, lost = _Waiting(len(jobs), homes), Counter[int]()
+        running: dict[Any, tuple[_Hired, int]] = {}
         try:
             while waiting or running:
-                while waiting and self._idle:
-                    worker, index = self._idle.popleft(), waiting.popleft()
+                for worker in list(self._idle):
+                    index = waiting.take(worker.number)
+                    if index is None:
+                        continue
+                    self._idle.remove(worker)
                     # in a list, so that only a worker that has not got it fetches the station
-                    call = worker.answer.remote(self._number, [self._sent], jobs[index])
+                    call = worker.actor.answer.remote(self._number, [self._sent], jobs[index])
                     running[call] = worker, index
                 (done,), _ = self._ray.wait([*running, *self._busy], num_returns=1)
                 if done in self._busy:
@@ -148,7 +152,7 @@ class RayTeam:
                 try:
                     found = self._ray.get(done)
                 except self._lost_errors() as error:
-                    self._hire()
+                    self._hire(worker.number)
                     lost[index] += 1
                     if lost[index] == ATTEMPTS:
                         raise RegCacheError(
@@ -157,7 +161,7 @@ class RayTeam:
                             "smaller --batch-size"
                         ) from error
                     log.warning("a worker was lost; its job goes to another one")
-                    waiting.appendleft(index)
+                    waiting.give_back(index)
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(worker)
                     if isinstance(error.cause, RegCacheError):
@@ -177,9 +181,9 @@ class RayTeam:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"--workers: Ray cannot be reached: {_line(error)}") from error
 
-    def _hire(self) -> None:
-        worker = self._new()
-        self._busy[worker.process.remote()] = worker, True
+    def _hire(self, number: int) -> None:
+        worker = _Hired(self._new(), number)
+        self._busy[worker.actor.process.remote()] = worker, True
 
     def _settle(self, call: Any) -> None:
         """A worker is there, or is done with what nobody waits for."""
@@ -189,7 +193,7 @@ class RayTeam:
         except self._lost_errors() as error:
             if new:
                 raise RegCacheError(f"a worker could not be started: {_line(error)}") from error
-            self._hire()
+            self._hire(worker.number)
             return
         except self._ray.exceptions.RayTaskError:
             if new:
@@ -199,6 +203,42 @@ class RayTeam:
     def _lost_errors(self) -> tuple[type[Exception], ...]:
         errors = self._ray.exceptions
         return errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError
+
+
+@dataclass(frozen=True, eq=False)
+class _Hired:
+    """A worker, seen from the driver; who takes the place of a lost one has its number."""
+
+    actor: Any
+    number: int
+
+
+class _Waiting:
+    """Jobs that wait, by the worker that they are for."""
+
+    def __init__(self, count: int, homes: Sequence[int | None]) -> None:
+        self._homes = homes or [None] * count
+        self._jobs: dict[int | None, deque[int]] = {}
+        for index, home in enumerate(self._homes):
+            self._jobs.setdefault(home, deque()).append(index)
+
+    def __bool__(self) -> bool:
+        return any(self._jobs.values())
+
+    def take(self, worker: int) -> int | None:
+        """A job for a worker: its own, one for anybody, or of who has most left, if more than one.
+
+        The last job of another one is left to it: it would be done with it sooner.
+        """
+        for home in (worker, None):
+            if self._jobs.get(home):
+                return self._jobs[home].popleft()
+        most = max(self._jobs.values(), key=len, default=deque[int]())
+        return most.pop() if len(most) > 1 else None
+
+    def give_back(self, index: int) -> None:
+        """A job that was not answered, as the next one."""
+        self._jobs[self._homes[index]].appendleft(index)
 
 
 class _Worker:

@@ -55,9 +55,13 @@ class Team(Protocol):
         ...
 
     def answers(
-        self, station: Station[Job, Found], jobs: Sequence[Job]
+        self, station: Station[Job, Found], jobs: Sequence[Job], homes: Sequence[int | None] = ()
     ) -> Iterator[tuple[int, Found]]:
         """Place of a job in `jobs` and its answer, as they come.
+
+        Args:
+            homes: of each job, the worker (0 to `size` - 1) that has what it needs from others of
+                this home; None, and no list, for any worker.
 
         Raises:
             RegCacheError: what a worker raised, or that a job ended its worker again and again.

@@ -55,8 +55,8 @@ def test_a_search_with_a_worker_killed_in_the_middle_is_the_search_without(
     killed: list[int] = []
     original = RayTeam.answers
 
-    def answers(self: RayTeam, station: Any, jobs: Any) -> Iterator[Any]:
-        found = original(self, station, jobs)
+    def answers(self: RayTeam, station: Any, jobs: Any, homes: Any = ()) -> Iterator[Any]:
+        found = original(self, station, jobs, homes)
         for count, each in enumerate(found):
             if count == 3 and not killed:
                 process = self.processes()[0]

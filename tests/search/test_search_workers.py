@@ -15,12 +15,14 @@ from regcache_deploy.errors import DataError
 from regcache_deploy.evaluation.image_sets import load_image_sets
 from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.run.options import ExportOptions
+from regcache_deploy.search.evaluator import Evaluator
 from regcache_deploy.search.find import FoundChoice, find_choice
 from regcache_deploy.search.problem import SearchProblem
 from regcache_deploy.search.question import Ask
 from regcache_deploy.search.result import SearchResult
 from regcache_deploy.search.settings import SearchSettings
 from regcache_deploy.search.space import SearchSpace
+from regcache_deploy.search.stopping import Floor
 from regcache_deploy.search.strategies import search
 from regcache_deploy.work.progress import Reporter
 from tests.pickled_team import PickledTeam
@@ -68,6 +70,46 @@ def test_the_budget_stops_the_same_questions_in_a_round() -> None:
         assert results[0][2], "the budget has to cut"
 
 
+@pytest.mark.parametrize(("count", "calibration", "parts"), [(1, 2, 3), (3, 2, 0), (4, 1, 3)])
+def test_the_last_question_of_a_round_is_asked_of_all(
+    count: int, calibration: int, parts: int
+) -> None:
+    """Scores, order and counted work are those of one process."""
+    encoder, images = encoder_and_images(24)
+    rows = torch.tensor([5, 3, 17, 8, 9, 16, 11, 0, 2, 13])
+    asks = [Ask(RegCacheConfig(1, tau, 1, 2), rows, calibration) for tau in range(1, count + 1)]
+    team = PickledTeam(3)
+    shared = problem_for(encoder, images, team=team)
+    found, plain = shared.evaluate_many(asks), problem_for(encoder, images).evaluate_many(asks)
+    assert team.asked == count - bool(parts) + parts
+    for one, other in zip(found, plain, strict=True):
+        assert (one.work, one.score.value) == (other.work, other.score.value)
+        for name in ("per_image", "cosine", "margin"):
+            assert torch.equal(getattr(one.score, name), getattr(other.score, name))
+
+
+def test_many_images_are_always_with_the_same_worker() -> None:
+    """So that no hidden state is computed by two."""
+    encoder, images = encoder_and_images(70)
+    team = PickledTeam(3)
+    problem = problem_for(encoder, images, team=team)
+    problem.evaluate_many([Ask(RegCacheConfig(1, tau, 1, 2), calibration=1) for tau in range(1, 7)])
+    assert team.asked == 18
+    for number, opened in enumerate(team._opened):
+        assert isinstance(opened, Evaluator)
+        rows = opened._search_states._granted[1]
+        assert rows == {row for row in range(64) if row // 4 % 3 == number}
+
+
+def test_a_stop_rule_sees_all_images() -> None:
+    encoder, images = encoder_and_images(24)
+    team = PickledTeam(3)
+    asked = Ask(RegCacheConfig(1, 1, 1, 2), stop=Floor(0.0))
+    found = problem_for(encoder, images, team=team).evaluate_many([asked])
+    assert team.asked == 1
+    assert found[0].work == problem_for(encoder, images).evaluate_many([asked])[0].work
+
+
 def test_what_workers_answered_is_kept_by_who_asked(tmp_path: Path) -> None:
     encoder, images = encoder_and_images()
     first = problem_for(encoder, images, folder=tmp_path, team=PickledTeam())
@@ -76,7 +118,7 @@ def test_what_workers_answered_is_kept_by_who_asked(tmp_path: Path) -> None:
     team = PickledTeam()
     again = problem_for(encoder, images, folder=tmp_path, team=team)
     repeated = again.evaluate_many([*asks, Ask(RegCacheConfig(1, 5, 1, 2))])
-    assert team.asked == 1
+    assert team.asked == 2  # the new one, in two parts
     assert [a.score.value for a in repeated[:3]] == [a.score.value for a in answers]
     assert again.work.resumed == sum(first.price(ask.config, first.size) for ask in asks)
 

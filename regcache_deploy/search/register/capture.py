@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...data.images import Images
 from ...encoders.canonical import Encoder
 from ...encoders.watching import Watched
 from ...errors import DataError
 from ...work.devices import halving, wide
+from ...work.workers import Place
 
 TOP_CANDIDATES = 100
 TOP_SINGLES = 20
@@ -90,6 +93,24 @@ class Ranking:
         """The candidates of a target block under `block_input` or `fc2_input`."""
         return self.by_fc2 if ranking == "fc2_input" else self.by_input[block]
 
+    def behind(self, first: int) -> Ranking:
+        """The same of images that lie behind `first` others."""
+
+        def moved(found: list[Candidate]) -> list[Candidate]:
+            return [replace(each, image=each.image + first) for each in found]
+
+        return Ranking({t: moved(c) for t, c in self.by_input.items()}, moved(self.by_fc2))
+
+    @classmethod
+    def of(cls, parts: Sequence[Ranking], size: int) -> Ranking:
+        """The ranking of all images, from those of their parts, each with as many candidates."""
+
+        def best(found: Iterable[list[Candidate]]) -> list[Candidate]:
+            return sorted(chain.from_iterable(found), reverse=True)[:size]
+
+        blocks = {t: best(part.by_input[t] for part in parts) for t in parts[0].by_input}
+        return cls(blocks, best(part.by_fc2 for part in parts))
+
     def recall(self, block: int) -> float:
         """Share of the fc2-input candidates that the input of `block` finds, too."""
         wanted, found = (
@@ -147,6 +168,46 @@ def rank_candidates(
     if not first:
         raise DataError("the register needs reference images, and there are none")
     return Ranking({block: pool.sorted() for block, pool in pools.items()}, fc2_pool.sorted())
+
+
+@dataclass(frozen=True)
+class RankSetup:
+    """What a worker ranks with; its jobs are the first image of a part and that behind it.
+
+    Attributes:
+        encoder, blocks, sensitive_block, size: as of `rank_candidates`.
+        images: all reference images.
+        batch_size: images per forward pass.
+    """
+
+    encoder: Encoder
+    images: Images
+    blocks: tuple[int, ...]
+    sensitive_block: int
+    size: int
+    batch_size: int
+
+    def to(self, device: torch.device) -> RankSetup:
+        """The same on a device."""
+        return replace(self, encoder=self.encoder.to(device))
+
+    def open(self, place: Place) -> Callable[[tuple[int, int]], Ranking]:
+        """What ranks a part."""
+        here = self.to(place.device)
+        return lambda part: here.rank(*part)
+
+    def rank(
+        self, start: int, stop: int, advance: Callable[[int], None] = lambda n: None
+    ) -> Ranking:
+        """The candidates of the images `start` to `stop`; `advance` is told of their number."""
+
+        def told() -> Iterator[Tensor]:
+            for images in self.images.subset(slice(start, stop)).batches(self.batch_size):
+                yield images
+                advance(len(images))
+
+        found = rank_candidates(self.encoder, told(), self.blocks, self.sensitive_block, self.size)
+        return found.behind(start)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ...encoders.canonical import Encoder
 from ...encoders.regcache import RegCacheConfig
 from ...errors import DataError
+from ...work.workers import Team
 from ..problem import SearchProblem
 from ..question import Ask
 from ..settings import SearchSettings
@@ -21,8 +22,8 @@ from .capture import (
     Candidate,
     Captures,
     Ranking,
+    RankSetup,
     capture,
-    rank_candidates,
     source_images,
 )
 
@@ -34,6 +35,9 @@ SINGLE_PROBE = (4, 4)
 
 SINGLE_PROBE_IMAGES = 32
 
+PARTS = 4
+"""Of the images that are ranked, for each worker."""
+
 
 def find_captures(
     encoder: Encoder,
@@ -42,21 +46,31 @@ def find_captures(
     settings: SearchSettings,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
+    team: Team | None = None,
 ) -> tuple[Ranking, dict[int, Captures]]:
     """Candidates by both rankings, and what the chosen ones are in their images.
 
-    `advance` is told of every search image that was ranked.
+    `advance` is told of every search image that was ranked; a `team` shares them.
     """
     work, k = sets.cache.work, space.delete_block
     size = TOP_CANDIDATES if settings.candidates == "average" else TOP_SINGLES
 
-    def told() -> Iterator[Tensor]:
-        for images in sets.search.batches(batch_size):
-            yield images
-            advance(len(images))
+    def ranked_by_all() -> Ranking:
+        setup = RankSetup(encoder, sets.search, space.blocks, k, size, batch_size)
+        count = len(sets.search)
+        if team is None:
+            return setup.rank(0, count, advance)
+        # several to a worker, for the progress, and each of whole batches
+        length = -(-count // (PARTS * team.size * batch_size)) * batch_size
+        jobs = [(start, min(start + length, count)) for start in range(0, count, length)]
+        parts = list[Ranking]()
+        for place, part in team.answers(setup, jobs):
+            parts.append(part)
+            advance(jobs[place][1] - jobs[place][0])
+        return Ranking.of(parts, size)
 
     def rank() -> dict[str, Tensor]:
-        found = rank_candidates(encoder, told(), space.blocks, k, size)
+        found = ranked_by_all()
         work.add(len(sets.search) * (max(*space.blocks, k) + 1))
         lists = {f"input/{t}": c for t, c in found.by_input.items()} | {"fc2": found.by_fc2}
         return {
