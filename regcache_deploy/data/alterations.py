@@ -33,7 +33,11 @@ DEFAULT = Alterations()
 
 
 def altered_pixels(
-    pixels: Pixels, seed: int = 0, first: int = 0, alterations: Alterations = DEFAULT
+    pixels: Pixels,
+    seed: int = 0,
+    first: int = 0,
+    alterations: Alterations = DEFAULT,
+    out: Pixels | None = None,
 ) -> Pixels:
     """One altered copy of each image, resized back.
 
@@ -42,11 +46,12 @@ def altered_pixels(
         seed: another one gives other copies.
         first: index of the first image, where `pixels` is a part of a set.
         alterations: how strong.
+        out: where they go, of the same shape; None makes an array.
 
     Returns:
         uint8 `[n, H, W, 3]`.
     """
-    out = np.empty_like(pixels)
+    out = np.empty_like(pixels) if out is None else out
     for row in range(len(pixels)):
         generator = np.random.default_rng([seed, first + row])
         out[row] = _alter(pixels[row], generator, alterations)

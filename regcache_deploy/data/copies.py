@@ -22,10 +22,13 @@ def altered(
 
 def with_copies(images: Images, seed: int = 0, alterations: Alterations = DEFAULT) -> Images:
     """The n images, then their n copies in the same order; without labels."""
-    copies = altered(images.pixels, seed, 0, alterations)
+    count = len(images)
+    pixels = torch.empty(2 * count, *images.pixels.shape[1:], dtype=torch.uint8)
+    pixels[:count] = images.pixels
+    altered_pixels(images.pixels.numpy(), seed, 0, alterations, pixels[count:].numpy())
     return replace(
         images,
-        pixels=torch.cat([images.pixels, copies]),
+        pixels=pixels,
         labels=None,
         class_names=(),
         source=f"{images.source}, with altered copies (seed {seed})",

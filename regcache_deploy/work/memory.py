@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 from regcache_engines.container import memory_limit
@@ -13,6 +15,9 @@ together; the rest is for the model, its activations and everybody else."""
 
 DISK_SHARE = 0.5
 """Of the free disk, for hidden states that memory has no room for."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 
 
 def machine_memory() -> int:
@@ -35,3 +40,15 @@ def free_disk(folder: Path) -> int:
     except OSError:
         return 0
     return int(DISK_SHARE * found.f_bavail * found.f_frsize)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a layer frees for the next one. glibc only, else nothing.
+
+    In a process that has not yet freed anything large it gives memory of some MiB back at once, so
+    that every layer is handed new pages: a tenth of a search's time in a worker.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 512 * 2**20)

@@ -22,15 +22,20 @@ from regcache_engines.container import within_cpu_limit
 from ..compat import require
 from ..errors import ConfigError, RegCacheError
 from .devices import CPU, CUDA, use_device
+from .memory import keep_freed_memory
 from .threads import settle_threads
 from .workers import Found, Job, Place, Station, Team
 
 ATTEMPTS = 3
 """How often a job may end its worker before it is to blame."""
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
-"""Ray would report to its makers, and print what it thinks of lost workers on stdout. It reads the
-second word when it is imported."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_worker_niceness": "0",
+}
+"""Ray would report to its makers, print what it thinks of lost workers on stdout, and let workers of
+its own cluster wait for everybody else (niceness 15). It reads the second word when it is imported."""
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +73,7 @@ class RayTeam:
     ) -> None:
         if device.type not in (CPU, CUDA):
             raise ConfigError(f"--workers: workers compute on cpu or cuda, not on {device.type}")
-        for name, value in QUIET.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self._ray = require("ray", "scale")
         self._own = not self._ray.is_initialized()
@@ -246,6 +251,7 @@ class _Worker:
 
     def __init__(self, threads: int, device: str, share: float, scratch: Path | None) -> None:
         settle_threads(threads)
+        keep_freed_memory()
         self._place = Place(use_device(device), share, scratch)
         self._number = 0
         self._open: Callable[[Any], Any] | None = None
