@@ -34,8 +34,8 @@ SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_worker_niceness": "0",
 }
-"""Ray would report to its makers, print what it thinks of lost workers on stdout, and let workers of
-its own cluster wait for everybody else (niceness 15). It reads the second word when it is imported."""
+"""Ray would report to its makers, print what it thinks of lost workers on stdout, and have its
+workers wait for everybody else (niceness 15). It reads the second word when it is imported."""
 
 log = logging.getLogger(__name__)
 
