@@ -6,8 +6,9 @@ The photographs are repeated in a list of files to each number, and every search
 of its own. The encoder is the embedded demo (synthetic, planted sinks): small, so that 50,000
 images end in minutes, and what is measured is memory only. `--memory` bounds the hidden states
 that are held; what is beyond it lies in files (`spilled_mib`). Pixels are held whole
-(`pixels_mib`, computed). `growth_mib` is the peak over that of the first number, which the two
-explain or not.
+(`pixels_mib`, computed), and once more, with as many copies, where the ways are raced.
+`anonymous_mib` is the most without pages of files, which the system takes back when it needs them;
+sampled. `growth_mib` is that over the one of the first number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ COLUMNS = (
     "states_mib",
     "spilled_mib",
     "peak_mib",
+    "anonymous_mib",
     "growth_mib",
     "block_forwards",
     "seconds",
@@ -49,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cpu = describe_machine()["cpu"]
     rows: list[dict[str, Any]] = []
     for count in args.images:
-        cost, peak = search(photographs, count, args)
-        peak_mib = peak / 2**20
+        cost, peak, anonymous = search(photographs, count, args)
+        anonymous_mib = round(anonymous / 2**20, 1)
         rows.append(
             {
                 "images": count,
@@ -58,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "pixels_mib": round((count + HELD_OUT) * 3 * height * width / 2**20, 1),
                 "states_mib": round(cost["hidden_state_bytes"] / 2**20, 1),
                 "spilled_mib": round(cost["spilled_state_bytes"] / 2**20, 1),
-                "peak_mib": round(peak_mib, 1),
-                "growth_mib": round(peak_mib - (rows[0]["peak_mib"] if rows else peak_mib), 1),
+                "peak_mib": round(peak / 2**20, 1),
+                "anonymous_mib": anonymous_mib,
+                "growth_mib": round(
+                    anonymous_mib - (rows[0]["anonymous_mib"] if rows else anonymous_mib), 1
+                ),
                 "block_forwards": cost["block_forwards"],
                 "seconds": cost["seconds"],
                 "cpu": cpu,
@@ -73,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def search(photographs: list[Path], count: int, args: argparse.Namespace) -> tuple[Any, int]:
-    """What the search says it took, and the most bytes that its process held until its end."""
+def search(photographs: list[Path], count: int, args: argparse.Namespace) -> tuple[Any, int, int]:
+    """What the search says it took, and the most bytes that its process held: all, anonymous."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         folder = Path(name)
         names = itertools.islice(itertools.cycle(photographs), count + HELD_OUT)
@@ -88,11 +95,29 @@ def search(photographs: list[Path], count: int, args: argparse.Namespace) -> tup
             "from regcache_deploy.work.count import peak_memory;"
             f"code = main({words!r}); print(peak_memory()); raise SystemExit(code)"
         )
-        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        anonymous = [0]
+        watch = threading.Thread(target=_watch, args=(process, anonymous))
+        watch.start()
+        said, _ = process.communicate()
+        watch.join()
+    if process.returncode:
         raise SystemExit(f"regcache search of {count} images failed")
-    document, peak = done.stdout.rstrip().rsplit("\n", 1)
-    return json.loads(document)["search_cost"], int(peak)
+    document, peak = said.rstrip().rsplit("\n", 1)
+    return json.loads(document)["search_cost"], int(peak), anonymous[0]
+
+
+def _watch(process: subprocess.Popen[str], most: list[int]) -> None:
+    """The most anonymous memory of a process, until it ends."""
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            return
+        for line in status.splitlines():
+            if line.startswith("RssAnon"):
+                most[0] = max(most[0], 1024 * int(line.split()[1]))
+        time.sleep(0.02)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
