@@ -20,8 +20,17 @@ from regcache_export.merge import MergeOptions, MergeSchedule
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions
 
-SCHEDULES = {"none": "0", "r8": "8", "r8_falling": "(8,-1)", "r13": "13", "cut_3_69": "3:69"}
-"""By the name of the files; as `--merge` takes them."""
+SCHEDULES = {
+    "none": "0",
+    "r8": "8",
+    "r8_falling": "(8,-1)",
+    "r13": "13",
+    "cut_3_69": "3:69",
+    "r16_every_other": "16,0,16,0,16,0,16,0,16,0,16,0",
+    "r26_every_other": "26,0,26,0,26,0,26,0,26,0,26,0",
+}
+"""By the name of the files; as `--merge` takes them. Every other block leaves as many tokens as
+half as many in every block, with half of the merges."""
 
 TARGETS = {"tuned": "onnxruntime", "portable": "onnx"}
 CALIBRATION_IMAGES = 4
