@@ -170,6 +170,15 @@ def held(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
+@contextmanager
+def gone_at_the_end(folder: Path) -> Iterator[None]:
+    """Remove a draft however the block ends; one that has got its own name by then stays."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _take_place(staging: Path, path: Path) -> None:
     """Rename `staging` to `path`; what was there is `staging` afterwards, or gone."""
     if not path.exists():

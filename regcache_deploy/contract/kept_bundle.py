@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regcache_engines.files import held
+from regcache_engines.files import gone_at_the_end, held
 from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.certificate_files import read_certificate
 from regcache_export.plan import Plan
@@ -42,16 +41,12 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     with candidates.reporter.stage(f"writing {place}"), held(folder):
         options = candidates.options_for(chosen)
         draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
-        found = dict[str, Any]()
-        try:
-            found |= copy_text(bundle, draft)
+        with gone_at_the_end(draft):
+            found = copy_text(bundle, draft)
             if kept.form != FLOAT:
                 found |= certify_again(draft, chosen, candidates)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        chosen.save(folder)
-        return seal_bundle(draft, place, found)
+            chosen.save(folder)
+            return seal_bundle(draft, place, found)
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:

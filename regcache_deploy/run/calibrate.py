@@ -9,7 +9,6 @@ on whole tensors, layer behind layer: they get a fixed number of images, a sampl
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from regcache_engines.bundle import Bundle
-from regcache_engines.files import held
+from regcache_engines.files import gone_at_the_end, held
 from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import copy_text, seal_bundle, write_bundle
 from regcache_export.plan import Plan
@@ -237,13 +236,11 @@ def _write(
     with held(options.output):
         plan.save(options.output)
         draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
-        try:
+        with gone_at_the_end(draft):
             certify_bundle(draft, plan, graph, calibration, pixels)
             found = monitor_entry(draft, pixels.numpy())
             found |= _text_of_the_first(options.plan, plan, draft)
             return seal_bundle(draft, options.output / "calibrated.regcache", found)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _text_of_the_first(folder: Path, plan: Plan, draft: Path) -> dict[str, Any]:

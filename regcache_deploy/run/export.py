@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from regcache_engines.bundle import MODEL
-from regcache_engines.files import held
+from regcache_engines.files import gone_at_the_end, held
 from regcache_export.bundle import add_files
 from regcache_export.plan import Plan
 
@@ -98,21 +98,22 @@ def run_export(
     with held(options.output_dir):  # by a second export, whose draft has the same name
         with reporter.stage("writing the bundle"):
             draft = writer.draft(plan)
-        deployed = writer.run(draft, sets, reporter)
-        verified, extra = deployed, dict[str, Any]()
-        simulated = study.features["recipe"]
-        if is_tensorrt(options.target):
-            verified = float32_twin(writer, plan, sets, reporter)
-            extra = float16_cost(deployed, simulated, sets)
-        study.features["deployed"] = deployed
-        manifest: dict[str, Any] = {"accuracy": study.accuracy()} | extra
-        if text is not None:
-            add_files(draft, text.files)
-            manifest["text"] = text.manifest
-        with reporter.stage("certificate: graph against simulation, code by code"):
-            agreement = writer.verify_and_seal(
-                draft, plan, calibration, sets, simulated, verified, manifest
-            )
+        with gone_at_the_end(draft):
+            deployed = writer.run(draft, sets, reporter)
+            verified, extra = deployed, dict[str, Any]()
+            simulated = study.features["recipe"]
+            if is_tensorrt(options.target):
+                verified = float32_twin(writer, plan, sets, reporter)
+                extra = float16_cost(deployed, simulated, sets)
+            study.features["deployed"] = deployed
+            manifest: dict[str, Any] = {"accuracy": study.accuracy()} | extra
+            if text is not None:
+                add_files(draft, text.files)
+                manifest["text"] = text.manifest
+            with reporter.stage("certificate: graph against simulation, code by code"):
+                agreement = writer.verify_and_seal(
+                    draft, plan, calibration, sets, simulated, verified, manifest
+                )
     results_csv = options.output_dir / "results.csv"
     write_trials(results_csv, study.found.result.trials, study.found.objective.name)
     if study.front is not None:

@@ -282,8 +282,9 @@ FAULTS = [
     fault("full-stdout", "no room for what is printed", limited(
         lambda p: ["doctor"], lambda p: Limits(stdout=Path("/dev/full"))), error=ConfigError),
     fault("closed-pipe", "nobody reads what is printed", closed_pipe, error=None),
-    fault("memory-export", "40 MiB of memory for an export", limited(
-        Place.export, lambda p: Limits(memory_bytes=40 * MIB)), error=RegCacheError,
+    # with 40 MiB it may end inside of the C library, which aborts (127) on thread-local data
+    fault("memory-export", "16 MiB of memory for an export", limited(
+        Place.export, lambda p: Limits(memory_bytes=16 * MIB)), error=RegCacheError,
         leaves=WHOLE),
     fault("memory-eval", "8 MiB of memory for an evaluation", limited(
         evaluate, lambda p: Limits(memory_bytes=8 * MIB)), error=EngineError),

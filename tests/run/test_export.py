@@ -117,6 +117,24 @@ def test_a_graph_that_differs_from_the_simulation_is_rejected(
     assert (out / "demo-naive.rejected" / "model.onnx").is_file()
 
 
+@pytest.mark.parametrize("where", ["run_engine", "certify_bundle"])
+def test_an_error_behind_the_draft_leaves_none(
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_memory(*arguments: Any, **keywords: Any) -> None:
+        assert list(tmp_path.glob("*.unverified"))
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(f"regcache_deploy.bundling.bundle.{where}", no_memory)
+    words = ["--baseline", "naive", "--output", str(tmp_path), *SMALL, *FIXED]
+    assert export_main(words) == 1
+    assert "memory" in capsys.readouterr().err
+    assert not list(tmp_path.glob("demo-naive.*"))
+
+
 NOTHING = ["--prefix-count", "0", "--delete-count", "0"]
 FEW = ["--search-images", "48", "--calibration-images", "16", "--limit", "60", "-q"]
 
