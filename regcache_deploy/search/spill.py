@@ -49,7 +49,7 @@ class Spill:
 
 
 Slab = Callable[[tuple[int, ...]], Tensor]
-"""Shape `[ROWS, ...]` -> a float32 tensor of it, of any values."""
+"""Shape of a row -> float32 `[k, ...]` of any values."""
 
 
 @dataclass
@@ -68,18 +68,22 @@ class Rows(MutableMapping[int, Tensor]):
 
     slab: Slab
     _slabs: list[Tensor] = field(default_factory=list, repr=False)
-    _places: dict[int, int] = field(default_factory=dict, repr=False)
+    _places: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
+    _left: int = field(default=0, repr=False)  # rows of the last slab
 
     def __setitem__(self, index: int, value: Tensor) -> None:
-        place = self._places.setdefault(index, len(self._places))
-        number, row = divmod(place, ROWS)
-        if number == len(self._slabs):
-            self._slabs.append(self.slab((ROWS, *value.shape)))
+        if index not in self._places:
+            if not self._left:
+                self._slabs.append(self.slab(tuple(value.shape)))
+                self._left = len(self._slabs[-1])
+            self._places[index] = len(self._slabs) - 1, len(self._slabs[-1]) - self._left
+            self._left -= 1
+        number, row = self._places[index]
         self._slabs[number][row] = value
 
     def __getitem__(self, index: int) -> Tensor:
         """A view of the row, not a copy."""
-        number, row = divmod(self._places[index], ROWS)
+        number, row = self._places[index]
         return self._slabs[number][row]
 
     def __delitem__(self, index: int) -> None:
@@ -92,21 +96,24 @@ class Rows(MutableMapping[int, Tensor]):
         return len(self._places)
 
 
-def memory_slab(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A slab on a device; on the CPU in pages of its own, used once they are written."""
+def memory_slab(row: tuple[int, ...], device: torch.device) -> Tensor:
+    """Room on a device: on the CPU pages of its own, used once they are written.
+
+    Elsewhere one row: what is asked for there is taken, and torch keeps it from falling to pieces.
+    """
     if device.type != "cpu":
-        return torch.empty(shape, device=device)
-    size, private = 4 * math.prod(shape), {}
+        return torch.empty((1, *row), device=device)
+    size, private = 4 * ROWS * math.prod(row), {}
     if hasattr(mmap, "MAP_PRIVATE"):
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.float32).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.float32).view(ROWS, *row)
 
 
-def file_slab(shape: tuple[int, ...], folder: Path) -> Tensor:
-    """A slab in a file of a folder."""
+def file_slab(row: tuple[int, ...], folder: Path) -> Tensor:
+    """Room in a file of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         # a full disk is an error here, and a dead process once pages are written
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
-        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+            os.posix_fallocate(file.fileno(), 0, 4 * ROWS * math.prod(row))
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(ROWS, *row)))

@@ -121,8 +121,8 @@ class _Kept:
     def __init__(self, on_disk: set[int], folder: Path | None) -> None:
         self._on_disk = on_disk
         self._device = torch.device("cpu")
-        self._held = Rows(lambda shape: memory_slab(shape, self._device))
-        self._spilled = Rows(lambda shape: file_slab(shape, folder)) if folder else None
+        self._held = Rows(lambda row: memory_slab(row, self._device))
+        self._spilled = Rows(lambda row: file_slab(row, folder)) if folder else None
 
     def __contains__(self, row: int) -> bool:
         return row in self._held or (self._spilled is not None and row in self._spilled)

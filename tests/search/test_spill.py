@@ -19,9 +19,7 @@ BYTES = 4 * 6
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_rows_come_back_as_they_were(on_disk: bool, tmp_path: Path) -> None:
     rows = Rows(
-        lambda shape: (
-            file_slab(shape, tmp_path) if on_disk else memory_slab(shape, torch.device("cpu"))
-        )
+        lambda row: file_slab(row, tmp_path) if on_disk else memory_slab(row, torch.device("cpu"))
     )
     values = torch.randn(ROWS + 3, 2, 3)
     for index in reversed(range(len(values))):
@@ -32,6 +30,15 @@ def test_rows_come_back_as_they_were(on_disk: bool, tmp_path: Path) -> None:
     assert len(rows) == len(values)
     assert 1 not in rows
     assert not os.listdir(tmp_path), "a file without a name goes with the process"
+
+
+def test_a_device_holds_no_more_than_its_rows() -> None:
+    """On the CPU pages are taken when they are written; elsewhere when they are asked for."""
+    assert memory_slab((2, 3), torch.device("meta")).shape == (1, 2, 3)
+    rows = Rows(lambda row: torch.empty(1, *row))
+    for index in range(3):
+        rows[index] = torch.full((2,), float(index))
+    assert [rows[index].tolist() for index in range(3)] == [[0, 0], [1, 1], [2, 2]]
 
 
 def states(budget: int, spill: Spill) -> tuple[HiddenStates, list[tuple[int, int, int]]]:
