@@ -36,7 +36,7 @@ def test_a_study_with_workers_is_the_study_without(tmp_path: Path) -> None:
     alone = run_study(options, quiet, tmp_path / "alone")
     together = run_study(options, quiet, tmp_path / "together", team=team)
     assert said(together) == said(alone)
-    # sensitivity, trials, ways, held-out corners
-    assert team.stations == 4
+    # sensitivity, candidates, trials, ways, held-out corners
+    assert team.stations == 5
     parts = {path.name for path in (tmp_path / "alone").iterdir()}
     assert parts == {path.name for path in (tmp_path / "together").iterdir()}
