@@ -103,6 +103,8 @@ def search(photographs: list[Path], count: int, args: argparse.Namespace) -> tup
         watch.join()
     if process.returncode:
         raise SystemExit(f"regcache search of {count} images failed")
+    if not anonymous[0]:
+        raise SystemExit("anonymous memory is read from Linux's /proc, which is not here")
     document, peak = said.rstrip().rsplit("\n", 1)
     return json.loads(document)["search_cost"], int(peak), anonymous[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,6 @@ from ..quantization.baselines import Baseline
 from ..quantization.simulate import Calibration
 from ..work.devices import halving
 from ..work.gathered import Gathered
-
-if TYPE_CHECKING:
-    pass
 
 
 def corner_configs(config: RegCacheConfig) -> dict[str, RegCacheConfig]:

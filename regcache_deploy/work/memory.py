@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep what a layer frees for the next one. glibc only, else nothing.
 
     In a process that has not yet freed anything large it gives memory of some MiB back at once, so
-    that every layer is handed new pages: a tenth of a search's time in a worker.
+    that every layer is handed new pages.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none
