@@ -4,8 +4,9 @@
 
 Writes two files per ratio and seed, `planted-rR-sS.safetensors` and `adapted-rR-sS.safetensors`:
 encoders for `--model natural-vit-s14 --pretrained FILE`. They say of themselves that their sinks
-are planted. Photographs: the first `--photos` of the folder in the order of `--seed 0`, which are
-also the first ones that a search on the same folder takes; what is behind them stays held out.
+are planted. Photographs: the first `--photos` of the folder in the order of the seed, which are
+also the first ones that a search on the same folder and seed takes; what is behind them stays held
+out. So a seed changes everything: the planted direction, the photographs, their altered copies.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from regcache_deploy.encoders.names import NATURAL
 
 log = logging.getLogger(__name__)
 
-SEED_OF_ORDER = 0
 PLANTING_PHOTOS = 48
 
 
@@ -47,12 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     model = load_model(args.model)
-    photos = load_folder(args.data, model.preprocess, args.photos, SEED_OF_ORDER)
-    how = Adaptation(steps=args.steps, views=args.views, peak_lr=args.lr, half=args.half)
-    lessons = prepare(model.encoder, photos, how) if how.steps else None
-    log.info("lessons of %d photographs are ready", len(photos))
-    shown = photos.normalized(photos.pixels[:PLANTING_PHOTOS])
     for seed in args.seed:
+        photos = load_folder(args.data, model.preprocess, args.photos, seed)
+        how = Adaptation(
+            steps=args.steps, views=args.views, peak_lr=args.lr, seed=seed, half=args.half
+        )
+        lessons = prepare(model.encoder, photos, how) if how.steps else None
+        log.info("lessons of %d photographs are ready", len(photos))
+        shown = photos.normalized(photos.pixels[:PLANTING_PHOTOS])
         for ratio in args.ratio:
             planting = Planting(ratio, seed)
             planted, found = plant(model.encoder, shown, planting)
@@ -109,7 +111,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--photos", type=int, default=100, help="how many of them")
     parser.add_argument("--ratio", type=float, nargs="+", default=[4, 12, 36, 124, 300])
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="of the planting")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="of sinks and photographs")
     parser.add_argument("--steps", type=int, default=Adaptation.steps, help="0: planted files only")
     parser.add_argument("--views", type=int, default=Adaptation.views)
     parser.add_argument("--lr", type=float, default=Adaptation.peak_lr)

@@ -14,9 +14,9 @@ stands beside every gain: what it gains there is healing, not quantization.
 photographs, by copy detection against a float index. `delete` and `saturate` are RegCache with the
 numbers that the same search found, on the same quantizer, with all sinks deleted or none.
 
-The first `--search` photographs of the folder (in the order of seed 0) plant, calibrate and choose;
-the others judge. Finished rows of an earlier run into the same file are kept, and so are finished
-parts in `--parts`, so that a long run can be interrupted.
+The first `--search` photographs of the folder, in the order of the encoder's seed, plant, calibrate
+and choose; the others judge. Finished rows of an earlier run into the same file are kept, and so
+are finished parts in `--parts`, so that a long run can be interrupted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Subject:
         model: in floating point.
         ratio: planted; 1 where nothing is.
         kind: `healthy`, `planted` or `adapted`.
-        seed: of the planting.
+        seed: of the planting, the order of photographs and their altered copies.
         options: of the search; its images are those of every row.
         parts: folder of finished parts.
         nncf_python: an interpreter that has nncf and openvino, or None.
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
-    """The healthy encoder, then the files, mildest first."""
+    """The healthy encoder and the files, mildest first, each with the photographs of its seed."""
     options = ExportOptions(
         model=NATURAL,
         data=args.data,
@@ -303,7 +303,10 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     )
     common = {"parts": args.parts, "nncf_python": args.nncf_python}
     healthy = load_model(NATURAL)
-    found = [Subject(healthy, 1.0, "healthy", 0, options, **common)] if args.healthy else []
+    found = [
+        Subject(healthy, 1.0, "healthy", seed, replace(options, seed=seed), **common)
+        for seed in args.healthy
+    ]
     for path in args.encoders:
         content = read_encoder(path)
         plant, kind = content.facts["planting"], content.facts["adaptation"]
@@ -314,8 +317,9 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
             preprocess=content.preprocess,
             caution=content.caution,
         )
-        name = "planted" if kind is None else "adapted"
-        found.append(Subject(model, plant["ratio"], name, plant["seed"], options, **common))
+        name, seed = "planted" if kind is None else "adapted", plant["seed"]
+        own = replace(options, seed=seed)
+        found.append(Subject(model, plant["ratio"], name, seed, own, **common))
     return sorted(found, key=lambda s: (s.kind, s.ratio, s.seed))
 
 
@@ -330,7 +334,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--encoders", type=Path, nargs="*", default=[], help="of plant_natural")
-    parser.add_argument("--no-healthy", dest="healthy", action="store_false")
+    parser.add_argument(
+        "--healthy",
+        type=int,
+        nargs="*",
+        default=[0],
+        metavar="SEED",
+        help="seeds of the encoder as it is; none: leave it out",
+    )
     parser.add_argument("--search", type=int, default=100, help="photographs to choose on")
     parser.add_argument("--judge", type=int, help="photographs to judge on (default: the others)")
     parser.add_argument("--calibration-images", type=int, default=32)
