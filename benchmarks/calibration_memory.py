@@ -75,7 +75,7 @@ def _run(folder: Path, method: str, count: int, batch_size: int) -> dict[str, An
     words += ["--output", str(folder / f"{method}-{count}"), "--batch-size", str(batch_size)]
     if method in OBSERVER_NAMES:
         words += ["--observer", method]
-    words += ["--threads", "1", "--workers", "1", "--json", "--quiet"]
+    words += ["--threads", "1", "--decoders", "1", "--json", "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "regcache_deploy.cli.main", "calibrate", *words],
         check=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,16 @@ class PickledTeam:
     _opened: list[Callable[[Any], Any]] = field(default_factory=list)
 
     def answers(
-        self, station: Station[Job, Found], jobs: Sequence[Job], homes: Sequence[int | None] = ()
+        self, station: Station[Job, Found], jobs: Iterable[Job], homes: Sequence[int | None] = ()
     ) -> Iterator[tuple[int, Found]]:
         if station is not self._station:
             place = Place(torch.device("cpu"), 1 / self.size, self.scratch)
             sent = pickle.dumps(station.to(torch.device("cpu")))
             self._station, self.stations = station, self.stations + 1
             self._opened = [pickle.loads(sent).open(place) for _ in range(self.size)]
-        for index in reversed(range(len(jobs))):
-            job = pickle.dumps(jobs[index])
+        waiting = list(jobs)
+        for index in reversed(range(len(waiting))):
+            job = pickle.dumps(waiting[index])
             self.asked, self.largest = self.asked + 1, max(self.largest, len(job))
             home = homes[index] if homes else None
             answer = self._opened[index % self.size if home is None else home](pickle.loads(job))

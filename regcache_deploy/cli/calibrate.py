@@ -14,14 +14,16 @@ from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings, check_observer_of
 from ..work.paths import require_writable
 from ..work.progress import Reporter
-from ..work.settings import MAX_THREADS, check_seed
+from ..work.settings import MAX_THREADS, check_seed, in_range
 from .arguments import add_settings
 from .common import (
     QUIET,
     add_common_arguments,
     add_device_argument,
     add_run_arguments,
+    add_workers_arguments,
     load_libraries,
+    require_workers,
 )
 
 HELP = "set the ranges of a plan on a stream of images, in constant memory"
@@ -67,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     add_device_argument(parser)
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
-    )
+    add_workers_arguments(parser, "threads")
     add_run_arguments(parser)
     add_common_arguments(parser)
 
@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         images=args.images,
         keep_images=args.keep_images,
         batch_size=args.batch_size,
+        threads=args.threads,
+        decoders=args.decoders,
         workers=args.workers,
         certificate_images=args.certificate_images,
         seed=args.seed,
@@ -164,6 +166,6 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{option} {value} is out of range: take at least 1")
     if args.threads is not None and args.threads > MAX_THREADS:
         raise ConfigError(f"--threads {args.threads} is out of range: take 1 to {MAX_THREADS}")
-    if args.workers < 0:
-        raise ConfigError(f"--workers {args.workers} is out of range: take 0 or more")
+    in_range("--decoders", args.decoders, 0, MAX_THREADS)
+    require_workers(args.workers)
     check_seed(args.seed)

@@ -154,9 +154,30 @@ def load_libraries(reporter: Reporter, *needed: tuple[str, str]) -> None:
             require(module, extra)
 
 
-def require_workers(settings: WorkerSettings) -> None:
-    """Raise ConfigError where workers are asked for and Ray is not installed."""
-    if settings.workers is not None:
+def add_workers_arguments(group: argparse._ActionsContainer, decoders: str) -> None:
+    """Add `--decoders` and `--workers`, for commands without `WorkerSettings`.
+
+    Args:
+        decoders: what decodes: threads or processes.
+    """
+    group.add_argument(
+        "--decoders",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"{decoders} that decode (default: cores)",
+    )
+    found = WorkerSettings.__dataclass_fields__["workers"].metadata
+    group.add_argument("--workers", metavar=found["metavar"], help=found["help"])
+
+
+def require_workers(workers: str | None) -> None:
+    """Check the word of `--workers`.
+
+    Raises:
+        ConfigError: it is no number and no cluster, or Ray is not installed.
+    """
+    if WorkerSettings(workers).workers is not None:
         require_installed("ray", "scale")
 
 

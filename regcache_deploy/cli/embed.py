@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, in_range
 from .arguments import print_configuration
-from .common import QUIET, add_common_arguments
+from .common import QUIET, add_common_arguments, add_workers_arguments, require_workers
 
 HELP = "embed a collection of images, for autofaiss and clip-retrieval"
 
@@ -67,9 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="images per pass (default 32)"
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engine")
-    machine.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that decode (default: cores)"
-    )
+    add_workers_arguments(machine, "processes")
     parser.add_argument(
         "--dry-run",
         action=argparse.BooleanOptionalAction,
@@ -86,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
         ("part_images", 1, None),
         ("batch_size", 1, None),
         ("threads", 1, MAX_THREADS),
-        ("workers", 0, MAX_THREADS),
+        ("decoders", 0, MAX_THREADS),
     ):
         in_range(f"--{name.replace('_', '-')}", getattr(args, name), low, high)
+    require_workers(args.workers)
     from ..evaluation.engines import ENGINES
 
     if args.engine not in ENGINES:
@@ -96,12 +95,14 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         names = ("data", "output", "partition", "part_images", "metadata", "engine")
         values = {
-            name: getattr(args, name) for name in (*names, "batch_size", "threads", "workers")
+            name: getattr(args, name)
+            for name in (*names, "batch_size", "threads", "decoders", "workers")
         }
         values["output"] = str(args.output)
         print_configuration(values, as_json=args.json)
         return 0
-    from ..run.embed import EmbedOptions, embed
+    from ..run.embed import embed
+    from ..run.embed_parts import EmbedOptions
 
     options = EmbedOptions(
         bundle=args.bundle,
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         engine=args.engine,
         batch_size=args.batch_size,
         threads=args.threads,
+        decoders=args.decoders,
         workers=args.workers,
     )
     found = embed(options, Reporter(quiet=args.verbosity == QUIET))

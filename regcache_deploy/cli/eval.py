@@ -10,14 +10,16 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
-from ..work.settings import check_seed
+from ..work.settings import MAX_THREADS, check_seed, in_range
 from .common import (
     QUIET,
     add_common_arguments,
     add_device_argument,
     add_run_arguments,
+    add_workers_arguments,
     check_bundle,
     load_libraries,
+    require_workers,
 )
 
 HELP = "accuracy, retrieval or fidelity of a bundle, on any engine"
@@ -93,9 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     add_device_argument(machine, "of fp32, baseline and simulated")
-    machine.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="threads that decode (default: cores)"
-    )
+    add_workers_arguments(machine, "threads")
     machine.add_argument(
         "--keep",
         action=argparse.BooleanOptionalAction,
@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         templates=args.templates,
         batch_size=args.batch_size,
         threads=args.threads,
+        decoders=args.decoders,
         workers=args.workers,
         seed=args.seed,
         limit=args.limit,
@@ -173,8 +174,8 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} {value} is out of range: take at least 1")
-    if args.workers < 0:
-        raise ConfigError(f"--workers {args.workers} is out of range: take 0 or more")
+    in_range("--decoders", args.decoders, 0, MAX_THREADS)
+    require_workers(args.workers)
     check_seed(args.seed)
     if args.csv is not None:
         require_writable_file(args.csv, "--csv")

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     reporter = Reporter(quiet=args.verbosity == QUIET)
     # Say now what is not installed, not after minutes of searching.
     say_what_random_is(options.pretrained)
-    require_workers(options)
+    require_workers(options.workers)
     load_libraries(reporter, ("onnx", "export"), ("onnxruntime", "cpu"))
     from ..report.terminal import print_result
     from ..run.export import run_export

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     reporter = Reporter(quiet=args.verbosity == QUIET)
     say_what_random_is(options.pretrained)
-    require_workers(options)
+    require_workers(options.workers)
     load_libraries(reporter)
     from ..report.terminal import print_search
     from ..run.search import run_search

@@ -26,7 +26,7 @@ class AlteredStream(ImageStream):
             stream.preprocess,
             f"altered copies of {stream.source}",
             length=stream.length,
-            workers=stream.workers,
+            decoders=stream.decoders,
             seed=seed,
         )
 

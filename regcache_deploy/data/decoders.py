@@ -75,7 +75,7 @@ class Decoders:
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that decodes images died, most likely for want of memory; take fewer "
-                "--workers or a smaller --batch-size"
+                "--decoders or a smaller --batch-size"
             ) from error
         finally:
             for _, futures in flying:

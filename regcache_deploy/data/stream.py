@@ -73,6 +73,7 @@ class ImageStream:
         source: for reports.
         class_names: what the labels index; empty without labels.
         length: number of items, where it is known.
+        decoders: threads that decode; 0 takes one a core, at most 8.
         left_out: what was there and is not among the items, in words.
         tried, skipped: of the last pass: items opened, and `key: reason` of unreadable ones.
     """
@@ -82,7 +83,7 @@ class ImageStream:
     source: str
     class_names: tuple[str, ...] = ()
     length: int | None = None
-    workers: int = 0
+    decoders: int = 0
     left_out: tuple[str, ...] = ()
     tried: int = 0
     skipped: list[str] = field(default_factory=list)
@@ -127,7 +128,7 @@ class ImageStream:
             # odd metadata and sizes: what matters is whether the pixels can be had
             warnings.simplefilter("ignore")
             read = partial(decode, preprocess=self.preprocess)
-            yield from map_ahead(read, self.items(), self.workers)
+            yield from map_ahead(read, self.items(), self.decoders)
 
     def _batch(self, items: Sequence[tuple[Item, Pixels]]) -> Batch:
         labels = [item.label for item, _ in items]

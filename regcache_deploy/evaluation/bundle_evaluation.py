@@ -45,6 +45,7 @@ from .runners import make_runners
 
 if TYPE_CHECKING:
     from ..encoders.load import LoadedModel
+    from .crew import Crew
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Session:
         plan_folder: where plan.json is; None is beside the bundle.
         head_file: in place of the bundle's head.
         templates: prompts for classes that the bundle's head does not have.
-        batch_size, threads, device, workers, seed, limit: as on the command line.
+        batch_size, threads, device, decoders, workers, seed, limit: as on the command line.
     """
 
     path: Path
@@ -76,15 +77,20 @@ class Session:
     batch_size: int = 32
     threads: int | None = None
     device: str = "auto"
-    workers: int = 0
+    decoders: int = 0
+    workers: str | None = None
     seed: int = 0
     limit: int | None = None
     warnings: list[str] = field(default_factory=list)
+    crew: Crew | None = field(default=None, init=False, repr=False)
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __enter__(self) -> Session:
         with self.reporter.stage(f"opening {self.path.name} as {', '.join(self.on)}"):
             self._open_runners()
+        if self.workers is not None:
+            with self.reporter.stage("starting workers"):
+                self._open_crew()
         return self
 
     def _open_runners(self) -> None:
@@ -102,6 +108,17 @@ class Session:
                 self._stack,
                 self.device,
             )
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open_crew(self) -> None:
+        try:
+            require("torch", "search")
+            from .crew import open_crew
+
+            crew = open_crew(self.runners, self.workers, self.device, self.threads)
+            self.crew = self._stack.enter_context(crew)
         except BaseException:
             self._stack.close()
             raise
@@ -213,7 +230,7 @@ class Session:
                 texts.append(np.asarray(encode(part), np.float32))
                 advance(len(part))
         stream = pairs.stream(self.preprocess)
-        stream.workers = self.workers
+        stream.decoders = self.decoders
         embedded = self._embed(stream)
         if len(embedded.keys) < len(pairs.images):
             raise DataError(f"{pairs.source}: {self.warnings[-1]}; the set must be whole")
@@ -240,11 +257,11 @@ class Session:
         known = classes or self.labels
         with self.reporter.stage(f"opening {data}"):
             stream = open_data(data, self.preprocess, known, limit, self.seed, train, labels)
-        stream.workers = self.workers
+        stream.decoders = self.decoders
         return stream
 
     def _embed(self, stream: ImageStream) -> Embedded:
-        embedded = embed(stream, self.runners, self.batch_size, self.reporter)
+        embedded = embed(stream, self.runners, self.batch_size, self.reporter, self.crew)
         for line in stream.warnings():
             log.warning("%s", line)
             self.warnings.append(line)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,16 @@ import numpy.typing as npt
 from regcache_engines.engine import zero_shot
 from regcache_engines.predictions import best_classes
 
-from ..data.stream import ImageStream
+from ..data.stream import Batch, ImageStream
 from ..errors import DataError
 from ..work.progress import Reporter
 from .metrics import Array, classification_metrics, fidelity_metrics, resolution_line
 from .paired import PairedComparison, compare_answers, compare_paired
 from .rows import Rows
 from .runner import Runner
+
+if TYPE_CHECKING:
+    from .crew import Crew
 
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
@@ -78,9 +81,16 @@ class Embedded:
 
 
 def embed(
-    stream: ImageStream, runners: Sequence[Runner], batch_size: int, reporter: Reporter
+    stream: ImageStream,
+    runners: Sequence[Runner],
+    batch_size: int,
+    reporter: Reporter,
+    crew: Crew | None = None,
 ) -> Embedded:
     """One pass over the images; every runner sees every batch.
+
+    Args:
+        crew: workers that stand in for the runners in torch.
 
     Raises:
         DataError: no image, or too many unreadable ones.
@@ -90,9 +100,9 @@ def embed(
     labels: list[npt.NDArray[np.int64]] = []
     names = ", ".join(features)
     with reporter.stage(f"{stream.source} on {names}", stream.length) as advance:
-        for batch in stream.batches(batch_size):
-            for runner in runners:
-                features[runner.name].append(runner.run(batch))
+        for batch, found in _answered(stream.batches(batch_size), runners, crew):
+            for name, rows in found.items():
+                features[name].append(rows)
             keys += batch.keys
             if batch.labels is not None:
                 labels.append(batch.labels)
@@ -102,6 +112,18 @@ def embed(
         tuple(keys),
         np.concatenate(labels) if labels else None,
     )
+
+
+def _answered(
+    batches: Iterable[Batch], runners: Sequence[Runner], crew: Crew | None
+) -> Iterator[tuple[Batch, dict[str, Array]]]:
+    if crew is None:
+        for batch in batches:
+            yield batch, {runner.name: runner.run(batch) for runner in runners}
+        return
+    here = [runner for runner in runners if runner.calibration is None]
+    for batch, found in crew.answered(batches):
+        yield batch, found | {runner.name: runner.run(batch) for runner in here}
 
 
 def classify(

@@ -50,13 +50,18 @@ def torch_runners(
     plan = load_plan(bundle, plan_folder)
     calibration = calibration_of(plan).to(place)
     plain = Calibration(calibration.encoder, Quantization())
-    found = [Runner(FP32, _run(plain)), Runner(SIMULATED, _run(calibration))]
+    found = [_runner(FP32, plain), _runner(SIMULATED, calibration)]
     if baseline:
         found.append(_baseline_run(plan, calibration, bundle))
     return {runner.name: runner for runner in found}
 
 
-def _run(calibration: Calibration) -> Callable[[Batch], npt.NDArray[np.float32]]:
+def _runner(name: str, calibration: Calibration, note: str = "") -> Runner:
+    return Runner(name, run_of(calibration), note, calibration)
+
+
+def run_of(calibration: Calibration) -> Callable[[Batch], npt.NDArray[np.float32]]:
+    """What a runner does with a batch, on the calibration's device."""
     numerics, encoder = calibration.numerics(), calibration.encoder
 
     def embed(images: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ def _baseline_run(plan: Plan, calibration: Calibration, bundle: Bundle) -> Runne
     )
     if any(bool(layer.treated) for layer in alone.quantization.linears.values()):
         note += "; smoothing and float channels of the plan are kept"
-    return Runner(BASELINE, _run(alone), note)
+    return _runner(BASELINE, alone, note)
 
 
 @torch.no_grad()

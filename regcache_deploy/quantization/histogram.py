@@ -1,4 +1,4 @@
-"""Observers of one tensor in constant memory: a running range, and a histogram of fixed bins."""
+"""Observers of one tensor in constant memory: a histogram of fixed bins, and what clips by it."""
 
 from __future__ import annotations
 
@@ -23,26 +23,8 @@ would be the process's largest tensors, and leave holes in its heap."""
 
 
 @dataclass
-class Range:
-    """Running least and greatest value."""
-
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def update(self, x: Tensor) -> None:
-        self.widen(*torch.aminmax(x))
-
-    def widen(self, low: Tensor, high: Tensor) -> None:
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-
-    @property
-    def max_abs(self) -> float:
-        return max(abs(self.low), abs(self.high))
-
-
-@dataclass
 class Histogram:
-    """Counts of |x| in `bins` bins of equal width over `[0, limit]`.
+    """Counts of |x| in bins of equal width over `[0, limit]`.
 
     Attributes:
         limit: largest |x|, from an earlier pass; larger values would count in the last bin.
@@ -50,11 +32,11 @@ class Histogram:
     """
 
     limit: float
-    bins: int = BINS
-    counts: Tensor = field(init=False)
+    counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.int64))
 
-    def __post_init__(self) -> None:
-        self.counts = torch.zeros(self.bins, dtype=torch.int64)
+    @property
+    def bins(self) -> int:
+        return len(self.counts)
 
     def update(self, x: Tensor) -> None:
         self.counts += self.count(x)

@@ -125,11 +125,11 @@ class Calibration:
             regcache = replace(regcache, register=register)
         quantization = Quantization(
             {
-                name: LinearQuantization(*(_moved(getattr(q, f.name), device) for f in fields(q)))
+                name: LinearQuantization(*(moved(getattr(q, f.name), device) for f in fields(q)))
                 for name, q in self.quantization.linears.items()
             },
             {
-                name: (_moved(left, device), _moved(right, device))
+                name: (moved(left, device), moved(right, device))
                 for name, (left, right) in self.quantization.matmuls.items()
             },
         )
@@ -142,7 +142,7 @@ class Calibration:
         return SimulatedNumerics(self.quantization)
 
 
-def _moved(part: M, device: torch.device | str) -> M:
+def moved(part: M, device: torch.device | str) -> M:
     """A quantizer or a treatment with its tensors on a device; UNTREATED stays what it is."""
     assert is_dataclass(part)
     tensors = {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}

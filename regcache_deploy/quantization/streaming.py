@@ -6,9 +6,8 @@ counts values in bins of fixed width. What is kept does not grow with the number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,17 +16,15 @@ from regcache_export.passes import make_folds
 
 from ..encoders.canonical import Encoder
 from ..encoders.regcache import RegCache
-from ..encoders.watching import Watched
 from ..errors import ConfigError, DataError
-from ..work.devices import halving
-from .baselines.base import check_finite, check_scale
+from ..work.workers import Team
+from .baselines.base import check_scale
 from .encoder_folds import CALIBRATION_FOLDS, apply_folds
-from .histogram import Histogram, Observer, Range, check_observer
+from .histogram import Histogram, Observer, check_observer
+from .linear_inputs import LinearInputs, Look, Seen
 from .quantizers import Bits, Uniform, symmetric_weight
 from .simulate import Calibration, LinearQuantization, Quantization
-from .treated_input import UNTREATED, TreatedInput
-
-T = TypeVar("T")
+from .treated_input import TreatedInput
 
 Batches = Callable[[], Iterable[Tensor]]
 """Makes a fresh iterator over tokens `[b, N, D]` at the input of block 0, once per pass."""
@@ -67,6 +64,7 @@ def stream_limits(
     observer: Observer = "minmax",
     regcache: RegCache | None = None,
     treated: Mapping[str, TreatedInput] | None = None,
+    team: Team | None = None,
 ) -> StreamedLimits:
     """Observe the inputs of some linears in the float model.
 
@@ -78,6 +76,8 @@ def stream_limits(
             squared error.
         regcache: active in the passes, with every token absent that its ranges are set without.
         treated: layer -> how its input is treated before it is quantized.
+        team: workers that look at the batches, each at some; None looks here. The limits are the
+            same: they come of maxima and counts, which know no order.
 
     Raises:
         ConfigError: an unknown observer.
@@ -86,38 +86,22 @@ def stream_limits(
     """
     check_observer(observer)
     present = regcache.for_ranges() if regcache else None
-    ranges = {name: Range() for name in bits}
-
-    def seen(name: str, x: Tensor) -> Tensor:
-        how = (treated or {}).get(name, UNTREATED)
-        return how.ranged(how.input(x))
-
-    def extremes(name: str, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        return torch.aminmax(seen(name, x)) if name in ranges else None
-
-    def widen(name: str, found: tuple[Tensor, Tensor]) -> None:
-        ranges[name].widen(*found)
-
-    images = _pass(encoder, batches, present, extremes, widen)
-    if not images:
+    inputs = LinearInputs(encoder, frozenset(bits), present, treated or {})
+    first = _pass(inputs, batches, None, team)
+    if not (images := first.images):
         raise DataError("calibration needs at least one image")
-    largest = {name: found.max_abs for name, found in ranges.items()}
+    largest = {name: max(abs(low), abs(high)) for name, (low, high) in first.extremes.items()}
     if observer == "minmax":
-        return StreamedLimits(largest, largest, images, 16 * len(ranges))
-    histograms = {name: Histogram(limit) for name, limit in largest.items() if limit > 0}
-
-    def count(name: str, x: Tensor) -> Tensor | None:
-        return histograms[name].count(seen(name, x)) if name in histograms else None
-
-    def add(name: str, counts: Tensor) -> None:
-        histograms[name].counts += counts
-
-    again = _pass(encoder, batches, present, count, add)
-    if again != images:
-        raise DataError(f"the second pass found {again} images and the first one {images}")
-    limits = largest | {n: h.clipping(observer, bits[n]) for n, h in histograms.items()}
-    held = sum(h.counts.numel() * h.counts.element_size() for h in histograms.values())
-    return StreamedLimits(limits, largest, images, held + 16 * len(ranges))
+        return StreamedLimits(largest, largest, images, 16 * len(largest))
+    counted = {name: limit for name, limit in largest.items() if limit > 0}
+    again = _pass(inputs, batches, counted, team)
+    if again.images != images:
+        raise DataError(f"the second pass found {again.images} images and the first one {images}")
+    limits = dict(largest)
+    for name, limit in counted.items():
+        limits[name] = Histogram(limit, again.counts[name]).clipping(observer, bits[name])
+    held = sum(each.numel() * each.element_size() for each in again.counts.values())
+    return StreamedLimits(limits, largest, images, held + 16 * len(largest))
 
 
 @torch.no_grad()
@@ -148,11 +132,16 @@ def calibrate_stream(
 
 @torch.no_grad()
 def recalibrate_stream(
-    calibration: Calibration, batches: Batches, observer: Observer = "minmax"
+    calibration: Calibration,
+    batches: Batches,
+    observer: Observer = "minmax",
+    team: Team | None = None,
 ) -> tuple[Calibration, StreamedLimits]:
     """The same calibration with the ranges of its activations measured anew.
 
     Weights, their quantizers, treated inputs, RegCache and the linears in float stay what they are.
+
+    Args: as `stream_limits`.
 
     Raises:
         ConfigError: an activation with a zero point: its range belongs to another method.
@@ -168,7 +157,7 @@ def recalibrate_stream(
         widths[name] = quantizer.bits
     treated = {name: layer.treated for name, layer in calibration.quantization.linears.items()}
     found = stream_limits(
-        calibration.encoder, batches, widths, observer, calibration.regcache, treated
+        calibration.encoder, batches, widths, observer, calibration.regcache, treated, team
     )
     device = calibration.encoder.device
     linears = {
@@ -187,30 +176,20 @@ def _symmetric(name: str, limit: float, bits: int, device: torch.device) -> Unif
 
 
 def _pass(
-    encoder: Encoder,
-    batches: Batches,
-    regcache: RegCache | None,
-    look: Callable[[str, Tensor], T | None],
-    keep: Callable[[str, T], None],
-) -> int:
-    """Number of images. `keep` gets what `look` found in a batch, once all its blocks have run."""
+    inputs: LinearInputs, batches: Batches, limits: Mapping[str, float] | None, team: Team | None
+) -> Seen:
+    """What all batches show together."""
 
-    def run(tokens: Tensor) -> list[tuple[str, T]]:
-        found: list[tuple[str, T]] = []
+    def looks() -> Iterator[Look]:
+        for tokens in batches():
+            yield Look(tokens if team is None else tokens.cpu(), limits)
+            del tokens  # before the next ones are made
 
-        def see(name: str, x: Tensor) -> None:
-            check_finite(name, x)
-            if (each := look(name, x)) is not None:
-                found.append((name, each))
-
-        encoder.run_blocks(tokens, numerics=Watched(see), regcache=regcache)
-        return found
-
-    seen = 0
-    for tokens in batches():
-        for found in halving(run, tokens):
-            for name, each in found:
-                keep(name, each)
-        seen += len(tokens)
-        del tokens  # before the next ones are made
-    return seen
+    if team is None:
+        answers: Iterable[Seen] = map(inputs.look, looks())
+    else:
+        answers = (seen for _, seen in team.answers(inputs, looks()))
+    together = Seen()
+    for seen in answers:
+        together.add(seen)
+    return together

@@ -40,6 +40,8 @@ from ..quantization.streaming import StreamedLimits, recalibrate_stream
 from ..work.count import peak_memory
 from ..work.devices import describe, log_device, use_device
 from ..work.progress import Reporter
+from ..work.ray_team import open_team
+from ..work.workers import Team
 from .options import ExportOptions
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,9 @@ class RecalibrateOptions:
         keep_images: of the stream, for the baselines that search on whole tensors.
         output: result folder; never the plan's own.
         certificate_images: images of the stream that travel in the bundle.
+        threads: of each worker.
+        decoders: threads that decode; 0 takes one a core, at most 8.
+        workers: as `open_team` takes it; they observe ranges for `naive`.
         device: where torch computes, as `find_device` takes it.
     """
 
@@ -67,7 +72,9 @@ class RecalibrateOptions:
     images: int | None = None
     keep_images: int = 64
     batch_size: int = 32
-    workers: int = 0
+    threads: int | None = None
+    decoders: int = 0
+    workers: str | None = None
     certificate_images: int = 32
     seed: int = 0
     device: str = "auto"
@@ -92,6 +99,7 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     """
     plan = Plan.load(options.plan)
     _check(plan, options)
+    streams = plan.provenance["baseline"] == "naive"
     device = use_device(options.device)
     before = calibration_of(plan).to(device)
     log_device(device)
@@ -103,9 +111,8 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
         train=True,
         labels=False,
     )
-    stream.workers = options.workers
+    stream.decoders = options.decoders
     kept: list[Tensor] = []
-    streams = plan.provenance["baseline"] == "naive"
     passes = 1 if options.observer == "minmax" else 2
     total = None if stream.length is None else passes * stream.length
     what = f"ranges by {options.observer}, {passes} pass(es)" if streams else "sample of the images"
@@ -122,7 +129,9 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
                 del pixels
 
         if streams:
-            after, found = _by_stream(before, images, cast(Observer, options.observer))
+            with open_team(options.workers, device, options.threads) as team:
+                observer = cast(Observer, options.observer)
+                after, found = _by_stream(before, images, observer, team)
         else:
             after, found = _by_sample(plan, before, images, options)
     peak = peak_memory()  # a certificate comes behind it, of its fixed images
@@ -153,7 +162,7 @@ Images = Callable[[], Iterator[Tensor]]
 
 
 def _by_stream(
-    before: Calibration, images: Images, observer: Observer
+    before: Calibration, images: Images, observer: Observer, team: Team | None
 ) -> tuple[Calibration, StreamedLimits]:
     def tokens() -> Iterator[Tensor]:
         for part in images():
@@ -162,7 +171,7 @@ def _by_stream(
             yield embedded
             del embedded
 
-    return recalibrate_stream(before, tokens, observer)
+    return recalibrate_stream(before, tokens, observer, team)
 
 
 def _by_sample(
@@ -197,6 +206,11 @@ def _check(plan: Plan, options: RecalibrateOptions) -> None:
             "--target tensorrt on these images"
         )
     check_observer_of(baseline, options.observer)
+    if options.workers is not None and baseline != "naive":
+        raise ConfigError(
+            f"--workers: {baseline} searches on whole tensors, layer behind layer, in one process; "
+            "workers observe the ranges of naive"
+        )
     if options.output.resolve() == options.plan.resolve():
         raise ConfigError("--output is the plan's own folder; choose another one")
 

@@ -1,67 +1,30 @@
 """Embed a collection of images with a bundle: what INT8 encoders are bought for. No torch.
 
-parts of the collection -> decoded in processes -> engine -> clip-retrieval's files, part by part
+parts of the collection -> `embed_parts` -> clip-retrieval's files, part by part
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from regcache_engines.bundle import Bundle
-from regcache_engines.engine import Engine
-from regcache_engines.preprocess import Preprocess
 
-from ..data.decoders import Decoders
-from ..data.embedding_files import EmbeddingFolder, Gathered, check_format
+from ..compat import require
+from ..data.embedding_files import EmbeddingFolder, check_format
 from ..data.parts import Collection, Part, digits, of_partition, open_collection
-from ..errors import DataError
-from ..evaluation.engines import open_engine
+from ..evaluation.engines import ON_GPU
 from ..work.progress import Advance, Reporter
+from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats
+
+if TYPE_CHECKING:
+    from ..work.workers import Team
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EmbedOptions:
-    """Options of `regcache embed`.
-
-    Attributes:
-        bundle: folder NAME.regcache.
-        data: as `open_collection` takes it.
-        output: result folder.
-        partition: i and n: every n-th part, from part i on.
-        part_images: images of one part of a folder or a list.
-        metadata: `parquet` or `jsonl`.
-        engine: as `open_engine` names it.
-        batch_size, threads: of the engine.
-        workers: processes that decode; 0 takes one a core.
-    """
-
-    bundle: Path
-    data: str
-    output: Path
-    partition: tuple[int, int] = (0, 1)
-    part_images: int = 10_000
-    metadata: str = "parquet"
-    engine: str = "onnxruntime"
-    batch_size: int = 32
-    threads: int | None = None
-    workers: int = 0
-
-
-@dataclass
-class _Clock:
-    """Seconds that a part spent waiting for pixels, and in the engine."""
-
-    read: float = 0.0
-    inference: float = 0.0
 
 
 def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
@@ -123,77 +86,51 @@ def _embed_parts(
     parts: Sequence[Part],
     reporter: Reporter,
 ) -> int:
-    sizes, done = (1, options.batch_size), 0
+    """How many images; parts are written by this process or by workers, each a whole part."""
     known = None if parts[0].is_shard else sum(len(part.files) for part in parts)
-    with (
-        open_engine(options.engine, bundle, options.threads, sizes) as engine,
-        Decoders(bundle.preprocess, options.workers) as decoders,
-        reporter.stage("images", known) as advance,
-    ):
-        preprocess = Preprocess(bundle.preprocess)
-        for index, part in enumerate(parts):
-            began, clock = time.time(), _Clock()
-            found = _gather(part, decoders, engine, preprocess, options.batch_size, clock, advance)
-            if not found.paths:
-                raise DataError(_nothing(part, found))
-            rows, writing = np.concatenate(found.rows), time.time()
-            stats = {
-                "start_time": began,
-                "end_time": writing,
-                "read_duration": clock.read,
-                "inference_duration": clock.inference,
-                "total_duration": writing - began,
-                "sample_count": len(found.paths),
-                "unreadable": found.unreadable,
-            }
-            folder.write(part.number, rows, found.columns(), stats)
-            done += len(found.paths)
-            rate = len(found.paths) / (time.time() - began)
+    total = 0
+    with ExitStack() as stack:
+        if options.workers is None:
+            embedder = PartEmbedder(options, bundle, folder, options.threads, options.decoders)
+            stack.enter_context(embedder)
+            advance = stack.enter_context(reporter.stage("images", known))
+            done: Iterator[tuple[int, Stats]] = (
+                (place, embedder.write(part, advance)) for place, part in enumerate(parts)
+            )
+        else:
+            team = stack.enter_context(_team(options))
+            station = PartStation(options, folder, Path.cwd())
+            advance = stack.enter_context(reporter.stage("images", known))
+            done = _seen(team.answers(station, parts), advance)
+        for count, (place, stats) in enumerate(done, 1):
+            images, seconds = stats["sample_count"], stats["total_duration"]
+            total += images
             log.info(
                 "part %d (%d of %d): %d images, %.1f images/s, %.0f %% of the time in the engine",
-                part.number,
-                index + 1,
+                parts[place].number,
+                count,
                 len(parts),
-                len(found.paths),
-                rate,
-                100 * clock.inference / (writing - began),
+                images,
+                images / seconds,
+                100 * stats["inference_duration"] / seconds,
             )
-    return done
+    return total
 
 
-def _gather(
-    part: Part,
-    decoders: Decoders,
-    engine: Engine,
-    preprocess: Preprocess,
-    batch_size: int,
-    clock: _Clock,
-    advance: Advance,
-) -> Gathered:
-    found, asked = Gathered(), time.monotonic()
-    for batch, (pixels, reasons) in decoders.batches(part.pictures(), batch_size):
-        got = time.monotonic()
-        if len(pixels):
-            found.rows.append(engine.infer(preprocess.in_layout(pixels, engine.pixels)))
-        for index, picture in enumerate(batch):
-            if index in reasons:
-                row = {"image_path": picture.path, "reason": reasons[index]}
-                found.unreadable.append(row)
-            else:
-                found.paths.append(picture.path)
-                found.captions.append(picture.caption)
-        clock.read += got - asked
-        asked = time.monotonic()
-        clock.inference += asked - got
-        advance(len(batch))
-    return found
+def _seen(answers: Iterator[tuple[int, Stats]], advance: Advance) -> Iterator[tuple[int, Stats]]:
+    for place, stats in answers:
+        advance(stats["sample_count"] + len(stats["unreadable"]))
+        yield place, stats
 
 
-def _nothing(part: Part, found: Gathered) -> str:
-    if not found.unreadable:
-        return f"part {part.number} ({part.files[0]}) holds no images"
-    first = found.unreadable[0]
-    return (
-        f"none of the {len(found.unreadable)} images of part {part.number} can be read "
-        f"({first['image_path']}: {first['reason']})"
-    )
+@contextmanager
+def _team(options: EmbedOptions) -> Iterator[Team]:
+    require("torch", "search")  # which asks for the GPUs that workers get
+    import torch
+
+    from ..work.ray_team import open_team
+
+    device = torch.device("cuda" if options.engine in ON_GPU else "cpu")
+    with open_team(options.workers, device, options.threads) as team:
+        assert team is not None
+        yield team

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,29 +131,31 @@ class RayTeam:
             self._ray.shutdown()
 
     def answers(
-        self, station: Station[Job, Found], jobs: Sequence[Job], homes: Sequence[int | None] = ()
+        self, station: Station[Job, Found], jobs: Iterable[Job], homes: Sequence[int | None] = ()
     ) -> Iterator[tuple[int, Found]]:
         """See `Team`. Whoever leaves the iterator early gives up the answers that are under way."""
         if station is not self._station:
             self._station, self._number = station, self._number + 1
             self._sent = self._ray.put(station.to(torch.device(CPU)))
-        waiting, lost = _Waiting(len(jobs), homes), Counter[int]()
-        running: dict[Any, tuple[_Hired, int]] = {}
+        waiting: _Waiting | _Coming = _Waiting(jobs, homes) if homes else _Coming(jobs)
+        lost = Counter[int]()
+        running: dict[Any, tuple[_Hired, int, Any]] = {}
         try:
             while waiting or running:
                 for worker in list(self._idle):
-                    index = waiting.take(worker.number)
-                    if index is None:
+                    taken = waiting.take(worker.number)
+                    if taken is None:
                         continue
                     self._idle.remove(worker)
                     # in a list, so that only a worker that has not got it fetches the station
-                    call = worker.actor.answer.remote(self._number, [self._sent], jobs[index])
-                    running[call] = worker, index
+                    call = worker.actor.answer.remote(self._number, [self._sent], taken[1])
+                    running[call] = worker, *taken
+                    del taken
                 (done,), _ = self._ray.wait([*running, *self._busy], num_returns=1)
                 if done in self._busy:
                     self._settle(done)
                     continue
-                worker, index = running.pop(done)
+                worker, index, job = running.pop(done)
                 try:
                     found = self._ray.get(done)
                 except self._lost_errors() as error:
@@ -166,7 +168,7 @@ class RayTeam:
                             "smaller --batch-size"
                         ) from error
                     log.warning("a worker was lost; its job goes to another one")
-                    waiting.give_back(index)
+                    waiting.give_back(index, job)
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(worker)
                     if isinstance(error.cause, RegCacheError):
@@ -176,7 +178,7 @@ class RayTeam:
                     self._idle.append(worker)
                     yield index, found
         finally:
-            self._busy |= {call: (worker, False) for call, (worker, _) in running.items()}
+            self._busy |= {call: (worker, False) for call, (worker, *_) in running.items()}
 
     def _connect(self, address: str, **settings: Any) -> None:
         if not self._own:
@@ -218,19 +220,39 @@ class _Hired:
     number: int
 
 
+class _Coming:
+    """Jobs for whoever is idle, made as they are taken; one is always ready."""
+
+    def __init__(self, jobs: Iterable[Any]) -> None:
+        self._more = enumerate(jobs)
+        self._ready = deque[tuple[int, Any]]()
+
+    def __bool__(self) -> bool:
+        if not self._ready and (job := next(self._more, None)) is not None:
+            self._ready.append(job)
+        return bool(self._ready)
+
+    def take(self, worker: int) -> tuple[int, Any] | None:
+        return self._ready.popleft() if self else None
+
+    def give_back(self, index: int, job: Any) -> None:
+        """A job that was not answered, as the next one."""
+        self._ready.appendleft((index, job))
+
+
 class _Waiting:
     """Jobs that wait, by the worker that they are for."""
 
-    def __init__(self, count: int, homes: Sequence[int | None]) -> None:
-        self._homes = homes or [None] * count
-        self._jobs: dict[int | None, deque[int]] = {}
-        for index, home in enumerate(self._homes):
-            self._jobs.setdefault(home, deque()).append(index)
+    def __init__(self, jobs: Iterable[Any], homes: Sequence[int | None]) -> None:
+        self._homes = homes
+        self._jobs: dict[int | None, deque[tuple[int, Any]]] = {}
+        for index, (job, home) in enumerate(zip(jobs, homes, strict=True)):
+            self._jobs.setdefault(home, deque()).append((index, job))
 
     def __bool__(self) -> bool:
         return any(self._jobs.values())
 
-    def take(self, worker: int) -> int | None:
+    def take(self, worker: int) -> tuple[int, Any] | None:
         """A job for a worker: its own, one for anybody, or of who has most left, if more than one.
 
         The last job of another one is left to it: it would be done with it sooner.
@@ -238,12 +260,12 @@ class _Waiting:
         for home in (worker, None):
             if self._jobs.get(home):
                 return self._jobs[home].popleft()
-        most = max(self._jobs.values(), key=len, default=deque[int]())
+        most = max(self._jobs.values(), key=len, default=deque[tuple[int, Any]]())
         return most.pop() if len(most) > 1 else None
 
-    def give_back(self, index: int) -> None:
+    def give_back(self, index: int, job: Any) -> None:
         """A job that was not answered, as the next one."""
-        self._jobs[self._homes[index]].appendleft(index)
+        self._jobs[self._homes[index]].appendleft((index, job))
 
 
 class _Worker:

@@ -76,7 +76,7 @@ class WorkerSettings:
 
     workers: str | None = setting(
         None,
-        "evaluate in N processes of this machine, auto: on a running Ray cluster, or on that of "
+        "compute in N processes of this machine, auto: on a running Ray cluster, or on that of "
         "ray://HOST:PORT; takes the extra scale (default: in this process)",
         "N|auto|URL",
     )

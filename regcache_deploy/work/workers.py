@@ -6,7 +6,7 @@ Whoever asks gets the answers as they come and keeps them, so that a worker has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -55,11 +55,12 @@ class Team(Protocol):
         ...
 
     def answers(
-        self, station: Station[Job, Found], jobs: Sequence[Job], homes: Sequence[int | None] = ()
+        self, station: Station[Job, Found], jobs: Iterable[Job], homes: Sequence[int | None] = ()
     ) -> Iterator[tuple[int, Found]]:
         """Place of a job in `jobs` and its answer, as they come.
 
         Args:
+            jobs: made as workers become idle, where no homes are given.
             homes: of each job, the worker (0 to `size` - 1) that has what it needs from others of
                 this home; None, and no list, for any worker.
 
@@ -67,3 +68,14 @@ class Team(Protocol):
             RegCacheError: what a worker raised, or that a job ended its worker again and again.
         """
         ...
+
+
+def in_order(answers: Iterable[tuple[int, Found]]) -> Iterator[Found]:
+    """Answers in the order of their jobs; those that come early are kept."""
+    early: dict[int, Found] = {}
+    wanted = 0
+    for place, found in answers:
+        early[place] = found
+        while wanted in early:
+            yield early.pop(wanted)
+            wanted += 1

@@ -48,7 +48,7 @@ def embed(place: Place) -> list[str]:
     """Eight parts, with a process that decodes."""
     words = ["embed", str(place.bundle()), "--data", str(place.images()), "--metadata", "jsonl"]
     words += ["--output", str(place.out), "--part-images", "8", "--batch-size", "4"]
-    return [*words, "--workers", "1", "--threads", "1"]
+    return [*words, "--decoders", "1", "--threads", "1"]
 
 
 def finished(place: Place) -> Path:

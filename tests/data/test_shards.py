@@ -187,8 +187,8 @@ def test_a_label_out_of_range_or_missing_is_named(shards):
         open_shards(shards)
 
 
-def stream_of(items, workers=2):
-    return ImageStream(lambda: items, Preprocess(PREPROCESS), "test", workers=workers)
+def stream_of(items, decoders=2):
+    return ImageStream(lambda: items, Preprocess(PREPROCESS), "test", decoders=decoders)
 
 
 def test_memory_is_bounded_by_the_window_and_order_is_kept():
@@ -229,7 +229,7 @@ def test_few_unreadable_images_are_counted_and_many_stop_the_stream():
             opened.append(i)
             yield Item(str(i), b"junk")
 
-    bad = ImageStream(count, Preprocess(PREPROCESS), "test", workers=2)
+    bad = ImageStream(count, Preprocess(PREPROCESS), "test", decoders=2)
     with pytest.raises(DataError, match="could not be read"):
         list(bad.batches(16))
     assert len(opened) < 300, "it stops early, not after 5000 files"

@@ -61,7 +61,7 @@ CONFIGS = {
 
 def stream_of(config: dict[str, Any], paths: list[Path]) -> ImageStream:
     items = [Item(p.name, p) for p in paths]
-    return ImageStream(lambda: items, Preprocess(config), "golden", workers=2)
+    return ImageStream(lambda: items, Preprocess(config), "golden", decoders=2)
 
 
 def images_of(stream: ImageStream, size: int) -> torch.Tensor:

@@ -58,7 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(bundle: Path, data: object, output: Path, *more: str) -> list[str]:
     given = ["embed", str(bundle), "--data", str(data), "--output", str(output), "--json", "-q"]
     given += ["--part-images", str(PART), "--metadata", "jsonl", "--batch-size", "3"]
-    return [*given, "--workers", "1", "--threads", "1", *more]
+    return [*given, "--decoders", "1", "--threads", "1", *more]
 
 
 def run(*arguments: Any, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def test_a_list_names_its_files(images: Path, tmp_path: Path) -> None:
         (["--partition", "3/3"], 2, "0 <= I < N"),
         (["--partition", "a"], 2, "0 <= I < N"),
         (["--metadata", "csv"], 2, "take one of parquet, jsonl"),
-        (["--workers", "-1"], 2, "--workers -1 is out of range"),
+        (["--decoders", "-1"], 2, "--decoders -1 is out of range"),
         (["--engine", "tflite"], 2, "take one of onnxruntime"),
         (["--data", "nowhere"], 4, "nowhere: no folder"),
         (["--data", "EMPTY"], 4, "holds no images"),

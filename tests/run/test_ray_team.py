@@ -18,6 +18,7 @@ from regcache_deploy.errors import ConfigError, DataError, RegCacheError
 from regcache_deploy.work.ray_team import RayTeam, open_team
 from regcache_deploy.work.workers import Team
 from tests.adding_station import Adding
+from tests.worker_commands import COMMANDS, found_by, write_run
 
 if find_spec("ray") is None:  # not imported here: it is told to be silent before
     pytest.skip("Ray is not installed: pip install '.[scale]'", allow_module_level=True)
@@ -67,6 +68,14 @@ def test_a_search_with_a_worker_killed_in_the_middle_is_the_search_without(
     monkeypatch.setattr(RayTeam, "answers", answers)
     together = searched(tmp_path / "together", capsys, "--workers", "2")
     assert killed
+    assert together == alone
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_processes_find_what_one_finds(command: str, tmp_path: Path, capsys: Any) -> None:
+    write_run(tmp_path)
+    alone = found_by(command, tmp_path, tmp_path / "alone", capsys)
+    together = found_by(command, tmp_path, tmp_path / "together", capsys, "--workers", "2")
     assert together == alone
 
 
