@@ -85,7 +85,7 @@ test-examples: $(VENV)/.stamp-dev
 
 test-scale: $(VENV)/.stamp-dev
 	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[search,cpu,dev,scale]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/run/test_ray_team.py tests/cli/test_workers_option.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/run/test_ray_team.py tests/run/test_ray_cluster.py tests/cli/test_workers_option.py
 
 # Needs no GPU. A product that is not of the kind that the static check promises ends it.
 test-tensorrt: $(VENV)/.stamp-dev

@@ -23,6 +23,7 @@ from ..compat import require
 from ..errors import ConfigError, RegCacheError
 from .devices import CPU, CUDA, use_device
 from .memory import keep_freed_memory
+from .settings import RAY_URL
 from .threads import settle_threads
 from .workers import Found, Job, Place, Station, Team
 
@@ -36,6 +37,9 @@ SETTINGS = {
 }
 """Ray would report to its makers, print what it thinks of lost workers on stdout, and have its
 workers wait for everybody else (niceness 15). It reads the second word when it is imported."""
+
+ASKED_TOKEN = "; a cluster that asks for a token needs RAY_AUTH_MODE=token here, too"
+"""Ray's client does not say more than that it has waited."""
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +190,8 @@ class RayTeam:
         try:
             self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"--workers: Ray cannot be reached: {_line(error)}") from error
+            hint = "" if not address.startswith(RAY_URL) else ASKED_TOKEN
+            raise ConfigError(f"--workers: Ray cannot be reached: {_line(error)}{hint}") from error
 
     def _hire(self, number: int) -> None:
         worker = _Hired(self._new(), number)
@@ -199,7 +204,8 @@ class RayTeam:
             self._ray.get(call)
         except self._lost_errors() as error:
             if new:
-                raise RegCacheError(f"a worker could not be started: {_line(error)}") from error
+                reason = str(error).strip().split("\n")[-1]  # of the traceback on its machine
+                raise RegCacheError(f"a worker could not be started: {reason}") from error
             self._hire(worker.number)
             return
         except self._ray.exceptions.RayTaskError:
