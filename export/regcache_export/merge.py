@@ -32,10 +32,11 @@ LpNormalization keeps that for zeros alone; nothing real is as short."""
 
 _CONSTANT = re.compile(r"[+-]?\d+")
 _LINEAR = re.compile(r"\(\s*([+-]?\d+)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
+_EVERY = re.compile(r"([+-]?\d+)\s*/\s*(\d+)")
 _CUT = re.compile(r"(\d+)\s*:\s*([+-]?\d+)")
 _LIST = re.compile(r"[+-]?\d+(\s*,\s*[+-]?\d+)+")
 
-FORMS = 'R, "(R,F)", a list R0,R1,... or one cut BLOCK:R'
+FORMS = 'R, "(R,F)", R/N, a list R0,R1,... or one cut BLOCK:R'
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class MergeSchedule:
         text: as written.
         rate, inflect: mean count per block, and how it grows: -1 decreasing, 0 constant, 1
             increasing. Their last blocks are capped where too few tokens are left, as published.
+        every: merge in each N-th block only, from the first on; capped likewise. Half of the merges
+            cost half: `16/2` leaves as many tokens as `8`, and fewer on the way.
         listed: counts of the first blocks, the others merge nothing; or None. Not capped.
         cut: block and count of a single merge, or None. Not capped.
     """
@@ -53,21 +56,24 @@ class MergeSchedule:
     text: str
     rate: int = 0
     inflect: float = 0.0
+    every: int = 1
     listed: tuple[int, ...] | None = None
     cut: tuple[int, int] | None = None
 
     @classmethod
     def parse(cls, text: str) -> MergeSchedule:
-        """Read `8`, `(16,-1)`, `8,8,0,4` or `3:69`.
+        """Read `8`, `(16,-1)`, `16/2`, `8,8,0,4` or `3:69`.
 
         Raises:
-            ConfigError: none of these, a negative count, or an F outside of -1..1.
+            ConfigError: none of these, a negative count, an F outside of -1..1, or N 0.
         """
         written = text.strip()
         if _CONSTANT.fullmatch(written):
             schedule = cls(written, rate=int(written))
         elif found := _LINEAR.fullmatch(written):
             schedule = cls(written, rate=int(found[1]), inflect=float(found[2]))
+        elif found := _EVERY.fullmatch(written):
+            schedule = cls(written, rate=int(found[1]), every=int(found[2]))
         elif found := _CUT.fullmatch(written):
             schedule = cls(written, cut=(int(found[1]), int(found[2])))
         elif _LIST.fullmatch(written):
@@ -76,6 +82,8 @@ class MergeSchedule:
             raise ConfigError(f"--merge {text!r} is no schedule; take {FORMS}")
         if not -1 <= schedule.inflect <= 1:
             raise ConfigError(f"--merge {text}: F is out of range; take -1 to 1")
+        if not schedule.every:
+            raise ConfigError(f"--merge {text}: N is out of range; take 1 or more")
         counts = [schedule.rate, *(schedule.listed or ())]
         counts += [schedule.cut[1]] if schedule.cut else []
         if min(counts) < 0:
@@ -85,7 +93,7 @@ class MergeSchedule:
 
     @property
     def is_named(self) -> bool:
-        """A rule of the published kind, which is capped; the other forms mean what they say."""
+        """A rule for any depth, which is capped as published; other forms mean what they say."""
         return self.listed is None and self.cut is None
 
     def wanted(self, depth: int) -> tuple[int, ...]:
@@ -109,7 +117,8 @@ class MergeSchedule:
             return (*self.listed, *[0] * (depth - len(self.listed)))
         first = int(self.rate * (1 - self.inflect))
         step = (2 * self.rate - 2 * first) / max(depth - 1, 1)
-        return tuple(int(first + step * index) for index in range(depth))
+        counts = (int(first + step * index) for index in range(depth))
+        return tuple(0 if index % self.every else count for index, count in enumerate(counts))
 
     def counts(self, spec: EncoderSpec, regcache: RegCacheConfig | None = None) -> tuple[int, ...]:
         """Counts of an encoder's blocks.

@@ -98,7 +98,7 @@ def schedules_for(spec: EncoderSpec) -> list[str]:
     rates = dict.fromkeys(max(1, round(share * patches / depth)) for share in SHARES)
     cuts = dict.fromkeys(max(1, round(share * patches)) for share in CUT_SHARES)
     return [
-        *(text for rate in rates for text in (str(rate), f"({rate},-1)")),
+        *(text for rate in rates for text in (str(rate), f"({rate},-1)", f"{2 * rate}/2")),
         *(f"{depth // 4}:{cut}" for cut in cuts),
     ]
 

@@ -56,6 +56,15 @@ def test_listed_counts_are_padded_and_a_cut_is_one_merge() -> None:
     assert MergeSchedule.parse("(8,-1)").counts(B16) == (16, 14, 13, 11, 10, 8, 7, 5, 4, 2, 1, 0)
 
 
+def test_every_other_block_leaves_as_many_tokens_with_half_of_the_merges() -> None:
+    assert MergeSchedule.parse("16/2").counts(SEED) == (16, 0) * 6
+    assert behind("16/2")[1::2] == behind("8")[1::2]
+    assert all(few <= many for few, many in zip(behind("16/2"), behind("8"), strict=True))
+    assert MergeSchedule.parse("16 / 2").counts(B16) == (16, 0) * 6
+    assert MergeSchedule.parse("8/1").counts(B16) == MergeSchedule.parse("8").counts(B16)
+    assert MergeSchedule.parse("90/5").counts(SEED) == (90, *[0] * 4, 53, *[0] * 4, 26, 0)
+
+
 def test_nothing_merges_behind_the_last_attention_of_a_class_token() -> None:
     assert MergeSchedule.parse("8").counts(B16) == (*[8] * 11, 0)
     assert MergeSchedule.parse("11:8").counts(B16) == (0,) * 12
@@ -78,6 +87,9 @@ def test_named_schedules_are_capped_where_a_deletion_leaves_fewer() -> None:
         ("8,-2", r'cannot merge -2 tokens; the growing or shrinking schedule is "\(8,-2\)"'),
         ("3:-4", "cannot merge -4"),
         ("(16,-2)", "F is out of range"),
+        ("-8/2", "cannot merge -8"),
+        ("8/0", "N is out of range; take 1 or more"),
+        ("8/-2", "is no schedule"),
         ("a", "is no schedule; take R"),
         ("", "is no schedule"),
         ("3:4:5", "is no schedule"),

@@ -41,7 +41,8 @@ def point(
 
 def test_schedules_of_a_vit_b_16_are_those_of_the_benchmark() -> None:
     spec = replace(tiny_encoder().spec, image_size=(224, 224), patch_size=(16, 16), depth=12)
-    assert schedules_for(spec) == ["4", "(4,-1)", "8", "(8,-1)", "13", "(13,-1)", "3:39", "3:69"]
+    constant = ["4", "(4,-1)", "8/2", "8", "(8,-1)", "16/2", "13", "(13,-1)", "26/2"]
+    assert schedules_for(spec) == [*constant, "3:39", "3:69"]
 
 
 def test_deletion_is_also_tried_as_saturation() -> None:
