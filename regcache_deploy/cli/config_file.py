@@ -127,7 +127,10 @@ def _some(path: Path, name: str, value: Any, action: argparse.Action) -> list[st
 def _one(path: Path, name: str, value: Any) -> str:
     if isinstance(value, (bool, list, dict)):
         raise ConfigError(f"{path}: {name} takes one value, not {value!r}")
-    return str(value)
+    word = str(value)
+    if "\0" in word:  # a command line cannot hold it, and no file is named so
+        raise ConfigError(f"{path}: {name} holds a null byte: {value!r}")
+    return word
 
 
 def _load_mapping(path: Path) -> dict[Any, Any]:

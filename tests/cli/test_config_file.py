@@ -76,6 +76,8 @@ def test_what_stands_nowhere_is_missing(capsys, config):
         ("images: 2026-13-01", "not valid YAML: month must be in 1..12"),
         ("true: demo", "unknown key 'True'"),
         ("on: fp32", "unknown key 'on'"),
+        ('output: "a\\0b"', "output holds a null byte: 'a\\x00b'"),
+        ('plan: "a\\0b"', "plan holds a null byte"),
     ],
 )
 def test_mistakes(capsys, config, text, expected):

@@ -115,7 +115,8 @@ def targets(kit: Kit, scratch: Path) -> dict[str, Target]:
         text = data.decode(errors="replace")
         for parse in (MergeSchedule.parse, shards.expand):
             with suppress(RegCacheError):
-                if "\0" not in text and len(data) < 200:  # else no command line, no file name
+                # else no command line, no file name
+                if "\0" not in text and len(text.encode()) < 200:
                     parse(text)
         ModelSettings(img_size=text)
 
