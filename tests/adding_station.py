@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class Adding:
                 os.kill(os.getpid(), signal.SIGKILL)
             if job == 1313:
                 raise DataError("thirteen is no job")
+            if job == 2828:
+                raise OSError(errno.ENOSPC, "No space left on device", "part.npy")
             if job == 99:
                 os.kill(os.getpid(), signal.SIGKILL)
             return self.number + job, os.getpid()

@@ -30,11 +30,11 @@ NORM_FLOOR = 1e-6
 """Least length that a metric is divided by: one of all zeros is similar to nothing. A graph's
 LpNormalization keeps that for zeros alone; nothing real is as short."""
 
-_CONSTANT = re.compile(r"[+-]?\d+")
-_LINEAR = re.compile(r"\(\s*([+-]?\d+)\s*,\s*([+-]?\d+(?:\.\d+)?)\s*\)")
-_EVERY = re.compile(r"([+-]?\d+)\s*/\s*(\d+)")
-_CUT = re.compile(r"(\d+)\s*:\s*([+-]?\d+)")
-_LIST = re.compile(r"[+-]?\d+(\s*,\s*[+-]?\d+)+")
+_CONSTANT = re.compile(r"[+-]?\d{1,9}", re.ASCII)
+_LINEAR = re.compile(r"\(\s*([+-]?\d{1,9})\s*,\s*([+-]?\d{1,9}(?:\.\d+)?)\s*\)", re.ASCII)
+_EVERY = re.compile(r"([+-]?\d{1,9})\s*/\s*(\d{1,9})", re.ASCII)
+_CUT = re.compile(r"(\d{1,9})\s*:\s*([+-]?\d{1,9})", re.ASCII)
+_LIST = re.compile(r"[+-]?\d{1,9}(\s*,\s*[+-]?\d{1,9})+", re.ASCII)
 
 FORMS = 'R, "(R,F)", R/N, a list R0,R1,... or one cut BLOCK:R'
 
@@ -48,7 +48,7 @@ class MergeSchedule:
         rate, inflect: mean count per block, and how it grows: -1 decreasing, 0 constant, 1
             increasing. Their last blocks are capped where too few tokens are left, as published.
         every: merge in each N-th block only, from the first on; capped likewise. Half of the merges
-            cost half: `16/2` leaves as many tokens as `8`, and fewer on the way.
+            cost half: `16/2` merges as many as `8` in each two blocks, and earlier.
         listed: counts of the first blocks, the others merge nothing; or None. Not capped.
         cut: block and count of a single merge, or None. Not capped.
     """

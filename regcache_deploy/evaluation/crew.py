@@ -23,6 +23,10 @@ Features = dict[str, npt.NDArray[np.float32]]
 """Runner -> `[b, E]`."""
 
 
+Names = tuple[tuple[str, ...], npt.NDArray[np.int64] | None]
+"""Keys and labels of a batch."""
+
+
 @dataclass(frozen=True)
 class Simulations:
     """Runners in torch, by name; a `Station` of workers."""
@@ -49,17 +53,26 @@ class Crew:
     team: Team
     station: Simulations
 
-    def answered(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Features]]:
-        """Every batch and its embeddings, in order; batches are made as workers become idle."""
-        asked = deque[Batch]()
+    def answered(
+        self, batches: Iterable[Batch], here: Sequence[Runner]
+    ) -> Iterator[tuple[Names, Features]]:
+        """Names and embeddings of every batch, in order; batches are made as workers become idle.
+
+        Args:
+            here: further runners, in this process. Pixels are not kept for them: where a worker is
+                slow, many batches wait for its answer.
+        """
+        asked = deque[tuple[Names, Features]]()
 
         def jobs() -> Iterator[Batch]:
             for batch in batches:
-                asked.append(batch)
+                own = {runner.name: runner.run(batch) for runner in here}
+                asked.append(((batch.keys, batch.labels), own))
                 yield batch
 
         for found in in_order(self.team.answers(self.station, jobs())):
-            yield asked.popleft(), found
+            names, own = asked.popleft()
+            yield names, found | own
 
 
 @contextmanager

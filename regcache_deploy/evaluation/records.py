@@ -21,7 +21,7 @@ from .rows import Rows
 from .runner import Runner
 
 if TYPE_CHECKING:
-    from .crew import Crew
+    from .crew import Crew, Names
 
 ZERO_SHOT = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
@@ -98,15 +98,15 @@ def embed(
     features = {runner.name: Rows() for runner in runners}
     keys: list[str] = []
     labels: list[npt.NDArray[np.int64]] = []
-    names = ", ".join(features)
-    with reporter.stage(f"{stream.source} on {names}", stream.length) as advance:
-        for batch, found in _answered(stream.batches(batch_size), runners, crew):
+    title = f"{stream.source} on {', '.join(features)}"
+    with reporter.stage(title, stream.length) as advance:
+        for (names, known), found in _answered(stream.batches(batch_size), runners, crew):
             for name, rows in found.items():
                 features[name].append(rows)
-            keys += batch.keys
-            if batch.labels is not None:
-                labels.append(batch.labels)
-            advance(len(batch.keys))
+            keys += names
+            if known is not None:
+                labels.append(known)
+            advance(len(names))
     return Embedded(
         {name: rows.array() for name, rows in features.items()},
         tuple(keys),
@@ -116,14 +116,12 @@ def embed(
 
 def _answered(
     batches: Iterable[Batch], runners: Sequence[Runner], crew: Crew | None
-) -> Iterator[tuple[Batch, dict[str, Array]]]:
-    if crew is None:
-        for batch in batches:
-            yield batch, {runner.name: runner.run(batch) for runner in runners}
+) -> Iterator[tuple[Names, dict[str, Array]]]:
+    if crew is not None:
+        yield from crew.answered(batches, [each for each in runners if each.calibration is None])
         return
-    here = [runner for runner in runners if runner.calibration is None]
-    for batch, found in crew.answered(batches):
-        yield batch, found | {runner.name: runner.run(batch) for runner in here}
+    for batch in batches:
+        yield (batch.keys, batch.labels), {runner.name: runner.run(batch) for runner in runners}
 
 
 def classify(

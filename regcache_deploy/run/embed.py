@@ -17,9 +17,10 @@ from regcache_engines.bundle import Bundle
 from ..compat import require
 from ..data.embedding_files import EmbeddingFolder, check_format
 from ..data.parts import Collection, Part, digits, of_partition, open_collection
+from ..errors import DataError
 from ..evaluation.engines import ON_GPU
 from ..work.progress import Advance, Reporter
-from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats
+from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats, graph_hashes
 
 if TYPE_CHECKING:
     from ..work.workers import Team
@@ -37,7 +38,8 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
     Raises:
         BundleError, EngineError: no bundle, or it does not run.
         ConfigError: the output is another job's, or a library is missing.
-        DataError: no images, a damaged shard, or a part without a single readable image.
+        DataError: no images, a damaged shard, a part without a single readable image, or a part
+            that a worker wrote elsewhere.
     """
     check_format(options.metadata)
     bundle = Bundle.open(options.bundle)
@@ -53,7 +55,7 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
     if todo:
         embedded = _embed_parts(options, bundle, folder, todo, reporter)
     seconds = time.monotonic() - began
-    stats = [folder.finished(part.number) or {} for part in mine]
+    stats = [_stats(folder, part) for part in mine]
     unreadable = [each for part in stats for each in part.get("unreadable", [])]
     if unreadable:
         first = f"{unreadable[0]['image_path']}: {unreadable[0]['reason']}"
@@ -62,18 +64,27 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
         "output": str(options.output),
         "parts": len(mine),
         "already": len(mine) - len(todo),
-        "images": sum(part.get("sample_count", 0) for part in stats),
+        "images": sum(part["sample_count"] for part in stats),
         "unreadable": len(unreadable),
         "seconds": seconds,
         "images_per_second": embedded / seconds if todo else None,
     }
 
 
+def _stats(folder: EmbeddingFolder, part: Part) -> Stats:
+    found = folder.finished(part.number)
+    if found is None:  # a worker's machine may have a folder of its own of that name
+        raise DataError(
+            f"part {part.number} was embedded and is not in {folder.path}; the folder must be one "
+            "that all workers share"
+        )
+    return found
+
+
 def _job(options: EmbedOptions, bundle: Bundle, collection: Collection) -> dict[str, Any]:
     """What has to be equal for parts to belong together. Paths may change, names may not."""
-    files = bundle.manifest["files"]
     return {
-        "bundle": {name: files[name]["sha256"] for name in sorted(files) if name.endswith(".onnx")},
+        "bundle": graph_hashes(bundle),
         "parts": len(collection.parts),
         "files": collection.digest(),
     }
@@ -99,7 +110,7 @@ def _embed_parts(
             )
         else:
             team = stack.enter_context(_team(options))
-            station = PartStation(options, folder, Path.cwd())
+            station = PartStation(options, folder, graph_hashes(bundle), Path.cwd())
             advance = stack.enter_context(reporter.stage("images", known))
             done = _seen(team.answers(station, parts), advance)
         for count, (place, stats) in enumerate(done, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from regcache_engines.preprocess import Preprocess
 
 from ..data.decoders import Decoders
 from ..data.embedding_files import EmbeddingFolder, Gathered
-from ..data.parts import Part
+from ..data.parts import REMOTE, Part
 from ..errors import DataError
 from ..evaluation.engines import open_engine
 from ..work.progress import Advance
@@ -155,35 +155,52 @@ class PartStation:
     """What a worker embeds parts with.
 
     Attributes:
+        hashes: of the bundle's graphs, as the driver read them.
         working_folder: of the driver, which relative paths count from.
     """
 
     options: EmbedOptions
     folder: EmbeddingFolder
+    hashes: Mapping[str, str]
     working_folder: Path
 
     def to(self, device: torch.device) -> PartStation:
         """Itself: it has no tensors."""
         return self
 
+    @property
+    def _relative(self) -> list[str]:
+        paths = (str(self.options.bundle), str(self.folder.path), self.options.data)
+        return [path for path in paths if REMOTE not in path and not Path(path).is_absolute()]
+
     def open(self, place: Place) -> Callable[[Part], Stats]:
         """What embeds a part, at that place; the engine stays open as long as the process.
 
         Raises:
-            DataError: this machine does not have the driver's folder.
+            DataError: a relative path, and this machine does not have the driver's folder; or
+                another bundle is at the path.
         """
         try:
             os.chdir(self.working_folder)
         except OSError as error:
-            raise DataError(
-                f"a worker has no folder {self.working_folder} ({error.strerror}); workers see "
-                "bundle, data and output under the paths of this machine"
-            ) from error
+            if self._relative:
+                raise DataError(
+                    f"a worker has no folder {self.working_folder} ({error.strerror}), where "
+                    f"{self._relative[0]} would be; pass absolute paths that all machines share"
+                ) from error
         cores = max(1, int(within_cpu_limit(os.cpu_count() or 1) * place.share))
         options, bundle = self.options, Bundle.open(self.options.bundle)
+        if graph_hashes(bundle) != self.hashes:
+            raise DataError(f"{options.bundle} is another bundle on a worker's machine")
         threads = options.threads or cores
         embedder = PartEmbedder(options, bundle, self.folder, threads, options.decoders or cores)
         return lambda part: embedder.write(part, lambda count: None)
+
+
+def graph_hashes(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 of the bundle's graphs, by file name."""
+    files = bundle.manifest["files"]
+    return {name: files[name]["sha256"] for name in sorted(files) if name.endswith(".onnx")}
 
 
 def _nothing(part: Part, found: Gathered) -> str:

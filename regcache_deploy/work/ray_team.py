@@ -177,6 +177,8 @@ class RayTeam:
                     self._idle.append(worker)
                     if isinstance(error.cause, RegCacheError):
                         raise error.cause from None
+                    if isinstance(error.cause, (OSError, MemoryError, RuntimeError)):
+                        raise error.cause from error  # a full disk is one here, too
                     raise
                 else:
                     self._idle.append(worker)
@@ -215,7 +217,8 @@ class RayTeam:
 
     def _lost_errors(self) -> tuple[type[Exception], ...]:
         errors = self._ray.exceptions
-        return errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError
+        lost = errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError
+        return *lost, errors.ObjectLostError  # an answer that was still on a machine that went
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,6 +90,7 @@ def test_named_schedules_are_capped_where_a_deletion_leaves_fewer() -> None:
         ("-8/2", "cannot merge -8"),
         ("8/0", "N is out of range; take 1 or more"),
         ("8/-2", "is no schedule"),
+        ("1,\x1f3", "is no schedule"),  # a space to `re`, and none to `int`
         ("a", "is no schedule; take R"),
         ("", "is no schedule"),
         ("3:4:5", "is no schedule"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -115,3 +116,6 @@ def test_an_error_of_a_worker_keeps_its_kind(team: Team) -> None:
     with pytest.raises(DataError, match=r"^thirteen is no job$"):
         list(team.answers(Adding(0), [1, 1313, 2, 4]))
     assert dict(team.answers(Adding(0), [1, 2]))[1][0] == 2
+    with pytest.raises(OSError, match="No space left") as found:  # as the command line knows it
+        list(team.answers(Adding(0), [1, 2828]))
+    assert (found.value.errno, found.value.filename) == (errno.ENOSPC, "part.npy")
