@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -68,7 +69,8 @@ class Clip(Closing):
         self._engine, self._monitor = engine, monitor
         self._batch_size, self._workers, self._threads = batch_size, workers, threads
         self._text: TextTower | None = None
-        self._lock, self._closed = Lock(), False
+        # reentrant: a signal's handler may close what its own thread is opening
+        self._lock, self._closed, self._pid = RLock(), False, os.getpid()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -194,6 +196,9 @@ class Clip(Closing):
 
     def close(self) -> None:
         """Release the runtime's memory once calls of other threads have ended."""
+        if self._pid != os.getpid():  # another thread of the parent may hold the lock for ever
+            self._engine.close()
+            return
         with self._lock:
             self._closed, text = True, self._text
         self._engine.close()
@@ -201,6 +206,11 @@ class Clip(Closing):
             text.close()
 
     def _tower(self) -> TextTower:
+        if self._pid != os.getpid():
+            raise EngineError(
+                "this object was opened before the process forked, and its runtime does not "
+                "survive that; open it in the child (with gunicorn: in post_fork, not --preload)"
+            )
         with self._lock:
             if self._text is None:
                 if self._closed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -15,6 +16,7 @@ from importlib import resources
 from ..errors import DataError
 from .scan import looks_like_splits
 
+_DROPPED = str.maketrans("", "", "'.")
 _WNID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")
 
 
@@ -105,8 +107,18 @@ def _wnid(folder: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """Lower case, words parted by single spaces; apostrophes and full stops do not count."""
-    return " ".join(re.sub(r"[\W_]+", " ", re.sub(r"['.]", "", name.casefold())).split())
+    """Lower case, words parted by single spaces; apostrophes and full stops do not count.
+
+    Letters, their marks (vowels of many scripts are marks), digits and pictographs count, however
+    they are composed.
+    """
+    text = unicodedata.normalize("NFKC", name).casefold().translate(_DROPPED)
+    return " ".join("".join(c if _counts(c) else " " for c in text).split())
+
+
+def _counts(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind[0] in "LMN" or kind == "So"
 
 
 def _is_imagenet(head: Sequence[str]) -> bool:

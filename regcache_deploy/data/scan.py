@@ -43,19 +43,24 @@ class FolderListing:
         files: per class folder its files, sorted; one list for a flat folder.
         ignored: files that are no images by their suffix, loose images beside class folders, and
             linked folders inside of classes.
+        repeated: lines of a table that name a file again.
     """
 
     root: Path
     folders: tuple[str, ...]
     files: tuple[tuple[Path, ...], ...] = field(repr=False)
     ignored: int = 0
+    repeated: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was left out, in one line."""
-        if not self.ignored:
-            return ()
-        return (f"{self.root}: {self.ignored} files are no images of a class; left out",)
+        """What was left out, a line each."""
+        lines = []
+        if self.ignored:
+            lines.append(f"{self.root}: {self.ignored} files are no images of a class; left out")
+        if self.repeated:
+            lines.append(f"{self.root}: {self.repeated} lines name a file again; left out")
+        return tuple(lines)
 
     def name(self, file: Path) -> str:
         """A file as messages and results name it."""
@@ -130,13 +135,23 @@ def scan_folder(path: Path) -> FolderListing:
 
 
 def _scan_table(path: Path) -> FolderListing:
+    rows = read_table(path)
+    known: dict[str, str | None] = {}
     classes: dict[str, list[Path]] = {}
-    for file, label in read_table(path):
-        classes.setdefault("" if label is None else label, []).append(file)
+    for file, label in rows:
+        place = os.path.normpath(file)
+        if place not in known:
+            classes.setdefault("" if label is None else label, []).append(file)
+        elif known[place] != label:
+            raise DataError(f"{path}: {file} stands under '{known[place]}' and under '{label}'")
+        known[place] = label
     names = sorted(classes)
     files = tuple(tuple(classes[name]) for name in names)
-    listing = FolderListing(path.parent, () if names in ([], [""]) else tuple(names), files)
+    folders = () if names in ([], [""]) else tuple(names)
+    listing = FolderListing(path.parent, folders, files, repeated=len(rows) - len(known))
     _check(listing)
+    for line in listing.warnings:
+        log.warning("%s", line)
     return listing
 
 

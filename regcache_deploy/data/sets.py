@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .demo_images import load_demo_images
 from .folder import load_folder
 from .images import Images
 from .in_memory import load_stream
-from .scan import scan_folder
+from .scan import FolderListing, scan_folder
 from .settings import ImageSettings, is_stream, is_torchvision
 from .shards import read_classes
 from .sources import open_data
@@ -46,7 +47,7 @@ def load_sets(
         classes from the front. With labels, both have the same `class_names`.
 
     Raises:
-        ConfigError: `--data` and `--eval-data` are the same folder.
+        ConfigError: `--data` and `--eval-data` are the same folder, or an image is in both.
         DataError: too few or unreadable images, or more than memory holds.
     """
     search_count = max(settings.search_images, settings.calibration_images)
@@ -73,7 +74,10 @@ def load_sets(
         )
     # A class that only one of the folders has must still be a class of the one zero-shot head.
     places = [place for place in (settings.data, settings.eval_data) if not is_stream(place)]
-    folders = {name for place in places for name in scan_folder(place).folders}
+    listings = [scan_folder(place) for place in places]
+    folders = {name for listing in listings for name in listing.folders}
+    if len(listings) == 2:
+        _refuse_shared(listings[0], listings[1], search_count, settings)
     head = head_for(sorted(folders)) if folders else None
     search = _load(settings.data, preprocess_cfg, search_count, settings, head, reporter)
     if is_stream(settings.data) and head is None:
@@ -95,6 +99,22 @@ def load_sets(
             "class names"
         )
     return search, evaluation
+
+
+def _refuse_shared(
+    search: FolderListing, evaluation: FolderListing, search_count: int, settings: ImageSettings
+) -> None:
+    """A list, a link or a folder inside of the other may lead to the same files."""
+    seen, judged = (
+        {os.path.realpath(file) for file, _ in listing.choose(count, settings.seed)}
+        for listing, count in ((search, search_count), (evaluation, settings.limit))
+    )
+    if both := sorted(seen & judged):
+        raise ConfigError(
+            f"{len(both)} of the {len(seen)} images that the search takes from --data are also in "
+            f"--eval-data, the first is {both[0]}; leave --eval-data out, and a part of --data is "
+            "held out"
+        )
 
 
 def skipped_lines(*sets: Images) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def braces(text: str) -> list[str]:
     """`name-{000..012}.tar` -> the 13 names; any other text is one name.
 
     Raises:
-        DataError: more than `MAX_SHARDS` names.
+        DataError: more than `MAX_SHARDS` names, or none.
     """
     match = BRACES.search(text)
     if not match:
@@ -83,6 +83,8 @@ def braces(text: str) -> list[str]:
     low, high = match[1], match[2]
     if len(high) > 9 or int(high) - int(low) >= MAX_SHARDS:
         raise DataError(f"{text:.200} names more than {MAX_SHARDS} shards")
+    if int(high) < int(low):
+        raise DataError(f"{text:.200} names no shard: {high} is less than {low}")
     return [
         f"{text[: match.start()]}{number:0{len(low)}d}{text[match.end() :]}"
         for number in range(int(low), int(high) + 1)

@@ -14,6 +14,7 @@ from ..errors import ConfigError, DataError
 from . import shards, torchvision_sets
 from .class_names import class_indices, head_for, is_wnid, refuse_splits
 from .scan import scan_folder
+from .settings import is_stream
 from .stream import ImageStream, Item
 
 DEMO = "demo"
@@ -42,7 +43,7 @@ def open_data(
         preprocess: the model's own.
         head: class names of the zero-shot head at hand.
         limit: largest number of images, balanced over the classes of a folder.
-        seed: chooses the images.
+        seed: chooses the images, and the order of a torchvision data set.
         train: the training split, where the data set has one.
         labels: False asks for images alone: no class is looked for, and every label is None.
 
@@ -54,7 +55,7 @@ def open_data(
         return _demo(preprocess, limit, seed, train, labels)
     if torchvision_sets.is_torchvision(text):
         return _torchvision(text, preprocess, head, limit, seed, train, labels)
-    if shards.is_shards(text) or "{" in text:
+    if is_stream(Path(text)):
         return _shards(text, preprocess, head, limit, labels)
     return _folder(Path(text), preprocess, head, limit, seed, labels)
 
@@ -143,9 +144,8 @@ def _torchvision(
 ) -> ImageStream:
     dataset = torchvision_sets.open_torchvision(text, train)
     order = list(range(len(dataset)))
-    if limit is not None and limit < len(order):
-        random.Random(seed).shuffle(order)
-        order = sorted(order[:limit])
+    random.Random(seed).shuffle(order)  # class by class as it comes: the front calibrates
+    order = order[:limit]
     if not labels:
         items = [Item(str(i), lambda i=i: dataset[i][0]) for i in order]  # type: ignore[misc]
         return ImageStream(lambda: items, preprocess, text, length=len(order))

@@ -21,6 +21,9 @@ from .scan import MAX_UNREADABLE
 MIN_BEFORE_REFUSAL = 200
 """A stream with too many unreadable images stops after this many, not at its end."""
 
+MAX_UNREADABLE_SO_FAR = 0.1
+"""The same share in the middle of a stream of unknown length: damage comes in clusters."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -141,9 +144,13 @@ class ImageStream:
         )
 
     def _check_unreadable(self, final: bool) -> None:
-        if len(self.skipped) <= MAX_UNREADABLE * self.tried:
-            return
-        if final or self.tried >= MIN_BEFORE_REFUSAL:
+        share, total = MAX_UNREADABLE, self.tried
+        if not final and self.length is not None:
+            total = max(self.length, self.tried)  # more than all of them may have: no need to go on
+        elif not final:
+            share = MAX_UNREADABLE_SO_FAR
+        enough = final or self.tried >= MIN_BEFORE_REFUSAL
+        if enough and len(self.skipped) > share * total:
             raise DataError(
                 f"{len(self.skipped)} of {self.tried} images of {self.source} could not be read "
                 f"({'; '.join(self.skipped[:3])}); more than {MAX_UNREADABLE:.0%}: repair or "

@@ -38,7 +38,7 @@ def read_table(path: Path) -> list[Row]:
         DataError: it cannot be read, has no column of files, or only some rows have a class.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a mark in front
             rows = [(path.parent / name, label) for name, label in _rows(path, file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"the table {path} cannot be read: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from regcache_deploy.compat import import_open_clip
@@ -61,6 +63,21 @@ def test_wnid_outside_imagenet_1k():
 def test_names_in_other_scripts():
     assert head_for(["кошка", "собака"]) == ("кошка", "собака")
     assert class_indices(["Собака"], ("кошка", "собака")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("หมู", "หมี"), ("किताब", "कुतब"), ("🐱", "🐶"), ("เสือ", "เสื่อ")]
+)
+def test_vowels_that_are_marks_and_pictographs_tell_names_apart(one: str, other: str) -> None:
+    assert class_indices([one, other], (other, one)) == [1, 0]
+    with pytest.raises(DataError, match="matches none"):
+        class_indices([one], (other, "dog"))
+
+
+def test_a_name_may_be_composed_in_either_way() -> None:
+    composed, apart = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    assert composed != apart
+    assert class_indices([apart, "ｄｏｇ"], ("dog", composed)) == [1, 0]
 
 
 @pytest.mark.parametrize("pair", [("1.5", "15"), ("C", "C++"), ("dog", "Dog"), ("a_b", "a b")])

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from regcache_deploy.data import folder, sets
+from regcache_deploy.data import folder, sets, torchvision_sets
 from regcache_deploy.data.scan import scan_folder
 from regcache_deploy.data.settings import ImageSettings
-from regcache_deploy.errors import DataError
+from regcache_deploy.data.sources import open_data
+from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.preprocess import Preprocess
 
@@ -162,3 +163,86 @@ def test_a_damaged_table_is_refused(name: str, text: str, said: str, tmp_path: P
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=said):
         scan_folder(tmp_path / name if name == "list.txt" else tmp_path)
+
+
+class Ordered:
+    """A data set of torchvision, class by class, as most of them come."""
+
+    classes = tuple("abcdefgh")
+    targets = tuple(index // 40 for index in range(320))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.open(io.BytesIO(png(index % 250))), self.targets[index]
+
+
+def test_a_torchvision_set_calibrates_on_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_sets, "open_torchvision", lambda text, train: Ordered())
+    drawn = settings(
+        Path("torchvision:food101:x"), search_images=80, calibration_images=40, limit=80
+    )
+    search, held_out = sets.load_sets(drawn, CONFIG, QUIET)
+    assert search.labels is not None
+    assert held_out.labels is not None
+    for labels in (search.labels[:40], search.labels, held_out.labels):
+        assert set(labels.tolist()) == set(range(8))
+
+
+@pytest.mark.parametrize("form", ["list", "folder", "link"])
+def test_no_image_is_in_both_sets(form: str, photographs: Path, tmp_path: Path) -> None:
+    """Two places, the same files."""
+    data = tmp_path / "data.txt"
+    if form == "list":
+        names = sorted(str(file) for file in photographs.rglob("*.png"))
+        data.write_text("\n".join(names))
+    elif form == "folder":
+        data = photographs / "class1"
+    else:
+        data = tmp_path / "linked"
+        data.mkdir()
+        for number in range(20):
+            (data / f"{number}.png").symlink_to(
+                photographs / "class2" / f"{3 * number + 2:03d}.png"
+            )
+    with pytest.raises(ConfigError, match=r"10 of the 10 images .* are also in --eval-data"):
+        sets.load_sets(settings(data, eval_data=photographs), CONFIG, QUIET)
+
+
+def test_a_file_that_a_list_names_twice_counts_once(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [str(file) for file in sorted(photographs.rglob("*.png"))]
+    list_file = tmp_path / "twice.txt"
+    list_file.write_text("\n".join([*names, *names, f"{photographs}/class0/../class0/000.png"]))
+    listing = scan_folder(list_file)
+    assert (len(listing), listing.repeated) == (60, 61)
+    assert "61 lines name a file again" in caplog.text
+    list_file.write_text(f"{names[0]}\tcat\n{names[1]}\tdog\n{names[0]}\tdog\n")
+    with pytest.raises(DataError, match="stands under 'cat' and under 'dog'"):
+        scan_folder(list_file)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "metadata.csv", "metadata.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_name(name: str, photographs: Path) -> None:
+    lines = {
+        "list.txt": "000.png\n003.png\n",
+        "metadata.csv": "file_name\n000.png\n003.png\n",
+        "metadata.jsonl": '{"file_name": "000.png"}\n{"file_name": "003.png"}\n',
+    }
+    folder = photographs / "class0"
+    (folder / name).write_text(lines[name], encoding="utf-8-sig")
+    listing = scan_folder(folder / name if name == "list.txt" else folder)
+    assert [file.name for file in listing.files[0]] == ["000.png", "003.png"]
+    assert all(file.is_file() for file in listing.files[0])
+
+
+def test_a_folder_with_a_brace_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a{b}"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(png(number))
+    assert open_data(str(folder), Preprocess(CONFIG)).length == 3
+    with pytest.raises(DataError, match="names no shard: 3 is less than 5"):
+        open_data(str(tmp_path / "{5..3}.tar"), Preprocess(CONFIG))
