@@ -150,6 +150,41 @@ def test_a_forked_child_is_refused_and_does_not_hang(clip: Clip) -> None:
     child.join(30)
 
 
+def _text_in_child(clip: Clip, send: multiprocessing.connection.Connection) -> None:
+    try:
+        clip.embed_text("a cat")
+    except EngineError as error:
+        send.send(str(error))
+    clip.close()
+    send.send("closed")
+
+
+def test_a_child_forked_while_the_text_tower_is_loaded_does_not_hang(bundle: Path) -> None:
+    held, done = threading.Event(), threading.Event()
+    with regcache_engines.open(bundle) as clip:
+
+        def load() -> None:
+            with clip._lock:
+                held.set()
+                done.wait(60)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        held.wait(30)
+        receive, send = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=_text_in_child, args=(clip, send))
+        child.start()
+        try:
+            for word in ("forked", "closed"):
+                assert receive.poll(30)
+                assert word in receive.recv()
+        finally:
+            child.kill()
+            done.set()
+            thread.join()
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
