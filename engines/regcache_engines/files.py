@@ -55,11 +55,13 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
     A folder that is there is exchanged for the new one in one step, where the system can; killed at
     any time, this leaves the old one or the new one. What a killed process left behind is cleared
-    away by the next that stages the same path.
+    away by the next that stages the same path. A link stays one: what it leads to is exchanged.
 
     Raises:
         OSError: the folder cannot be written or exchanged.
     """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     staging, lock = _make_staging(path)

@@ -56,7 +56,7 @@ def write_rows(path: Path, rows: Sequence[Columns], extra: Mapping[str, Any]) ->
     writer.writeheader()
     writer.writerows(complete)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, buffer.getvalue().encode())
+    atomic_write_bytes(path, buffer.getvalue().encode(errors="backslashreplace"))
 
 
 def environment_of_rows(document: Mapping[str, Any]) -> dict[str, Any]:

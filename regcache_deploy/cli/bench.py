@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         folders = dict.fromkeys(beside(bundle.path) for bundle in bundles)
         tables = [results_file(folder, "bench", machine) for folder in folders]
     with tempfile.TemporaryDirectory(prefix="regcache-bench-") as scratch:
-        subjects, pixels, source = [], {}, ""
+        subjects, pixels, sources = [], {}, {}
         for bundle in bundles:
             half = graph_options(bundle).target == "tensorrt" and args.fp32 is None
             precisions = _words(args.compare or (DEFAULT_HALF if half else DEFAULT_COMPARE))
@@ -143,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
                     args.compare is not None,
                 )
             subjects += found
-            pixels[found[0].name], source = bundle_images(bundle, max(settings.batches))
+            name, most = found[0].name, max(settings.batches)
+            pixels[name], sources[name] = bundle_images(bundle, most)
         bench = Bench(
             subjects,
             engines,
@@ -154,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         )
         rows = [row_columns(row) for row in bench.run()]
     how = {
-        "images": source,
+        "images": _images(sources),
         "fp32": str(args.fp32) if args.fp32 else FLOAT_FILE,
         "timed": "Engine.infer: checks of input and output included, preprocessing not",
         "rounds": settings.rounds,
@@ -220,6 +221,13 @@ def _settings(args: argparse.Namespace) -> tuple[list[str], Settings]:
         must_run=frozenset(named),
     )
     return list(dict.fromkeys(named)) or list(AUTO_ENGINES), settings
+
+
+def _images(sources: Mapping[str, str]) -> str:
+    """What was run, in words; by bundle where they differ."""
+    if len(set(sources.values())) == 1:
+        return next(iter(sources.values()))
+    return "; ".join(f"{name}: {source}" for name, source in sources.items())
 
 
 def _words(text: str) -> tuple[str, ...]:

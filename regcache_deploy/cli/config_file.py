@@ -46,7 +46,8 @@ def parse_with_config(parser: Parser, arguments: Sequence[str]) -> argparse.Name
                 raise ConfigError(f"{path}: {error}") from error
             # a positional is not overridden by a second one, so the file's gives way
             left = [found for name, found in positionals.items() if not getattr(values, name)]
-            arguments = [*chain(*left), *words, *arguments]
+            # an option behind a list ends it, before an argument of the line joins it
+            arguments = [*chain(*left), *words, f"--config={path}", *arguments]
             values = parser.parse_args(arguments)
         run = getattr(values, "from_run", None)
         if run is not None:

@@ -108,8 +108,8 @@ def _report(args: argparse.Namespace) -> dict[str, str]:
     (folder,) = args.runs
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     output = args.output or folder / "report.html"
-    document = load_document(folder, args.bench)
     bundle = args.bundle or find_bundle(folder)
+    document = load_document(folder, args.bench, bundle)
     if bundle is not None:
         with reporter.stage("reading the bundle"):
             document |= read_bundle(bundle)

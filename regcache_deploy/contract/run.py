@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import MODEL, Bundle
 from regcache_engines.files import atomic_write_bytes
 from regcache_engines.tensorrt.probe import probe
 from regcache_export.bundle_graph import graph_options
@@ -83,6 +83,7 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
     document = decision.to_json() | {
         "path": str(place),
         "bundle": str(path),
+        "model_sha256": bundle.manifest["files"][MODEL]["sha256"],
         "drop_measured_on": data.source,
         "drop_metric": METRICS[decision.kept.drop.metric],
         "images": {"judged_on": len(data.judge), "chosen_on": measurement.selected},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from regcache_engines.text_head import make_head
 from ..compat import require
 from ..data.altered_stream import AlteredStream
 from ..data.captions import read_captions
-from ..data.sources import open_data, open_files
+from ..data.settings import is_stream, is_torchvision
+from ..data.sources import DEMO, open_data, open_files
 from ..data.stream import ImageStream
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
@@ -302,6 +304,7 @@ class Session:
         known = self._open(train, train=True, classes=classes)
         if known.class_names != classes:
             raise DataError(f"{train} and {data} have different classes")
+        _refuse_shared(data, train, stream, known)
         bank = self._embed(known)
         if bank.labels is None:
             raise DataError(f"{train} has no labels; --task {task} needs one folder per class")
@@ -311,3 +314,25 @@ class Session:
             for name, features in embedded.features.items()
         }
         return classify(data, task, logits, embedded.labels, self.seed)
+
+
+def _refuse_shared(data: str, train: str, judged: ImageStream, known: ImageStream) -> None:
+    """Raise ConfigError where a probe would be judged by images that it learns from."""
+    if data == DEMO or is_torchvision(Path(data)):  # which have splits
+        return
+    same = Path(data).resolve() == Path(train).resolve()
+    if not same and not (is_stream(Path(data)) or is_stream(Path(train))):
+        files = [
+            {
+                os.path.realpath(item.source)
+                for item in each.items()
+                if isinstance(item.source, Path)
+            }
+            for each in (judged, known)
+        ]
+        same = bool(files[0] & files[1])
+    if same:
+        raise ConfigError(
+            f"images of --data {data} are also in --train-data {train}: a probe would know the "
+            "answers; pass other images to learn from"
+        )

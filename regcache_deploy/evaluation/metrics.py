@@ -25,7 +25,7 @@ def classification_metrics(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict
     """`acc1`, `acc5` (with at least five classes) and `mean_per_class_recall`.
 
     Args:
-        logits: `[n, C]`.
+        logits: `[n, C]`; a class at -inf is not among the five, however few others there are.
         labels: int64 `[n]`.
     """
     scores, truth = np.asarray(logits), np.asarray(labels)
@@ -33,6 +33,7 @@ def classification_metrics(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict
     metrics = {"acc1": float(first.mean())}
     if scores.shape[1] >= 5:
         within = (top_indices(scores, 5) == truth[:, None]).any(axis=1)
+        within &= np.take_along_axis(scores, truth[:, None], axis=1)[:, 0] > -np.inf
         metrics["acc5"] = float((first | within).mean())
     recalls = [first[truth == label].mean() for label in np.unique(truth)]
     metrics["mean_per_class_recall"] = float(np.mean(recalls))

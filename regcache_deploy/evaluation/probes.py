@@ -37,7 +37,7 @@ def knn_logits(
         k: neighbours, at most m of them.
 
     Returns:
-        `[n, C]`.
+        `[n, C]`; a class without a vote has -inf.
     """
     known, truth = np.asarray(train), np.asarray(labels)
     _check(known, truth)
@@ -49,6 +49,7 @@ def knn_logits(
         near = np.take_along_axis(cosine, index, axis=1)
         out = np.zeros((len(cosine), classes), np.float32)
         np.add.at(out, (np.arange(len(out))[:, None], truth[index]), np.exp(near / TEMPERATURE))
+        out[out == 0] = -np.inf  # a vote is never 0
         votes.append(out)
     return np.concatenate(votes)
 

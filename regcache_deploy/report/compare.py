@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import DataError
 from ..work.format import COUNTED, difference_text, metric_axis, value_text
@@ -88,7 +89,8 @@ def _page(folder: Path, output: Path) -> str:
     page = folder / "report.html"
     if not page.is_file():
         return ""
-    return f"[page]({os.path.relpath(page.absolute(), output.absolute().parent)})"
+    place = os.path.relpath(page.absolute(), output.absolute().parent)
+    return f"[page]({quote(place, errors='surrogateescape')})"
 
 
 def _pictures(runs: Sequence[Run]) -> list[Section]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.bundle import MANIFEST, MODEL
 from regcache_engines.documents import read_json
 
 from ..bench.results import environment_of_rows
@@ -43,18 +44,22 @@ MEASURED = (
 """What an export measured itself, on its own held-out images, with the deployed graph."""
 
 
-def load_document(folder: Path, bench: Sequence[Path] = ()) -> dict[str, Any]:
+def load_document(
+    folder: Path, bench: Sequence[Path] = (), bundle: Path | None = None
+) -> dict[str, Any]:
     """Read what a run folder holds.
 
     Args:
         folder: of `regcache search`, `regcache export`, or both.
         bench: CSV or JSON files of `regcache bench` and `benchmarks/peers.py`, beside those named
             `bench*` and `peers*` in the folder.
+        bundle: the page's; None is that of the run.
 
     Returns:
         The search's document or the export's; where both are of the same choice, the search's with
         the export's measurements. `decision` is that of `regcache build`, `bench` the rows of
-        benchmarks, `evaluations` what `regcache eval` kept, where there are any.
+        benchmarks, `evaluations` what `regcache eval` kept, where there are any. Decisions and
+        evaluations of another bundle, or of an older file of this one, are left out with a warning.
 
     Raises:
         DataError: there is none, or a file cannot be read.
@@ -72,16 +77,25 @@ def load_document(folder: Path, bench: Sequence[Path] = ()) -> dict[str, Any]:
         else:
             line = "the export in this folder is of another choice than the search and is left out"
             document = search | {"warnings": [*search["warnings"], line]}
-    decisions = sorted(folder.glob("*.decision.json"))
-    found = _json(decisions[0]) if decisions else None
+    if bundle is None and document.get("bundle"):
+        bundle = folder / Path(document["bundle"]).name
+    decisions = [_json(path) or {} for path in sorted(folder.glob("*.decision.json"))]
+    evaluations = [_evaluation(path) for path in sorted(folder.glob("eval-*.json"))]
+    kept = [[each for each in found if _is_of(bundle, each)] for found in (decisions, evaluations)]
+    others = len(decisions) + len(evaluations) - sum(map(len, kept))
+    if others:
+        line = (
+            f"{others} decisions or evaluations in this folder are of another bundle, or of an "
+            "older file of this one, and are left out"
+        )
+        document = document | {"warnings": [*document.get("warnings", ()), line]}
     rows: list[dict[str, Any]] = []
     for pattern in ("bench*.csv", "bench*.json", "peers*.csv"):
         for path in sorted(folder.glob(pattern)):
             rows += read_rows(path)
     for path in bench:
         rows += read_rows(path)
-    evaluations = [_evaluation(path) for path in sorted(folder.glob("eval-*.json"))]
-    extra = {"decision": found, "bench": rows, "evaluations": evaluations}
+    extra = {"decision": kept[0][0] if kept[0] else None, "bench": rows, "evaluations": kept[1]}
     return document | {key: value for key, value in extra.items() if value}
 
 
@@ -107,6 +121,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not all("peer" in row or "engine" in row for row in named):
         raise DataError(f"{path} holds no rows of regcache bench or benchmarks/peers.py")
     return named
+
+
+def _is_of(bundle: Path | None, found: dict[str, Any]) -> bool:
+    """Whether a decision or an evaluation is of this bundle.
+
+    Of its graph; where one of them does not say which, of its name.
+    """
+    if bundle is None or "bundle" not in found:
+        return True
+    try:
+        mine = read_json(bundle / MANIFEST)["files"][MODEL]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        mine = None
+    if mine is None or "model_sha256" not in found:
+        return Path(found["bundle"]).name == bundle.name
+    return bool(found["model_sha256"] == mine)
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

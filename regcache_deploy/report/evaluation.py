@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.bundle import MODEL
 from regcache_engines.files import atomic_write_bytes
 
 from ..evaluation.bundle_evaluation import Session
@@ -51,6 +53,7 @@ def document(session: Session, results: list[Any]) -> dict[str, Any]:
     """What `--json` prints."""
     return {
         "bundle": str(session.path),
+        "model_sha256": session.bundle.manifest["files"][MODEL]["sha256"],
         "on": list(session.on),
         "reference": session.on[0],
         "caution": session.provenance.get("caution"),
@@ -133,18 +136,23 @@ def write_csv(path: Path, session: Session, records: Sequence[Record]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, buffer.getvalue().encode())
+    # a path that is no UTF-8 is written as one can read it
+    atomic_write_bytes(path, buffer.getvalue().encode(errors="backslashreplace"))
 
 
 def keep_records(session: Session, records: Sequence[Record], data: str) -> None:
-    """Leave the records beside the bundle for the page; a later run on the same data replaces them.
+    """Leave the records beside the bundle for the page.
 
-    A bundle may lie where nobody may write, and is evaluated all the same.
+    A later run of the same bundle on the same data replaces them: the name ends in a hash of both,
+    since two folders may have the same name, or one without Latin letters. A bundle may lie where
+    nobody may write, and is evaluated all the same.
     """
     tasks = "-".join(sorted({record.task for record in records} - {"fidelity"}) or ["fidelity"])
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{Path(data).name or data}-{tasks}").strip("-.")
-    path = beside(session.path) / f"eval-{words}.json"
     found = document(session, records_json(session, records)) | {"data": data}
+    where = str(Path(data).resolve()) if Path(data).exists() else data
+    key = f"{where}\0{found['model_sha256']}".encode(errors="surrogateescape")
+    path = beside(session.path) / f"eval-{words}-{hashlib.sha256(key).hexdigest()[:8]}.json"
     try:
         write_json(path, found)
     except OSError as error:

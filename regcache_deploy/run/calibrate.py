@@ -139,7 +139,7 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     before, after = before.to("cpu"), after.to("cpu")
     changed = _plan(plan, after, options, stream, found)
     with reporter.stage("writing the graph and its certificate"):
-        bundle = _write(changed, options, after, pixels)
+        bundle = _write(changed, options, after, pixels, plan)
     warnings = [*stream.warnings(), *after.warnings]
     for line in warnings:
         logger.warning("%s", line)
@@ -244,7 +244,7 @@ def _plan(
 
 
 def _write(
-    plan: Plan, options: RecalibrateOptions, calibration: Calibration, pixels: Tensor
+    plan: Plan, options: RecalibrateOptions, calibration: Calibration, pixels: Tensor, first: Plan
 ) -> Path:
     graph = graph_options_of(plan)
     with held(options.output):
@@ -253,7 +253,7 @@ def _write(
         with gone_at_the_end(draft):
             certify_bundle(draft, plan, graph, calibration, pixels)
             found = monitor_entry(draft, pixels.numpy())
-            found |= _text_of_the_first(options.plan, plan, draft)
+            found |= _text_of_the_first(options.plan, first, draft)
             return seal_bundle(draft, options.output / "calibrated.regcache", found)
 
 

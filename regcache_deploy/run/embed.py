@@ -20,7 +20,7 @@ from ..data.parts import Collection, Part, digits, of_partition, open_collection
 from ..errors import DataError
 from ..evaluation.engines import ON_GPU
 from ..work.progress import Advance, Reporter
-from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats, graph_hashes
+from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats, hashes_of
 
 if TYPE_CHECKING:
     from ..work.workers import Team
@@ -84,7 +84,7 @@ def _stats(folder: EmbeddingFolder, part: Part) -> Stats:
 def _job(options: EmbedOptions, bundle: Bundle, collection: Collection) -> dict[str, Any]:
     """What has to be equal for parts to belong together. Paths may change, names may not."""
     return {
-        "bundle": graph_hashes(bundle),
+        "bundle": hashes_of(bundle),
         "parts": len(collection.parts),
         "files": collection.digest(),
     }
@@ -110,7 +110,7 @@ def _embed_parts(
             )
         else:
             team = stack.enter_context(_team(options))
-            station = PartStation(options, folder, graph_hashes(bundle), Path.cwd())
+            station = PartStation(options, folder, hashes_of(bundle), Path.cwd())
             advance = stack.enter_context(reporter.stage("images", known))
             done = _seen(team.answers(station, parts), advance)
         for count, (place, stats) in enumerate(done, 1):

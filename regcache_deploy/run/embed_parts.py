@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regcache_engines.bundle import Bundle
+from regcache_engines.bundle import PREPROCESS, Bundle
 from regcache_engines.container import within_cpu_limit
 from regcache_engines.preprocess import Preprocess
 
@@ -155,7 +155,7 @@ class PartStation:
     """What a worker embeds parts with.
 
     Attributes:
-        hashes: of the bundle's graphs, as the driver read them.
+        hashes: of the bundle, as the driver read it.
         working_folder: of the driver, which relative paths count from.
     """
 
@@ -190,17 +190,21 @@ class PartStation:
                 ) from error
         cores = max(1, int(within_cpu_limit(os.cpu_count() or 1) * place.share))
         options, bundle = self.options, Bundle.open(self.options.bundle)
-        if graph_hashes(bundle) != self.hashes:
+        if hashes_of(bundle) != self.hashes:
             raise DataError(f"{options.bundle} is another bundle on a worker's machine")
         threads = options.threads or cores
         embedder = PartEmbedder(options, bundle, self.folder, threads, options.decoders or cores)
         return lambda part: embedder.write(part, lambda count: None)
 
 
-def graph_hashes(bundle: Bundle) -> dict[str, str]:
-    """SHA-256 of the bundle's graphs, by file name."""
+def hashes_of(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 of what decides an embedding, by file name: the graphs and the preprocessing."""
     files = bundle.manifest["files"]
-    return {name: files[name]["sha256"] for name in sorted(files) if name.endswith(".onnx")}
+    return {
+        name: files[name]["sha256"]
+        for name in sorted(files)
+        if name.endswith(".onnx") or name == PREPROCESS
+    }
 
 
 def _nothing(part: Part, found: Gathered) -> str:

@@ -67,6 +67,12 @@ def test_what_stands_nowhere_is_missing(capsys, config):
     assert "are required: DIR, --data" in failure(capsys, "calibrate")
 
 
+def test_a_list_in_the_file_does_not_take_arguments_of_the_line(capsys, config):
+    path = config("transfer: [x, y]\n")
+    found = resolved(capsys, "eval", "b.regcache", "--data", "d", "--config", path)
+    assert (found["bundle"], found["transfer"]) == ("b.regcache", ["x", "y"])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from regcache_deploy.evaluation.probes import knn_logits, linear_probe_logits
 from regcache_deploy.evaluation.runners import parse_runners
 from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.work.progress import Reporter
+from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
 from regcache_export.plan import Plan
 from tests.tiny_plans import naive_calibration, tiny_encoder, tiny_images, tiny_plan, tiny_regcache
@@ -148,14 +150,61 @@ def test_images_and_folder_agree(run_folder, capsys):
     assert whole[0]["metrics"]["acc1"] == pytest.approx(np.mean(hits))
 
 
-def test_knn_and_probe_run_on_features_alone(run_folder, capsys):
+def test_knn_and_probe_run_on_features_alone(run_folder, capsys, tmp_path):
+    data = run_folder / "data"
+    copies = shutil.copytree(data, tmp_path / "copies")
     for task in ("knn", "linear_probe"):
-        data = run_folder / "data"
-        found = run_json(
-            capsys, run_folder / "t.regcache", "--data", data, "--task", task, "--train-data", data
-        )
-        # the images themselves are in the training set
+        words = ("--data", data, "--task", task, "--train-data", copies)
+        found = run_json(capsys, run_folder / "t.regcache", *words)
+        # copies of the images themselves are in the training set
         assert found["results"][0]["metrics"]["acc1"] == 1.0, task
+
+
+@pytest.mark.parametrize("form", ["same", "list", "linked"])
+def test_a_probe_does_not_learn_the_answers(form, run_folder, capsys, tmp_path):
+    data = run_folder / "data"
+    train = {"same": data, "list": tmp_path / "train.txt", "linked": tmp_path / "linked"}[form]
+    if form == "list":
+        files = [f"{file}\t{file.parent.name}" for file in data.glob("*/*.png")]
+        train.write_text("\n".join(files))
+    elif form == "linked":
+        for file in data.glob("*/*.png"):
+            (train / file.parent.name).mkdir(parents=True, exist_ok=True)
+            (train / file.parent.name / file.name).symlink_to(file)
+    words = ["eval", run_folder / "t.regcache", "--data", data, "--train-data", train, "-q"]
+    for task in ("knn", "linear_probe"):
+        assert main([*map(str, words), "--task", task]) == 2
+        assert "would know the answers" in capsys.readouterr().err
+
+
+def test_records_of_folders_of_one_name_stand_beside_each_other(run_folder, capsys, tmp_path):
+    home = tmp_path / "run"
+    shutil.copytree(run_folder, home, ignore=shutil.ignore_patterns("eval-*.json"))
+    places = [tmp_path / "a" / "val", tmp_path / "b" / "val", tmp_path / "猫", tmp_path / "犬"]
+    for place in places:
+        shutil.copytree(home / "data", place)
+        for _ in range(2):  # the same data replaces its own
+            run_json(capsys, home / "t.regcache", "--data", place)
+    kept = [json.loads(file.read_text()) for file in home.glob("eval-*.json")]
+    assert sorted(found["data"] for found in kept) == sorted(map(str, places))
+    digest = Bundle.open(home / "t.regcache").manifest["files"]["model.onnx"]["sha256"]
+    assert {found["model_sha256"] for found in kept} == {digest}
+
+
+def test_a_place_that_is_no_utf_8_has_a_csv(run_folder, capsys, tmp_path):
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(run_folder / "data", place)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    run_json(capsys, run_folder / "t.regcache", "--data", place, "--csv", tmp_path / "x.csv")
+    assert "caf\\udce9" in (tmp_path / "x.csv").read_text()
+
+
+def test_classes_that_nothing_speaks_for_are_not_among_the_five():
+    logits = np.full((2, 9), -np.inf)
+    logits[:, 7] = 1.0
+    assert classification_metrics(logits, np.array([3, 7]))["acc5"] == 0.5
 
 
 def test_transfer_is_one_table(run_folder, capsys, tmp_path):
@@ -286,7 +335,7 @@ def test_knn_votes_are_weighted_by_similarity():
     labels = np.array([0, 1, 1])
     logits = knn_logits(np.array([[1.0, 0.2], [0.0, 2.0]]), train, labels, 3, k=3)
     assert logits.argmax(axis=1).tolist() == [0, 1]
-    assert (logits[:, 2] == 0).all()
+    assert (logits[:, 2] == -np.inf).all()
 
 
 def test_linear_probe_separates_what_is_separable_and_skips_absent_classes():

@@ -209,3 +209,16 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with files.held(tmp_path / "file" / "x"):  # cannot be made: what writes there says so
         pass
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    place, link = tmp_path / "disk" / "a.regcache", tmp_path / "a.regcache"
+    place.parent.mkdir()
+    write_bundle(tiny_plan(), place)
+    link.symlink_to(place)
+    before = Bundle.open(link).manifest["files"]
+    add_files(link, {"note.txt": b"new"})
+    assert link.is_symlink()
+    assert set(Bundle.open(place).manifest["files"]) - set(before) == {"note.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "a.regcache"}
+    assert [path.name for path in place.parent.iterdir()] == ["a.regcache"]

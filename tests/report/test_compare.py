@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from regcache_deploy.cli.main import main
+from regcache_deploy.report import compare
 from regcache_deploy.report.answer import accuracy_card, speed_card
+from regcache_deploy.report.html import inline
 from regcache_deploy.report.measured import accuracies, speeds
 from regcache_deploy.report.overview import facts, story
 from tests.report.test_report_bundle import FASTER, PAIR, ROW, result
@@ -131,3 +133,12 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert text.count("<img ") == 1
     assert main(["report", *runs, "--triton", str(tmp_path)]) == 2
     assert "--triton goes with one run" in capsys.readouterr().err
+
+
+def test_a_link_leads_to_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a (b) #1 100%"
+    folder.mkdir()
+    (folder / "report.html").write_text("<p>")
+    link = compare._page(folder, tmp_path / "compare.html")
+    assert link == "[page](a%20%28b%29%20%231%20100%25/report.html)"
+    assert '<a href="a%20%28b%29%20%231%20100%25/report.html">' in inline(link)

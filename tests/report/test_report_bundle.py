@@ -250,6 +250,32 @@ def test_search_and_export_in_one_folder(tmp_path):
     assert "another choice" in other["warnings"][-1]
 
 
+def test_figures_of_another_bundle_are_left_out(tmp_path):
+    """By the graph's hash, or where a file is older than that, by the bundle's name."""
+    mine, other = "1" * 64, "2" * 64
+    bundle = tmp_path / "mine.regcache"
+    bundle.mkdir()
+    manifest = {"files": {"model.onnx": {"sha256": mine}}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "result.json").write_text(json.dumps(result(bundle=f"runs/{bundle.name}")))
+    for name, found in {
+        "a": {"bundle": "x/other.regcache", "model_sha256": other},
+        "b": {"bundle": "x/mine.regcache", "model_sha256": other},  # before it was exported again
+        "c": {"bundle": "x/renamed.regcache", "model_sha256": mine},
+        "d": {"bundle": "x/mine.regcache"},
+        "e": {"bundle": "x/other.regcache"},
+    }.items():
+        records = {"results": [], "reference": "fp32", "name": name} | found
+        (tmp_path / f"eval-{name}.json").write_text(json.dumps(records))
+        (tmp_path / f"{name}.decision.json").write_text(json.dumps({"name": name} | found))
+    document = load_document(tmp_path)
+    assert [each["name"] for each in document["evaluations"]] == ["c", "d"]
+    assert document["decision"]["name"] == "c"
+    assert "6 decisions or evaluations in this folder are of another" in document["warnings"][-1]
+    renamed = load_document(tmp_path, bundle=tmp_path / "other.regcache")
+    assert [each["name"] for each in renamed["evaluations"]] == ["a", "e"]
+
+
 def test_rows_that_are_none(tmp_path):
     for name, text in {"a.csv": "x,y\n1,2\n", "b.json": "[]", "c.json": "{"}.items():
         (tmp_path / name).write_text(text)

@@ -21,8 +21,10 @@ from regcache_deploy.quantization.quantizers import Bits
 from regcache_deploy.quantization.reservoir import Reservoir
 from regcache_deploy.run.calibrate import graph_options_of
 from regcache_deploy.run.options import ExportOptions
+from regcache_engines.bundle import Bundle
 from regcache_export.describe import bits_label
 from regcache_export.plan import Plan
+from tests.text_bundles import text_bundle
 from tests.tiny_plans import PREPROCESS, SPEC, tame_encoder, tiny_images, tiny_plan, tiny_regcache
 
 pytest.importorskip("onnxruntime")
@@ -198,3 +200,16 @@ def test_the_table_follows_the_observer() -> None:
     assert len(other) == 12
     assert all(row["graph"] == "per tensor, symmetric, range by mse, 8 bits" for row in other)
     assert with_observer(with_observer(changed, "percentile"), "minmax") == rows
+
+
+def test_the_text_tower_of_the_plans_bundle_comes_along(
+    plan: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Bundle.open(text_bundle(plan / "own.regcache", plan=Plan.load(plan)))
+    assert own.has_text
+    words = ["calibrate", str(plan), "--data", str(images), "--batch-size", "4", "--json", "-q"]
+    assert main(words) == 0
+    found = Bundle.open(Path(json.loads(capsys.readouterr().out)["bundle"]))
+    assert found.manifest["text"] == own.manifest["text"]
+    name = next(name for name in own.manifest["files"] if name.startswith("text/"))
+    assert found.read(name) == own.read(name)

@@ -106,7 +106,7 @@ def other_folder(monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
 
 
 def other_bundle(monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
-    monkeypatch.setattr(embed_parts, "graph_hashes", lambda bundle: {"model.onnx": "another"})
+    monkeypatch.setattr(embed_parts, "hashes_of", lambda bundle: {"model.onnx": "another"})
 
 
 @pytest.mark.parametrize(

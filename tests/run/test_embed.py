@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_rows_are_the_bundles_own_embeddings(whole: Path, bundle: Path, images: 
     with regcache_engines.open(bundle, threads=1) as clip:
         np.testing.assert_allclose(found, clip.embed_images(paths), atol=6e-4)
     np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1, atol=2e-3)
+
+
+def test_another_preprocessing_is_another_job(
+    bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(tiny_plan(), preprocess=PREPROCESS | {"resize_mode": "squash"})
+    assert main(words(bundle, images, tmp_path / "out")) == 0
+    assert main(words(write_bundle(other, tmp_path / "o.regcache"), images, tmp_path / "out")) == 2
+    assert "embeddings of another job (other: bundle)" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_counted_and_listed(whole: Path) -> None:
