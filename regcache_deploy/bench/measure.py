@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from regcache_engines.bundle import MODEL
 from regcache_engines.engine import Engine
 from regcache_engines.errors import EngineError
 from regcache_engines.preprocess import in_layout
@@ -245,6 +246,7 @@ def row_columns(row: Row) -> dict[str, Any]:
     height, width = size[1:3] if size[3] == 3 else size[2:4]
     columns: dict[str, Any] = {
         "bundle": subject.name,
+        "model_sha256": manifest["files"][MODEL]["sha256"],
         "model": manifest.get("model", ""),
         "pretrained": provenance.get("pretrained") or "",
         "precision": subject.precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,8 @@ from ..search.statistics import bootstrap_means
 from .decide import Drop
 
 Array = npt.NDArray[Any]
+
+log = logging.getLogger(__name__)
 
 BATCH = 32
 MIN_IMAGES = 8
@@ -118,17 +121,21 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
             ) from error
         source = "calibration images in the bundle, which have no labels"
         return JudgeData.split(pixels, None, source, seed, copied)
+    from ..data.seen import seen_line
     from ..data.sources import open_data
 
     known = bundle.labels if bundle.has_text_features else ()
     stream = open_data(data, Preprocess(bundle.preprocess), known, limit, seed)
+    if line := seen_line(provenance, data):
+        log.warning("%s", line)
     batches = list(stream.batches(BATCH))
     pixels = np.concatenate([batch.pixels for batch in batches])
     labels = None
     if stream.class_names == known and all(batch.labels is not None for batch in batches):
         parts = [batch.labels for batch in batches if batch.labels is not None]
         labels = torch.from_numpy(np.concatenate(parts))
-    return JudgeData.split(pixels, labels, stream.source, seed, copied)
+    source = f"{stream.source}, where it was searched and calibrated" if line else stream.source
+    return JudgeData.split(pixels, labels, source, seed, copied)
 
 
 def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | None) -> Tensor:

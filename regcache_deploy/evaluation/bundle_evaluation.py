@@ -21,6 +21,7 @@ from regcache_engines.text_head import make_head
 from ..compat import require
 from ..data.altered_stream import AlteredStream
 from ..data.captions import read_captions
+from ..data.seen import seen_line
 from ..data.settings import is_stream, is_torchvision
 from ..data.sources import DEMO, open_data, open_files
 from ..data.stream import ImageStream
@@ -196,6 +197,8 @@ class Session:
             DataError, ConfigError: as `open_data`; or no labels where the task needs them.
         """
         stream = self._open(data, labels=task not in ("fidelity", INSTANCES))
+        if line := seen_line(self.provenance, data):
+            self._warn(line)
         embedded = self._embed(stream)
         records = fidelity_records(data, embedded)
         if task == INSTANCES:
@@ -265,9 +268,12 @@ class Session:
     def _embed(self, stream: ImageStream) -> Embedded:
         embedded = embed(stream, self.runners, self.batch_size, self.reporter, self.crew)
         for line in stream.warnings():
-            log.warning("%s", line)
-            self.warnings.append(line)
+            self._warn(line)
         return embedded
+
+    def _warn(self, line: str) -> None:
+        log.warning("%s", line)
+        self.warnings.append(line)
 
     def _head(self, classes: tuple[str, ...]) -> tuple[Array, float] | None:
         """Head and logit scale for these classes, or None where no text side can make one."""

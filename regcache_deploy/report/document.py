@@ -81,7 +81,10 @@ def load_document(
         bundle = folder / Path(document["bundle"]).name
     decisions = [_json(path) or {} for path in sorted(folder.glob("*.decision.json"))]
     evaluations = [_evaluation(path) for path in sorted(folder.glob("eval-*.json"))]
-    kept = [[each for each in found if _is_of(bundle, each)] for found in (decisions, evaluations)]
+    own = None if bundle is None else _graph_of(bundle)
+    kept = [
+        [each for each in found if _is_of(bundle, own, each)] for found in (decisions, evaluations)
+    ]
     others = len(decisions) + len(evaluations) - sum(map(len, kept))
     if others:
         line = (
@@ -95,7 +98,12 @@ def load_document(
             rows += read_rows(path)
     for path in bench:
         rows += read_rows(path)
-    extra = {"decision": kept[0][0] if kept[0] else None, "bench": rows, "evaluations": kept[1]}
+    extra: dict[str, Any] = {
+        "decision": kept[0][0] if kept[0] else None,
+        "bench": rows,
+        "evaluations": kept[1],
+    }
+    extra["model_sha256"] = own
     return document | {key: value for key, value in extra.items() if value}
 
 
@@ -123,20 +131,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return named
 
 
-def _is_of(bundle: Path | None, found: dict[str, Any]) -> bool:
+def _graph_of(bundle: Path) -> str | None:
+    """SHA-256 of a bundle's graph; None where there is no such bundle."""
+    try:
+        return str(read_json(bundle / MANIFEST)["files"][MODEL]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_of(bundle: Path | None, own: str | None, found: dict[str, Any]) -> bool:
     """Whether a decision or an evaluation is of this bundle.
 
     Of its graph; where one of them does not say which, of its name.
     """
     if bundle is None or "bundle" not in found:
         return True
-    try:
-        mine = read_json(bundle / MANIFEST)["files"][MODEL]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        mine = None
-    if mine is None or "model_sha256" not in found:
+    if own is None or "model_sha256" not in found:
         return Path(found["bundle"]).name == bundle.name
-    return bool(found["model_sha256"] == mine)
+    return bool(found["model_sha256"] == own)
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

@@ -78,8 +78,14 @@ def own_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     if not document.get("bundle"):
         return []
     name = Path(document["bundle"]).resolve().name.removesuffix(".regcache")
-    rows = document.get("bench", [])
-    return [row for row in rows if "engine" in row and row.get("bundle") == name]
+    rows, own = document.get("bench", []), document.get("model_sha256")
+    return [
+        row
+        for row in rows
+        if "engine" in row
+        and row.get("bundle") == name
+        and (own is None or row.get("model_sha256", own) == own)  # of an older file of that name
+    ]
 
 
 def _of_run(document: dict[str, Any]) -> list[Accuracy]:

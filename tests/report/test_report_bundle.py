@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from regcache_deploy.bench.results import write_rows
 from regcache_deploy.bundling.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError, DataError
@@ -20,6 +21,7 @@ from regcache_deploy.report.bundle_plots import pareto, pareto_front
 from regcache_deploy.report.bundle_sections import python_snippet
 from regcache_deploy.report.document import load_document, read_rows
 from regcache_deploy.report.drawing import DARK, INK, draw_svg
+from regcache_deploy.report.measured import own_rows
 from regcache_deploy.report.speed_section import pareto_points, speed
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
@@ -268,9 +270,12 @@ def test_figures_of_another_bundle_are_left_out(tmp_path):
         records = {"results": [], "reference": "fp32", "name": name} | found
         (tmp_path / f"eval-{name}.json").write_text(json.dumps(records))
         (tmp_path / f"{name}.decision.json").write_text(json.dumps({"name": name} | found))
+    rows = [ROW | {"bundle": "mine", "model_sha256": digest} for digest in (mine, other)]
+    write_rows(tmp_path / "bench.csv", [*rows, ROW | {"bundle": "mine"}], {})
     document = load_document(tmp_path)
     assert [each["name"] for each in document["evaluations"]] == ["c", "d"]
     assert document["decision"]["name"] == "c"
+    assert [row.get("model_sha256") for row in own_rows(document)] == [mine, None]
     assert "6 decisions or evaluations in this folder are of another" in document["warnings"][-1]
     renamed = load_document(tmp_path, bundle=tmp_path / "other.regcache")
     assert [each["name"] for each in renamed["evaluations"]] == ["a", "e"]

@@ -1,0 +1,41 @@
+"""A data set that a bundle was made with is told when it is to judge it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regcache_deploy.contract.data import load_judge_data
+from regcache_deploy.data.seen import seen_line
+from regcache_deploy.errors import DataError
+from regcache_engines import Bundle
+from regcache_export.bundle import write_bundle
+from tests.tiny_plans import tiny_plan
+from tests.worker_commands import write_run
+
+
+@pytest.mark.parametrize("key", ["options", "recalibrated"])
+def test_the_place_counts_however_it_is_written(key: str, tmp_path: Path) -> None:
+    train = tmp_path / "train"
+    train.mkdir()
+    (tmp_path / "link").symlink_to(train)
+    made: dict[str, Any] = {key: {"data": str(train)}}
+    for place in (str(train), f"{train}/../train", str(tmp_path / "link")):
+        assert "flatter" in str(seen_line(made, place))
+    assert seen_line(made, str(tmp_path)) is None
+    assert "flatter" in str(seen_line({key: {"data": "torchvision:x:y"}}, "torchvision:x:y"))
+    for nothing in ({}, {key: None}, {key: {"data": None}}, {key: "x"}):
+        assert seen_line(nothing, "demo") is None
+
+
+def test_the_judge_of_a_contract_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_run(tmp_path)
+    data = tmp_path / "data"
+    plan = tiny_plan()
+    plan.provenance["options"] = {"data": str(data)}
+    bundle = Bundle.open(write_bundle(plan, tmp_path / "own.regcache"))
+    with pytest.raises(DataError, match="too few"):  # fourteen; the line comes before
+        load_judge_data(bundle, str(data), None, 0)
+    assert "flatter it" in caplog.text
