@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import numpy.typing as npt
 from .errors import BundleError
 
 TENSOR = "text_features"
+MAX_SCALE, NORM_TOLERANCE = 1e4, 0.01
+"""CLIP's scale is 100. One row longer than the others would win by its length."""
+
 AGAIN = "export it again, or copy the whole folder again"
 
 Head = tuple[npt.NDArray[np.float32], tuple[str, ...], float]
@@ -101,6 +103,10 @@ def _problem(features: npt.NDArray[Any], labels: Any, scale: Any) -> str | None:
         return "labels that are no list of texts"
     if labels and len(labels) != len(features):
         return f"features of shape {list(features.shape)} for {len(labels)} labels"
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        return "a logit_scale that is no finite number"
+    if type(scale) not in (int, float) or not 0 < scale <= MAX_SCALE:
+        return f"a logit_scale that is no number above 0 and up to {MAX_SCALE:g}"
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1)
+    if np.abs(lengths - 1).max() > NORM_TOLERANCE:
+        worst = float(lengths[np.abs(lengths - 1).argmax()])
+        return f"a class whose embedding has the length {worst:.4g}, where all must have 1"
     return None

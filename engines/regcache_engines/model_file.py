@@ -52,7 +52,7 @@ class ModelFile:
                 if has_external_data(data):
                     raise EngineError(
                         f"{self.path} keeps weights in other files, which no hash of the bundle "
-                        "covers; do not use this bundle"
+                        "covers, or hides whether it does; do not use this bundle"
                     )
                 return data
         elif self._state() == self._known:

@@ -176,5 +176,8 @@ def _rates(known: Any) -> tuple[float, float]:
     """As the manifest says them; what is no number is unknown."""
     if not isinstance(known, list) or len(known) != 2:
         return math.nan, math.nan
-    numbers = [float(rate) if type(rate) in (int, float) else math.nan for rate in known]
-    return numbers[0], numbers[1]
+    shares = [type(rate) in (int, float) and 0 <= rate <= 1 for rate in known]
+    low, high = (
+        float(rate) if share else math.nan for rate, share in zip(known, shares, strict=True)
+    )
+    return low, high

@@ -19,24 +19,35 @@ _MESSAGES: dict[str, dict[int, str]] = {
 def has_external_data(data: bytes) -> bool:
     """Whether any tensor of a serialized model names another file.
 
-    Bytes that are no protobuf answer False as far as they cannot be read; no runtime loads them.
+    Also where that cannot be told: readers of protobuf differ in what else they take (groups, tags
+    of more than 32 bits, numbers that are longer than need be), and writers of ONNX write none of
+    it.
     """
     todo = [("model", 0, len(data))]
-    while todo:
-        message, start, end = todo.pop()
-        for field, begin, stop in _fields(data, start, end):
-            child = _MESSAGES[message].get(field)
-            if child == "external":
-                return True
-            if child is not None:
-                todo.append((child, begin, stop))
+    try:
+        while todo:
+            message, start, end = todo.pop()
+            for field, begin, stop in _fields(data, start, end):
+                child = _MESSAGES[message].get(field)
+                if child == "external":
+                    return True
+                if child is not None:
+                    todo.append((child, begin, stop))
+    except _OddError:
+        return True
     return False
+
+
+class _OddError(Exception):
+    """Bytes that another reader may take in another way."""
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, begin and end of every length-delimited field of a message."""
     while position < end:
         tag, position = _varint(data, position, end)
+        if not 8 <= tag < 1 << 32:
+            raise _OddError
         kind = tag & 7
         if kind == 0:
             _, position = _varint(data, position, end)
@@ -47,11 +58,13 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, in
         elif kind == 2:
             size, position = _varint(data, position, end)
             if position + size > end:
-                return
+                raise _OddError
             yield tag >> 3, position, position + size
             position += size
         else:
-            return
+            raise _OddError
+    if position > end:
+        raise _OddError
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
@@ -61,6 +74,8 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value >> 64 or (byte == 0 and shift):
+                raise _OddError
             return value, position
         shift += 7
-    return 0, end
+    raise _OddError

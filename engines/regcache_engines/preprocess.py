@@ -39,6 +39,19 @@ TIMM_FIELDS = frozenset({"crop_pct", "crop_mode"})
 """Fields beside open_clip's that ask for timm's transform: resize to size / crop_pct, then crop."""
 
 TIMM_CROP = 0.875
+TIMM_MODES = {"squash": "squash", "border": "longest"}
+"""timm's crop mode -> open_clip's resize mode; the others resize the shortest edge."""
+
+
+def resizing(config: Mapping[str, Any]) -> tuple[str, str, float]:
+    """Resize mode, crop mode, and the share of the resized image that the crop keeps.
+
+    As `Preprocess` reads them: with one of timm's fields, the others are timm's, too.
+    """
+    if not TIMM_FIELDS & config.keys():
+        return config.get("resize_mode") or "shortest", "center", 1.0
+    crop, share = config.get("crop_mode", "center"), config.get("crop_pct", TIMM_CROP)
+    return TIMM_MODES.get(crop, "shortest"), crop, share
 
 
 class Preprocess:
@@ -75,8 +88,7 @@ class Preprocess:
         if self._timm:
             part = self.config.get("crop_pct", TIMM_CROP)
             self._resize_for = (math.floor(self.size[0] / part), math.floor(self.size[1] / part))
-            modes = {"squash": "squash", "border": "longest"}
-            self._mode = modes.get(self.config.get("crop_mode", "center"))
+            self._mode = TIMM_MODES.get(self.config.get("crop_mode", "center"))
             self._fill = tuple(min(max(round(255 * mean), 0), 255) for mean in self.mean)
 
     def __call__(self, image: Any) -> Pixels:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +62,7 @@ def _are_deviations(value: Any) -> bool:
 
 
 def _is_crop(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0.01 <= value <= 1
+    return type(value) in (int, float) and 0.01 <= value <= 1
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {

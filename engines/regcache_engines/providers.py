@@ -13,9 +13,10 @@ from typing import Any
 
 from .bundle import Bundle
 from .engine import Engine
+from .engine_base import BaseEngine
 from .errors import EngineError
 from .files import sha256_file
-from .load import load_engine, model_of
+from .load import check_engine, load_engine, model_of
 from .monitor import Monitor
 from .onnxruntime_engine import OnnxRuntimeEngine
 from .onnxruntime_session import import_onnxruntime, open_session
@@ -130,6 +131,27 @@ def load_provider_engine(
     gpu, reason = find_gpu(device_id or 0)
     if gpu is None:
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")
+    if not isinstance(source, Bundle) and Path(source).is_dir():
+        source = Bundle.open(Path(source))
+    engine = _on_gpu(source, provider, threads, device_id, fp16, engine_cache, monitor)
+    if isinstance(source, Bundle):
+        try:
+            check_engine(source, engine)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
+
+
+def _on_gpu(
+    source: Bundle | Path | str,
+    provider: str,
+    threads: int | None,
+    device_id: int | None,
+    fp16: bool | None,
+    engine_cache: Path | None,
+    monitor: Monitor | None,
+) -> BaseEngine:
     model, sha256 = model_of(source)
     if provider != "tensorrt_rtx":
         options = {} if device_id is None else {"device_id": str(device_id)}

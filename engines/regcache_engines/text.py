@@ -65,8 +65,8 @@ class TextTower(Closing):
         model, name = files.read(TEXT_MODEL), files.title(TEXT_MODEL)
         if has_external_data(model):
             raise EngineError(
-                f"{name} keeps weights in other files, which no hash of the bundle covers; do not "
-                "use this bundle"
+                f"{name} keeps weights in other files, which no hash of the bundle covers, or "
+                "hides whether it does; do not use this bundle"
             )
         self._session = open_session(model, threads=threads, name=name)
         _check_graph(self._session, self.config, name)
@@ -124,13 +124,22 @@ class TextTower(Closing):
         if self.config.html_unescape:
             cleaned = [html.unescape(html.unescape(text)) for text in cleaned]
         # one by one: `encode_batch` starts threads that a later fork warns of
-        return [self._tokenizer.encode(text).ids for text in cleaned]
+        try:
+            return [self._tokenizer.encode(text).ids for text in cleaned]
+        except (TypeError, UnicodeError) as error:  # half of a character from two
+            raise DataError(f"a text is no Unicode text: {error}") from error
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Ids:
         length = max(map(len, rows))
         if self.config.padding != LONGEST:
             length = self.config.context_length
         ids = np.full((len(rows), length), self.config.pad_id, np.int64)
+        longest = max(map(len, rows))
+        if longest > length:
+            raise EngineError(
+                f"the tokenizer gives {longest} tokens where {TEXT_CONFIG} takes {length}; export "
+                "the bundle again"
+            )
         for row, values in zip(ids, rows, strict=True):
             row[: len(values)] = values
         return ids

@@ -118,7 +118,7 @@ def subject_of(document: Mapping[str, Any], model: ModelProto, preprocess: Any) 
             preprocess=preprocess,
             merge=Merge.from_json(document["merge"]) if "merge" in document else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{CERTIFICATE} is not readable ({error}); export again") from error
 
 

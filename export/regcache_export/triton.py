@@ -169,5 +169,7 @@ def _head(name: str, runs: str, max_batch: int, tensors: list[str], kind: str) -
 def _tensor(description: dict[str, Any], fixed: bool) -> str:
     shape = description["shape"] if fixed else description["shape"][1:]
     dims = ", ".join(str(int(size)) for size in shape)
-    kind = TYPES[description["dtype"]]
-    return f'  {{ name: "{description["name"]}" data_type: {kind} dims: [ {dims} ] }}'
+    kind, name = TYPES[description["dtype"]], description["name"]
+    if not re.fullmatch(r"[A-Za-z0-9_./:-]{1,200}", name):
+        raise BundleError(f"a tensor of the bundle is called {name!r}, which Triton cannot be told")
+    return f'  {{ name: "{name}" data_type: {kind} dims: [ {dims} ] }}'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,7 @@ class JudgeData:
         select, judge: uint8 `[n, H, W, 3]`.
         select_labels, judge_labels: int64 `[n]`, or None.
         source: how many judge, and where they come from.
+        place: the data set as it was named; None for images of the bundle's own.
         copied: judged by whether an image finds its own altered copy: there is no zero-shot head.
     """
 
@@ -49,6 +50,7 @@ class JudgeData:
     judge_labels: Tensor | None
     source: str
     copied: bool = False
+    place: str | None = None
 
     def selecting(self, count: int) -> Array:
         """The first `count` images that may choose; with `copied`, their copies behind them."""
@@ -135,7 +137,7 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
         parts = [batch.labels for batch in batches if batch.labels is not None]
         labels = torch.from_numpy(np.concatenate(parts))
     source = f"{stream.source}, where it was searched and calibrated" if line else stream.source
-    return JudgeData.split(pixels, labels, source, seed, copied)
+    return replace(JudgeData.split(pixels, labels, source, seed, copied), place=data)
 
 
 def engine_features(engine: Engine, pixels: Array, preprocess: Any, size: int | None) -> Tensor:

@@ -21,8 +21,15 @@ from .candidates import Candidates
 from .decide import FLOAT, INT8, Measured
 
 
-def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
+def write_kept(
+    candidates: Candidates, kept: Measured, output: Path, place: str | None = None
+) -> Path:
     """The kept file as a bundle with its plan beside it; INT8 as exported stays where it is.
+
+    Args:
+        candidates, kept: as measured.
+        output: gets the bundle's folder.
+        place: the data set whose images chose it.
 
     Raises:
         VerificationError: its graph is not the simulated one; nothing is left of it.
@@ -33,20 +40,21 @@ def write_kept(candidates: Candidates, kept: Measured, output: Path) -> Path:
     chosen = candidates.plan_for(kept)
     form = {"form": kept.form, "float_layers": list(kept.float_layers)}
     form |= {"way": kept.way} if kept.way else {}
+    form |= {"place": place} if place else {}
     chosen = replace(chosen, provenance=dict(chosen.provenance) | {"build": form})
     name = bundle.path.resolve().name.removesuffix(".regcache")
     # a folder of its own: the plan lies beside the bundle, and another one may be in the output
     folder = output / f"{name}-{kept.form}"
-    place = folder / f"{folder.name}.regcache"
-    with candidates.reporter.stage(f"writing {place}"), held(folder):
+    path = folder / f"{folder.name}.regcache"
+    with candidates.reporter.stage(f"writing {path}"), held(folder):
         options = candidates.options_for(chosen)
-        draft = write_bundle(chosen, place.with_suffix(".unverified"), options=options)
+        draft = write_bundle(chosen, path.with_suffix(".unverified"), options=options)
         with gone_at_the_end(draft):
             found = copy_text(bundle, draft)
             if kept.form != FLOAT:
                 found |= certify_again(draft, chosen, candidates)
             chosen.save(folder)
-            return seal_bundle(draft, place, found)
+            return seal_bundle(draft, path, found)
 
 
 def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:

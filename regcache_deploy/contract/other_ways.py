@@ -24,6 +24,7 @@ from ..encoders.regcache import RegCacheConfig
 from ..errors import ConfigError
 from ..evaluation.corners import calibrate_corner, simulate
 from ..quantization.baselines import Baseline
+from ..quantization.baselines.naive import Naive
 from ..quantization.baselines.repqvit import RepQViT
 from ..quantization.plan import make_plan
 from ..quantization.plan_baseline import baseline_of
@@ -204,12 +205,19 @@ class OtherWays:
         again = {
             "images": min(self.images, CALIBRATION_IMAGES),
             "data": self.data.source,
+            "place": self.data.place,
             "seed": self.seed,
         }
         provenance: dict[str, Any] = {**plan.provenance, "recipe": way, "recalibrated": again}
         # of the exported way; these would be wrong here
         for name in ("quantizers", "range_rule", "treatment", "search_value"):
             provenance.pop(name, None)
+        # for whoever calibrates this plan again: as `baseline_of` reads them
+        baseline = next((w.baseline for w in self.ways if w.name == way), self._baseline())
+        if isinstance(baseline, RepQViT):
+            provenance["range_rule"] = baseline.range_rule
+        if isinstance(baseline, Naive):
+            again["observer"] = baseline.observer
         regcache = calibration.regcache
         return make_plan(
             calibration,

@@ -76,7 +76,7 @@ def run_contract(path: Path, options: ContractOptions, reporter: Reporter) -> di
         decision = decide(attempts, options.contract)
         gpu_after = read_gpu()[0]
         options.output.mkdir(parents=True, exist_ok=True)
-        place = write_kept(candidates, decision.kept, options.output)
+        place = write_kept(candidates, decision.kept, options.output, data.place)
         engine = None
         if builds is not None:
             engine = builds.keep(candidates.file_of(decision.kept), place, options.output)

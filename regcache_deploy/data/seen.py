@@ -16,13 +16,14 @@ def seen_line(provenance: Mapping[str, Any], data: str) -> str | None:
         provenance: of the bundle.
         data: as in `regcache eval --data`.
     """
-    options, again = (provenance.get(name) for name in ("options", "recalibrated"))
-    for found in (options, again):
-        place = found.get("data") if isinstance(found, dict) else None
+    for name in ("options", "recalibrated", "build"):
+        found = provenance.get(name)
+        # `build` calibrates on images that a sentence describes, and names their place beside it
+        place = found.get("place") or found.get("data") if isinstance(found, dict) else None
         if isinstance(place, str) and _same(place, data):
             return (
-                f"{data} is where this bundle's images to search and calibrate on came from: "
-                "figures on them flatter it; take images that it has not seen"
+                f"{data} is where images came from that this bundle was searched, calibrated or "
+                "chosen on: figures on them flatter it; take images that it has not seen"
             )
     return None
 

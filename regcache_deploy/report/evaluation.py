@@ -53,7 +53,6 @@ def document(session: Session, results: list[Any]) -> dict[str, Any]:
     """What `--json` prints."""
     return {
         "bundle": str(session.path),
-        "model_sha256": session.bundle.manifest["files"][MODEL]["sha256"],
         "on": list(session.on),
         "reference": session.on[0],
         "caution": session.provenance.get("caution"),
@@ -149,9 +148,11 @@ def keep_records(session: Session, records: Sequence[Record], data: str) -> None
     """
     tasks = "-".join(sorted({record.task for record in records} - {"fidelity"}) or ["fidelity"])
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{Path(data).name or data}-{tasks}").strip("-.")
-    found = document(session, records_json(session, records)) | {"data": data}
+    graph = session.bundle.manifest["files"][MODEL]["sha256"]
+    more = {"data": data, "model_sha256": graph}
+    found = document(session, records_json(session, records)) | more
     where = str(Path(data).resolve()) if Path(data).exists() else data
-    key = f"{where}\0{found['model_sha256']}".encode(errors="surrogateescape")
+    key = f"{where}\0{graph}".encode(errors="surrogateescape")
     path = beside(session.path) / f"eval-{words}-{hashlib.sha256(key).hexdigest()[:8]}.json"
     try:
         write_json(path, found)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from regcache_engines.bundle import Bundle
 from regcache_engines.files import gone_at_the_end, held
 from regcache_engines.preprocess import Preprocess
 from regcache_export.bundle import copy_text, seal_bundle, write_bundle
+from regcache_export.graph.probes import probe_places
 from regcache_export.plan import Plan
 from regcache_export.targets import GraphOptions, find_target
 
@@ -43,6 +44,8 @@ from ..work.progress import Reporter
 from ..work.ray_team import open_team
 from ..work.workers import Team
 from .options import ExportOptions
+
+CALIBRATED = "calibrated.regcache"
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +216,12 @@ def _check(plan: Plan, options: RecalibrateOptions) -> None:
         )
     if options.output.resolve() == options.plan.resolve():
         raise ConfigError("--output is the plan's own folder; choose another one")
+    others = [p.name for p in options.output.glob("*.regcache") if p.name != CALIBRATED]
+    if others:
+        raise ConfigError(
+            f"{options.output} holds {sorted(others)[0]} with its plan beside it; choose another "
+            "--output"
+        )
 
 
 def _plan(
@@ -247,14 +256,15 @@ def _write(
     plan: Plan, options: RecalibrateOptions, calibration: Calibration, pixels: Tensor, first: Plan
 ) -> Path:
     graph = graph_options_of(plan)
+    graph = replace(graph, probes=min(graph.probes, len(probe_places(plan))))
     with held(options.output):
-        plan.save(options.output)
         draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
         with gone_at_the_end(draft):
             certify_bundle(draft, plan, graph, calibration, pixels)
             found = monitor_entry(draft, pixels.numpy())
             found |= _text_of_the_first(options.plan, first, draft)
-            return seal_bundle(draft, options.output / "calibrated.regcache", found)
+            plan.save(options.output)
+            return seal_bundle(draft, options.output / CALIBRATED, found)
 
 
 def _text_of_the_first(folder: Path, plan: Plan, draft: Path) -> dict[str, Any]:

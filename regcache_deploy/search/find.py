@@ -175,11 +175,12 @@ def find_choice(
         return race_budget(space, depth, size, calibration, walks, settings.budget_fraction)
 
     about = search_space(settings, encoder, depth // 2)
-    if settings.sensitive_layer is not None or (about.without_block_k and not rank_layers):
+    named = settings.sensitive_layer
+    if not rank_layers and (named is not None or about.without_block_k):
         proxy = cached_proxy(encoder, tokens, size, settings.seed, settings.batch_size, cache)
         layer = f"blocks.{proxy.block}.mlp.fc2"
-        if settings.sensitive_layer is not None:
-            layer = layer_name("--sensitive-layer", settings.sensitive_layer)
+        if named is not None:
+            layer = layer_name("--sensitive-layer", named)
         sensitivity = Sensitivity(None, {}, layer, proxy)
     else:
         with reporter.stage("sensitivity of each linear layer", 4 * depth) as advance:
@@ -198,6 +199,9 @@ def find_choice(
                 advance=advance,
                 team=team,
             )
+        if named is not None:  # the ranking is wanted, block k is not
+            layer = layer_name("--sensitive-layer", named)
+            sensitivity = replace(sensitivity, layer=layer)
     space = search_space(settings, encoder, sensitivity.block)
     with reporter.stage("register candidates", size) as advance:
         ranking, captures = find_captures(

@@ -21,8 +21,12 @@ from regcache_deploy.contract.decide import Attempt, Contract, Skipped, decide
 from regcache_deploy.contract.measure import refuse_mixed
 from regcache_deploy.contract.other_ways import CALIBRATION_IMAGES, OtherWays
 from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.baselines.base import Baseline
+from regcache_deploy.quantization.baselines.naive import Naive
+from regcache_deploy.quantization.baselines.repqvit import RepQViT
 from regcache_deploy.quantization.keep_float import FloatChoice
-from regcache_deploy.quantization.plan import calibration_of
+from regcache_deploy.quantization.plan import calibration_of, make_plan
+from regcache_deploy.quantization.plan_baseline import baseline_of
 from regcache_deploy.quantization.quantizers import Uniform
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
@@ -192,3 +196,33 @@ def test_the_drop_is_judged_on_other_images(folder: Path) -> None:
     select = {image.tobytes() for image in found.data.select}
     assert not select & {image.tobytes() for image in found.data.judge}
     assert found.tried[0].drop.n == len(found.data.select)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "provenance", "name"),
+    [
+        (RepQViT(), {"baseline": "repqvit", "range_rule": "percentile", "options": {}}, "ranges"),
+        (
+            Naive(observer="percentile"),
+            {"baseline": "naive", "options": {"observer": "percentile"}},
+            "smoothed",
+        ),
+    ],
+)
+def test_a_kept_way_is_calibrated_again_by_its_own_rule(
+    baseline: Baseline, provenance: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    encoder = tiny_encoder()
+    images = torch.from_numpy(in_layout(noise(16, 3).numpy(), None, PREPROCESS))
+    calibration = baseline.calibrate(encoder, encoder.embed(images))
+    exported = provenance | {"recipe": "quantizer"}
+    plan = make_plan(calibration, preprocess=PREPROCESS, provenance=exported)
+    plan.save(tmp_path)
+    write_bundle(plan, tmp_path / "t.regcache")
+    ways = other_ways(tmp_path)
+    (way,) = (way for way in ways.ways if way.name == name)
+    kept = ways.plan(name, ways.calibrate(way))
+    again = baseline_of(kept, calibration_of(kept))
+    for rule in ("range_rule", "observer"):
+        assert getattr(again, rule, None) == getattr(way.baseline, rule, None)
+    assert getattr(way.baseline, "range_rule", "output_error") == "output_error"

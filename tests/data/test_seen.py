@@ -26,6 +26,9 @@ def test_the_place_counts_however_it_is_written(key: str, tmp_path: Path) -> Non
         assert "flatter" in str(seen_line(made, place))
     assert seen_line(made, str(tmp_path)) is None
     assert "flatter" in str(seen_line({key: {"data": "torchvision:x:y"}}, "torchvision:x:y"))
+    chosen = {"build": {"form": "mixed", "place": str(train)}}
+    again = {"recalibrated": {"data": "10 of 20 images", "place": str(train)}}
+    assert all("chosen on" in str(seen_line(each, str(train))) for each in (chosen, again))
     for nothing in ({}, {key: None}, {key: {"data": None}}, {key: "x"}):
         assert seen_line(nothing, "demo") is None
 

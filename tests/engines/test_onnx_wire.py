@@ -58,3 +58,22 @@ def test_bytes_that_are_no_model_end() -> None:
     for size in (1, 7, 64, 4096):
         for _ in range(50):
             has_external_data(rng.bytes(size))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"\x0b\x0c",  # a group and its end
+        b"\x08\x81\x00",  # a number longer than need be
+        b"\x8a\x80\x80\x80\x10\x00",  # a tag of 33 bits: another reader takes its low half
+        b"\x02\x00",  # field 0
+        b"\x0a\x7f",  # a length beyond the end
+        b"\x09\x00",  # half of a number
+    ],
+)
+def test_what_readers_take_in_several_ways_is_not_trusted(odd: bytes) -> None:
+    whole = model_with("initializer", False).SerializeToString()
+    assert not has_external_data(whole)
+    assert has_external_data(whole + odd)
+    if odd[0] != 0x0A:  # whose length is not beyond the end there
+        assert has_external_data(odd + whole)

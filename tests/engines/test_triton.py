@@ -14,6 +14,7 @@ from regcache_engines.tensorrt.sidecar import Profile
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from regcache_export.triton import triton_config, write_model_repository
+from tests.cpp.damages import edit_manifest
 from tests.engines.tensorrt_fakes import DATA, write
 from tests.tiny_plans import tiny_plan
 
@@ -143,3 +144,13 @@ def test_what_is_in_the_way_is_left_alone(tmp_path):
     assert list((tmp_path / "models").iterdir()) == [tmp_path / "models" / "t"]
     with pytest.raises(ConfigError):
         triton_config(bundle, "t", max_batch=0)
+
+
+@pytest.mark.parametrize("name", ['x" } ] model_operations { op', "a\nb", "", "ü"])
+def test_a_manifest_writes_nothing_of_its_own_into_the_configuration(name, tmp_path):
+    """Names of tensors come from the manifest, which no hash covers."""
+    bundle = write_bundle(tiny_plan(), tmp_path / "x.regcache")
+    edit_manifest(bundle, lambda manifest: manifest["graph"]["output"].update(name=name))
+    with pytest.raises(BundleError, match=r"Triton cannot be told|manifest"):
+        write_model_repository(Bundle.open(bundle), tmp_path / "models")
+    assert not list(tmp_path.glob("models/**/config.pbtxt"))

@@ -20,7 +20,7 @@ from regcache_engines import TextTower
 from regcache_engines.onnxruntime_session import open_session
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from tests.cpp.damages import preprocessing
+from tests.cpp.damages import preprocessing, replace_file
 from tests.text_bundles import small_clip, text_bundle, text_side
 from tests.tiny_plans import PREPROCESS, tiny_plan
 
@@ -244,3 +244,27 @@ def test_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "full/mine.txt").exists()
     assert pack(bundle, "immich", odd, "--replace") == 2
     said(2, "is a bundle")
+
+
+@pytest.mark.parametrize(
+    ("config", "edge"),
+    [
+        ({"crop_mode": "center"}, (36, None)),  # timm's own share, 0.875
+        ({"crop_pct": 1.0, "resize_mode": "squash"}, (32, None)),  # with a field of timm's, its way
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, (None, 32)),
+        ({"resize_mode": "squash"}, (None, 32)),
+    ],
+)
+def test_fields_are_read_as_the_bundle_reads_them(
+    config: dict[str, Any], edge: tuple[int | None, int | None], bundle: Path, tmp_path: Path
+) -> None:
+    made = Path(shutil.copytree(bundle, tmp_path / "t.regcache"))
+    known = json.loads((made / "preprocess_cfg.json").read_text())
+    for name in ("resize_mode", "crop_mode", "crop_pct"):
+        known.pop(name, None)
+    replace_file(made, "preprocess_cfg.json", json.dumps(known | config).encode())
+    size = known["size"] if isinstance(known["size"], int) else known["size"][0]
+    shortest, whole = (None if n is None else n * size // 32 for n in edge)
+    assert pack(made, "transformers", tmp_path / "out") == 0
+    found = json.loads(next((tmp_path / "out").rglob("preprocessor_config.json")).read_text())
+    assert (found["size"].get("shortest_edge"), found["size"].get("height")) == (shortest, whole)

@@ -22,7 +22,9 @@ from regcache_deploy.quantization.reservoir import Reservoir
 from regcache_deploy.run.calibrate import graph_options_of
 from regcache_deploy.run.options import ExportOptions
 from regcache_engines.bundle import Bundle
+from regcache_export.bundle import write_bundle
 from regcache_export.describe import bits_label
+from regcache_export.graph.probes import probe_places
 from regcache_export.plan import Plan
 from tests.text_bundles import text_bundle
 from tests.tiny_plans import PREPROCESS, SPEC, tame_encoder, tiny_images, tiny_plan, tiny_regcache
@@ -213,3 +215,33 @@ def test_the_text_tower_of_the_plans_bundle_comes_along(
     assert found.manifest["text"] == own.manifest["text"]
     name = next(name for name in own.manifest["files"] if name.startswith("text/"))
     assert found.read(name) == own.read(name)
+
+
+def test_the_plan_of_another_bundle_is_not_replaced(
+    plan: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    write_bundle(tiny_plan(), other / "other.regcache")
+    tiny_plan().save(other)
+    before = (other / "plan.json").read_bytes()
+    words = ["calibrate", str(plan), "--data", str(images), "--output", str(other), "-q"]
+    assert main(words) == 2
+    assert "holds other.regcache with its plan beside it" in capsys.readouterr().err
+    assert (other / "plan.json").read_bytes() == before
+
+
+def test_probes_are_as_many_as_the_plan_has_codes_for(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan of `build` may have fewer INT8 linears than the one that asked for probes."""
+    made = tiny_plan()
+    places = probe_places(made)
+    assert len(places) > 1
+    kept = {name: quant for name, quant in made.linears.items() if name not in places[1:]}
+    made = replace(made, linears=kept)
+    made.provenance["options"] = {"probes": 3}
+    made.save(tmp_path / "run")
+    words = ["calibrate", str(tmp_path / "run"), "--data", str(images), "--json", "-q"]
+    assert main(words) == 0
+    bundle = Bundle.open(Path(json.loads(capsys.readouterr().out)["bundle"]))
+    assert len(bundle.manifest["graph"]["probes"]) == len(probe_places(made)) < 3

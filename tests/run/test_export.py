@@ -151,6 +151,18 @@ def test_some_linears_stay_in_float(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rows["blocks.2.mlp.fc2.weight"]["graph"] == "float"
 
 
+def test_linears_are_ranked_where_the_sensitive_layer_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Block k is the user's; which linears go into float is measured all the same."""
+    words = ["--baseline", "naive", *FEW, *NOTHING, "--keep-float", "auto", "--budget", "0.05"]
+    words += ["--sensitive-layer", "blocks.1.fc2", "--output", str(tmp_path)]
+    result = export(words, capsys)
+    assert result["sensitive_layer"] == "blocks.1.mlp.fc2"
+    assert result["in_float"] == ["blocks.2.mlp.fc2"]
+    assert not [line for line in result["warnings"] if "is not met" in line]
+
+
 def test_a_budget_that_float_linears_cannot_keep_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

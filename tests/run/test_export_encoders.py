@@ -149,7 +149,7 @@ def test_a_timm_encoder_through_to_int8(architecture, photos, tmp_path, capsys):
     assert main(["verify", result["bundle"], "-q"]) == 0
     capsys.readouterr()
     for task in ("knn", "linear_probe"):
-        train = ["--task", task, "--train-data", photos]
+        train = ["--task", task, "--train-data", shutil.copytree(photos, tmp_path / task)]
         found = evaluate(capsys, result["bundle"], "--data", photos, *train)
         judged = [r for r in found if r["task"] == task]
         assert [r["on"] for r in judged] == ALL.split(",")
@@ -187,7 +187,6 @@ def test_a_siglip_through_to_int8(photos, tmp_path, capsys):
     assert [(r["dataset"], r["n"]) for r in zero_shot] == [(str(photos), 24)] * 3 + [
         (str(other), 16)
     ] * 3
-    probe = evaluate(
-        capsys, result["bundle"], "--data", photos, "--task", "knn", "--train-data", photos
-    )
+    train = ["--task", "knn", "--train-data", shutil.copytree(photos, tmp_path / "train")]
+    probe = evaluate(capsys, result["bundle"], "--data", photos, *train)
     assert all(r["metrics"]["acc1"] == 1.0 for r in probe if r["task"] == "knn")

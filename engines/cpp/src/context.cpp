@@ -136,6 +136,7 @@ regcache_status regcache_classify(regcache_context *context, const float *featur
                                   int32_t top, regcache_prediction *predictions) {
     return guarded([&] {
         require(context && features && predictions, "context, features or predictions is NULL");
+        require(count >= 1 && count <= kMaxBatch, "count must be between 1 and 65536");
         const auto &head = context->model->bundle.head;
         if (!head)
             throw Error(REGCACHE_BUNDLE_NO_HEAD,

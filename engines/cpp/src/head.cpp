@@ -14,6 +14,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::uint64_t kMaxHeader = 16u << 20;
+constexpr double kMaxScale = 1e4, kNormTolerance = 0.01;  // as head.py has them
 constexpr char kTensor[] = "text_features";
 
 // What is wrong, without the file's name.
@@ -46,8 +47,17 @@ void read_tensor(const Json &tensor, const char *data, std::uint64_t size, Head 
     head.dim = std::int64_t(dim);
     head.features.resize(std::size_t(classes * dim));
     std::memcpy(head.features.data(), data + begin, std::size_t(end - begin));
-    for (float value : head.features)
-        if (!std::isfinite(value)) bad_head("holds NaN or infinite values");
+    for (std::size_t row = 0; row < head.features.size(); row += std::size_t(dim)) {
+        double squares = 0;
+        for (std::size_t i = 0; i < std::size_t(dim); ++i) {
+            const double value = head.features[row + i];
+            if (!std::isfinite(value)) bad_head("holds NaN or infinite values");
+            squares += value * value;
+        }
+        // one longer than the others would win by its length
+        if (std::abs(std::sqrt(squares) - 1) > kNormTolerance)
+            bad_head("has a class whose embedding is not of length 1");
+    }
 }
 
 void read_metadata(const Json &metadata, Head &head) {
@@ -66,6 +76,8 @@ void read_metadata(const Json &metadata, Head &head) {
     const Json number = Json::parse(scale.get<std::string>(), nullptr, false);
     if (!number.is_number()) bad_head("has a logit_scale that is no number");
     head.logit_scale = number.get<double>();
+    if (!(head.logit_scale > 0 && head.logit_scale <= kMaxScale))
+        bad_head("has a logit_scale out of range");
     const Json weights = entry(metadata, "weights_sha256");
     if (weights.is_string()) head.weights_sha256 = weights.get<std::string>();
 }

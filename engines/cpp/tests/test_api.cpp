@@ -148,6 +148,9 @@ void work(const char *bundle, const char *png) {
     auto bad = wanted;
     bad[0] = std::nanf("");
     EXPECT(regcache_classify(context, bad.data(), 1, 4, best.data()) == REGCACHE_INVALID_ARGUMENT);
+    for (const size_t count : {size_t(0), size_t(65537), ~size_t(0), size_t(1) << 55})
+        EXPECT(regcache_classify(context, wanted.data(), count, 4, best.data()) ==
+               REGCACHE_INVALID_ARGUMENT);
     EXPECT(regcache_classify(context, wanted.data(), 1, 5, best.data()) ==
            REGCACHE_INVALID_ARGUMENT);
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from regcache_engines.bundle import PREPROCESS, Bundle
-from regcache_engines.preprocess import MEAN, STD
+from regcache_engines.preprocess import MEAN, STD, resizing
 from regcache_engines.preprocess_config import output_size
 from regcache_engines.text_config import LONGEST
 
@@ -88,11 +88,11 @@ def _check(bundle: Bundle) -> None:
         raise ConfigError(
             f"immich takes square images, and {bundle.path} those of {height}x{width}"
         )
-    mode, crop = config.get("resize_mode", "shortest"), config.get("crop_mode", "center")
-    if mode not in ("shortest", "squash") or crop != "center":
+    mode, crop, share = resizing(config)
+    if mode not in ("shortest", "squash") or crop not in ("center", "squash"):
         raise ConfigError(f"immich has no resizing '{mode}' with crop '{crop}'")
-    if config.get("crop_pct", 1) not in (None, 1, 1.0):
+    if share != 1:
         raise ConfigError(
             f"immich resizes to the size itself, and {bundle.path} to its "
-            f"{1 / config['crop_pct']:.3f}-fold before the crop"
+            f"{1 / share:.3f}-fold before the crop"
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from regcache_engines.bundle import Bundle
-from regcache_engines.preprocess import MEAN, STD
+from regcache_engines.preprocess import MEAN, STD, resizing
 from regcache_engines.preprocess_config import output_size
 from regcache_engines.text_config import INPUT, OUTPUT
 
@@ -90,8 +90,7 @@ def _processor(bundle: Bundle) -> dict[str, Any]:
     """The image processor's file, in the words of transformers."""
     config = bundle.preprocess
     height, width = output_size(config)
-    mode, crop = config.get("resize_mode", "shortest"), config.get("crop_mode", "center")
-    share = config.get("crop_pct") or 1
+    mode, crop, share = resizing(config)
     if mode == "shortest" and height == width and crop == "center":
         size: dict[str, int] = {"shortest_edge": int(height / share)}
     elif mode == "squash" and share == 1:
