@@ -37,7 +37,7 @@ from regcache_deploy.search.ways import Way
 from regcache_deploy.work.progress import Reporter
 
 DEMOS = ["demo", *VARIANTS]
-KEY = ("model", "pretrained", "baseline", "bits", "seed")
+KEY = ("model", "pretrained", "baseline", "bits", "seed", "n_search", "calibration_images")
 
 
 @torch.no_grad()
@@ -142,7 +142,8 @@ def main(argv: list[str] | None = None) -> int:
             budget_fraction=args.budget_fraction,
             recipe=AUTO,
         )
-        wanted = (model, args.pretrained or "", args.baseline, bits, str(seed))
+        numbers = (seed, args.search_images, args.calibration_images)
+        wanted = (model, args.pretrained or "", args.baseline, bits, *map(str, numbers))
         found = [row for row in rows if tuple(str(row[name]) for name in KEY) == wanted]
         if not found:
             if model not in models:

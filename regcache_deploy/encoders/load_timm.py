@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from .model import LoadedModel, random_caution
 from .names import TIMM, looks_like_path, random_seed, suggest, unknown_tag
 from .size_warnings import warn_of_resampled_positions
 from .timm_vit import from_timm
+
+log = logging.getLogger(__name__)
 
 
 def load_timm(
@@ -140,6 +143,14 @@ def _create(
         raise explain_failure(f"the weights of {name}", error, "--pretrained PATH") from error
     if path is not None:
         _load(model, path, classifier)
+        if "." not in name and (tags := _tags(timm, name)):
+            log.warning(
+                "%s does not say how its images were normalized: they are as for %s; where it is "
+                "another kind, pass --pretrained TAG=PATH (tags: %s)",
+                path,
+                tags[0],
+                ", ".join(tags),
+            )
     return model.eval()
 
 

@@ -74,6 +74,17 @@ def _resize_positions(state: dict[str, Tensor], model: Any) -> None:
             len(before),
             len(state[POSITIONS]),
         )
+        return
+    height, width = getattr(model.visual, "grid_size", (0, 0))
+    if before is not None and height != width and len(before) == height * width + 1:
+        # as open_clip does; nothing in the weights tells two grids of one size apart
+        log.warning(
+            "the position embedding of %d patches is taken as %d x %d as it is: right for weights "
+            "that were trained at this image size, wrong for those of a square one (--img-size)",
+            height * width,
+            height,
+            width,
+        )
 
 
 def _load_tower(model: Any, state: Mapping[str, Tensor]) -> None:

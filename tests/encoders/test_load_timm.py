@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -40,6 +42,17 @@ def test_a_local_checkpoint_gives_the_original_features(checkpoint):
     assert loaded.caution is None
     assert loaded.preprocess["crop_pct"] == pytest.approx(0.9)
     assert Preprocess(loaded.preprocess).size == (224, 224)
+
+
+def test_a_bare_file_is_told_how_its_images_are_normalized(checkpoint, caplog):
+    path, _ = checkpoint
+    tag = timm.list_pretrained("vit_tiny_patch16_224.*")[0].partition(".")[2]
+    with caplog.at_level(logging.WARNING):
+        load_model(TINY, f"{tag}={path}")
+        assert "normalized" not in caplog.text
+        load_model(TINY, str(path))
+    assert "does not say how its images were normalized" in caplog.text
+    assert f"TAG=PATH (tags: {tag}" in caplog.text
 
 
 def test_faults_of_checkpoints(checkpoint, tmp_path):

@@ -50,6 +50,14 @@ def test_a_checkpoint_of_open_clip(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "the position embedding of 5 tokens is resampled to 17" in caplog.text
 
 
+def test_another_grid_of_as_many_patches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """open_clip takes 2 x 2 positions for 1 x 4, and the weights cannot say which they were."""
+    clip = import_open_clip().model.CLIP
+    torch.save(clip(16, VISION, TEXT).state_dict(), tmp_path / "x.pt")
+    load_checkpoint(clip(16, VISION | {"image_size": (16, 64)}, TEXT), tmp_path / "x.pt")
+    assert "of 4 patches is taken as 1 x 4 as it is" in caplog.text
+
+
 def test_a_model_of_timm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     timm = pytest.importorskip("timm")
     path = tmp_path / "x.pt"
