@@ -141,7 +141,7 @@ def test_a_certificate_with_a_list_for_an_object(section: str, tmp_path: Path) -
 def test_a_head_of_another_encoder(tmp_path: Path) -> None:
     path = certified(tmp_path, calibration(), GraphOptions())
     described = {"labels": "[]", "logit_scale": "1"}
-    head = save({"text_features": np.ones((4, 7), np.float32)}, metadata=described)
+    head = save({"text_features": np.full((4, 7), 7**-0.5, np.float32)}, metadata=described)
     add_files(path, {TEXT_FEATURES: head})
     with pytest.raises(BundleError, match="have 7 numbers and the embeddings 20"):
         verify_bundle(Bundle.open(path))
