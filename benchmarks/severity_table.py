@@ -4,7 +4,8 @@
         --page docs/when-regcache-does-not-help.md --picture docs/severity.svg
 
 The text between the two markers of the page is replaced. Copy detection in per cent; seeds are
-averaged. The best quantized way of a row is in bold.
+averaged. The best quantized way of a row is in bold. Behind it stands how far `auto` is from FP32
+and from the best other way of the same seed (which is chosen afterwards, by the same images).
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ def lines(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         key = list(KINDS).index(row["kind"]), float(row["ratio"])
         found[key][row["way"]].append(row)
-    head = ["encoder, norm ratio", *COLUMNS.values(), "auto against FP32, points [95 %]"]
+    head = ["encoder, norm ratio", "seeds", *COLUMNS.values()]
+    head += ["auto against FP32, points [95 %]", "auto against the best other way, points"]
     table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for kind, ratio in sorted(found):
-        ways = found[kind, ratio]
+        ways = _of_common_seeds(found[kind, ratio])
         name = KINDS[list(KINDS)[kind]] + (f", {ratio:g}" if kind else "")
         values = {way: _mean(ways[way], "copy_detection") for way in COLUMNS if way in ways}
         quantized = [v for way, v in values.items() if not way.startswith("fp32")]
@@ -63,8 +65,28 @@ def lines(rows: Sequence[Row]) -> list[str]:
             else f"{values[way]:.1f}"
             for way in COLUMNS
         ]
-        table.append("| " + " | ".join([name, *cells, _against_float(ways.get("auto", []))]) + " |")
+        chosen = ways.get("auto", [])
+        cells = [name, str(len(ways["fp32"])), *cells, _against_float(chosen)]
+        cells.append(", ".join(f"{points:+.1f}" for points in _against_best(ways)))
+        table.append("| " + " | ".join(cells) + " |")
     return table
+
+
+def _of_common_seeds(ways: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Means of several ways are compared, so they are of the same seeds."""
+    common = set.intersection(*({row["seed"] for row in rows} for rows in ways.values()))
+    return {way: [row for row in rows if row["seed"] in common] for way, rows in ways.items()}
+
+
+def _against_best(ways: Mapping[str, Sequence[Row]]) -> list[float]:
+    """By seed: `auto` minus the best of the other quantized ways."""
+    best: dict[str, float] = {}
+    for way in COLUMNS.keys() - {"fp32", "fp32_regcache", "auto"}:
+        for row in ways.get(way, []):
+            seed, value = row["seed"], float(row["copy_detection"])
+            best[seed] = max(value, best.get(seed, value))
+    chosen = sorted(ways.get("auto", []), key=lambda row: int(row["seed"]))
+    return [float(r["copy_detection"]) - best[r["seed"]] for r in chosen if r["seed"] in best]
 
 
 def _bold(value: float, best: float) -> str:
@@ -72,10 +94,10 @@ def _bold(value: float, best: float) -> str:
 
 
 def _against_float(rows: Sequence[Row]) -> str:
-    if len(rows) != 1:  # intervals of several seeds are not one interval
-        return f"{_mean(rows, 'difference'):+.1f}" if rows else ""
-    row = rows[0]
-    return f"{float(row['difference']):+.1f} [{float(row['low']):+.1f}, {float(row['high']):+.1f}]"
+    return ", ".join(
+        f"{float(row['difference']):+.1f} [{float(row['low']):+.1f}, {float(row['high']):+.1f}]"
+        for row in sorted(rows, key=lambda row: int(row["seed"]))
+    )
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:
