@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ COMMANDS = tuple(
         "bench t.regcache --compare int8 --rounds 2 --batch 1,2 --engine onnxruntime",
         "eval t.regcache --images data/cat/0.png data/dog/1.png",
         "eval t.regcache --data data",
-        "eval t.regcache --data data --task knn --train-data data",
+        "eval t.regcache --data data --task knn --train-data train",
         "eval t.regcache --data data --task instances",
         "inspect t.regcache",
         "embed t.regcache --data data --output embeddings --metadata jsonl",
@@ -42,7 +43,7 @@ TEXT_COMMANDS = tuple(
 
 
 def deployed_folder(place: Path) -> Path:
-    """`t.regcache`, certified, with a text tower, its plan, and `data`: images of three classes."""
+    """`t.regcache`, certified, with a text tower, its plan, and images of three classes twice."""
     calibrated, options = calibration(), GraphOptions()
     plan = replace(plan_of(calibrated), labels=("cat", "dog", "été", "four"))
     plan.save(place)
@@ -55,4 +56,5 @@ def deployed_folder(place: Path) -> Path:
         for index in range(4):
             image = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(image).save(place / "data" / name / f"{index}.png")
+    shutil.copytree(place / "data", place / "train")
     return place

@@ -82,7 +82,7 @@ def test_verification_is_that_of_a_machine_with_onnx(
         ("eval t.regcache --on fp32 --data data", "needs torch, which is not installed"),
         ("bench t.regcache --compare fp32,int8", "needs onnx, which is not installed"),
         ("eval t.regcache --data demo", "needs torch, which is not installed"),
-        ("eval t.regcache --data data --task linear_probe --train-data data", "needs sklearn"),
+        ("eval t.regcache --data data --task linear_probe --train-data train", "needs sklearn"),
     ],
 )
 def test_what_needs_more_says_what_to_install(words: str, says: str, folder: Path) -> None:
