@@ -13,7 +13,10 @@ DASHES = ("-", "--", ":")
 
 
 def draw(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> bytes:
-    """An SVG; seeds are averaged, the healthy encoder stands at ratio 1 of both panels.
+    """An SVG; the healthy encoder stands at ratio 1 of both panels.
+
+    Averaged are the seeds that every ratio has: another one has other photographs, and would bend
+    the curves where it joins.
 
     Args:
         rows: of the CSV.
@@ -23,7 +26,9 @@ def draw(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> bytes:
     def picture() -> Any:
         figure, axes = new_figure(11, 4.5, ncols=len(PANELS), sharey=True)
         for axis, (kind, title) in zip(axes, PANELS.items(), strict=True):
-            _panel(axis, [r for r in rows if r["kind"] in ("healthy", kind)], order)
+            _panel(
+                axis, _of_every_ratio([r for r in rows if r["kind"] in ("healthy", kind)]), order
+            )
             axis.set_title(title)
         axes[0].set_ylabel("copy detection, %")
         handles, labels = axes[0].get_legend_handles_labels()
@@ -31,6 +36,14 @@ def draw(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> bytes:
         return figure
 
     return draw_svg(picture)
+
+
+def _of_every_ratio(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    seeds: dict[float, set[str]] = defaultdict(set)
+    for row in rows:
+        seeds[float(row["ratio"])].add(str(row["seed"]))
+    common = set.intersection(*seeds.values()) if seeds else set()
+    return [row for row in rows if str(row["seed"]) in common]
 
 
 def _panel(axis: Any, rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> None:
