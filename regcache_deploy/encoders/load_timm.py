@@ -148,7 +148,7 @@ def _create(
                 "%s does not say how its images were normalized: they are as for %s; where it is "
                 "another kind, pass --pretrained TAG=PATH (tags: %s)",
                 path,
-                tags[0],
+                model.pretrained_cfg["tag"],  # type: ignore[index]
                 ", ".join(tags),
             )
     return model.eval()

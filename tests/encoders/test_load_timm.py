@@ -45,13 +45,14 @@ def test_a_local_checkpoint_gives_the_original_features(checkpoint):
 
 
 def test_a_bare_file_is_told_how_its_images_are_normalized(checkpoint, caplog):
-    path, _ = checkpoint
+    path, model = checkpoint
     tag = timm.list_pretrained("vit_tiny_patch16_224.*")[0].partition(".")[2]
     with caplog.at_level(logging.WARNING):
         load_model(TINY, f"{tag}={path}")
         assert "normalized" not in caplog.text
         load_model(TINY, str(path))
     assert "does not say how its images were normalized" in caplog.text
+    assert f"they are as for {model.pretrained_cfg['tag']};" in caplog.text
     assert f"TAG=PATH (tags: {tag}" in caplog.text
 
 
