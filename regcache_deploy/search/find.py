@@ -176,11 +176,11 @@ def find_choice(
 
     about = search_space(settings, encoder, depth // 2)
     named = settings.sensitive_layer
+    if named is not None:
+        named = layer_name("--sensitive-layer", named)
     if not rank_layers and (named is not None or about.without_block_k):
         proxy = cached_proxy(encoder, tokens, size, settings.seed, settings.batch_size, cache)
-        layer = f"blocks.{proxy.block}.mlp.fc2"
-        if named is not None:
-            layer = layer_name("--sensitive-layer", named)
+        layer = named or f"blocks.{proxy.block}.mlp.fc2"
         sensitivity = Sensitivity(None, {}, layer, proxy)
     else:
         with reporter.stage("sensitivity of each linear layer", 4 * depth) as advance:
@@ -200,8 +200,7 @@ def find_choice(
                 team=team,
             )
         if named is not None:  # the ranking is wanted, block k is not
-            layer = layer_name("--sensitive-layer", named)
-            sensitivity = replace(sensitivity, layer=layer)
+            sensitivity = replace(sensitivity, layer=named)
     space = search_space(settings, encoder, sensitivity.block)
     with reporter.stage("register candidates", size) as advance:
         ranking, captures = find_captures(
