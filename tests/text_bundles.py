@@ -30,11 +30,17 @@ VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
 
 
 @cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Taken away when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="regcache-merges-")
+
+
+@cache
 def _merges() -> str:
     """CLIP's merges, the first of them: a small vocabulary makes small files."""
     packed = Path(open_clip.tokenizer.default_bpe()).read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")
-    path = Path(tempfile.mkdtemp(prefix="regcache-merges-")) / "merges.txt.gz"
+    path = Path(_folder().name) / "merges.txt.gz"
     path.write_bytes(gzip.compress("\n".join(lines[: MERGES + 1]).encode()))
     return str(path)
 
