@@ -59,7 +59,8 @@ def load_document(
         The search's document or the export's; where both are of the same choice, the search's with
         the export's measurements. `decision` is that of `regcache build`, `bench` the rows of
         benchmarks, `evaluations` what `regcache eval` kept, where there are any. Decisions and
-        evaluations of another bundle, or of an older file of this one, are left out with a warning.
+        evaluations of another bundle, or of an older file of this one, are left out with a
+        warning; so are rows of an older file. Rows of other bundles say of which they are.
 
     Raises:
         DataError: there is none, or a file cannot be read.
@@ -98,6 +99,11 @@ def load_document(
             rows += read_rows(path)
     for path in bench:
         rows += read_rows(path)
+    older = [] if bundle is None else [row for row in rows if _is_older(row, bundle, own)]
+    if older:
+        line = f"rows of regcache bench of an older file of this bundle are left out: {len(older)}"
+        document = document | {"warnings": [*document.get("warnings", ()), line]}
+        rows = [row for row in rows if row not in older]
     extra: dict[str, Any] = {
         "decision": kept[0][0] if kept[0] else None,
         "bench": rows,
@@ -149,6 +155,12 @@ def _is_of(bundle: Path | None, own: str | None, found: dict[str, Any]) -> bool:
     if own is None or "model_sha256" not in found:
         return Path(found["bundle"]).name == bundle.name
     return bool(found["model_sha256"] == own)
+
+
+def _is_older(row: dict[str, Any], bundle: Path, own: str | None) -> bool:
+    """Whether a row of a benchmark is of a file that this bundle has replaced."""
+    named = row.get("bundle") == bundle.resolve().name.removesuffix(".regcache")
+    return named and own is not None and row.get("model_sha256", own) != own
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from regcache_export.spec import EncoderSpec
 from ..errors import BundleError, ConfigError, DataError
 from ..work.paths import RESULT
 from .document import load_document
+from .measured import own_rows
 
 CERTIFICATE = "certificate.json"
 
@@ -208,8 +209,8 @@ def _accuracy(
 
 
 def _speed(run: Mapping[str, Any]) -> Facts | None:
-    """What the export saw beside the float file, and rows of `regcache bench` in the run folder."""
-    found = {"over_fp32": run.get("speed"), "rows": run.get("bench")}
+    """What the export saw beside the float file, and this bundle's rows of `regcache bench`."""
+    found = {"over_fp32": run.get("speed"), "rows": own_rows(dict(run)) or None}
     return found if any(found.values()) else None
 
 

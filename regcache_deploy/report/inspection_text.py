@@ -244,8 +244,7 @@ def _speed(speed: Facts | None) -> Iterator[tuple[str, str]]:
     for row in speed["rows"] or ():
         if row.get("reason"):  # did not run here
             continue
-        name = row.get("peer") or f"{row.get('engine')} {row.get('precision', '')}".strip()
-        yield f"speed, {name}", _latency(row)
+        yield f"speed, {row['engine']} {row['precision']}", _latency(row)
 
 
 def _latency(row: Mapping[str, Any]) -> str:

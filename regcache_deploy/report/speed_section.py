@@ -38,7 +38,7 @@ def speed(folder: Path, document: dict[str, Any]) -> Section | None:
         tables.append(Table(heads, lines, caption))
     benched = [row for row in rows if "engine" in row and "infer_step_time" in row]
     if benched:
-        tables.append(_bench_table(benched))
+        tables.append(_bench_table(benched, own_rows(document)))
     machines = sorted({_machine(row) for row in rows if row.get("cpu")})
     text = [f"How many times as fast: {SPEEDUP}."] if found else []
     text += [f"Measured on: {'; '.join(machines)}."] if machines else []
@@ -154,11 +154,14 @@ def _points_table(points: Sequence[dict[str, Any]], batch: int) -> Table:
     return Table(heads, rows, "The points; ms of INT8 is FP32's median over the ratio")
 
 
-def _bench_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line a file, engine and batch size; bundle and threads are told where they differ."""
+def _bench_table(rows: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> Table:
+    """One line a file, engine and batch size; threads are told where they differ.
+
+    So is the bundle, unless all rows are of the page's own.
+    """
     threads = sorted({str(row["threads"]) for row in rows})
     several = len(threads) > 1
-    bundles = len({row["bundle"] for row in rows}) > 1
+    bundles = any(row not in own for row in rows)
     lines = [
         [
             ", ".join([*([row["bundle"]] if bundles else []), row["precision"], row["engine"]]),

@@ -64,8 +64,8 @@ def made(folder: Path, name: str, accuracy: float, spec: EncoderSpec = SPEC) -> 
     }  # fmt: skip
     (place / "result.json").write_text(json.dumps(result))
     (place / "bench.csv").write_text(
-        "engine,precision,threads,infer_batch_size,infer_step_time,infer_samples_per_sec,reason\n"
-        f"onnxruntime,int8,2,1,{accuracy},1142.9,\ncuda,int8,2,1,,,no GPU\n"
+        "bundle,engine,precision,threads,infer_batch_size,infer_step_time,infer_samples_per_sec,"
+        f"reason\n{name},onnxruntime,int8,2,1,{accuracy},1142.9,\n{name},cuda,int8,2,1,,,no GPU\n"
     )
     return bundle
 
@@ -118,6 +118,23 @@ def test_the_page_says_what_there_is(one: Path) -> None:
     assert joined == " ".join(text.split())
     long = [line for line in narrow if len(line) > 80]
     assert all(line.startswith("SHA-256") or "/" in line for line in long)  # never broken
+
+
+def test_figures_of_other_files_are_not_this_bundle_s(tmp_path: Path) -> None:
+    bundle = made(tmp_path, "a", 0.5)
+    rows = (
+        "bundle,model_sha256,engine,precision,threads,infer_batch_size,infer_step_time,"
+        "infer_samples_per_sec\n"
+        "b,1,onnxruntime,int8,2,1,77,1\n"  # another bundle of the same benchmark
+        "a,2,onnxruntime,int8,2,1,88,1\n"  # before it was exported again
+    )
+    (bundle.parent / "bench-2.csv").write_text(rows)
+    (bundle.parent / "peers.csv").write_text("peer,title,b1_infer_step_time\nort,ORT,99\n")
+    facts = inspect_bundle(bundle)
+    assert [row["engine"] for row in facts["speed"]["rows"]] == ["onnxruntime", "cuda"]
+    text = "\n".join(lines_of(facts))
+    assert "0.50 ms" in text
+    assert not {"77.00 ms", "88.00 ms", "99.00 ms"} & set(text.split(", "))
 
 
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:

@@ -186,6 +186,12 @@ def test_bundles_in_one_csv_stay_apart(tmp_path):
     ]
 
 
+def test_rows_of_another_bundle_alone_are_named(tmp_path):
+    made = speed(tmp_path, result(bench=[ROW | {"bundle": "another"}]))
+    assert made is not None
+    assert [row[0] for row in made.tables[-1].rows] == ["another, int8, onnxruntime"]
+
+
 @pytest.mark.parametrize(
     ("overs", "head"),
     [(["fp32", "fp32"], "faster than fp32 [95 %]"), (["fp32", "fp16"], "faster [95 %]")],
@@ -276,7 +282,9 @@ def test_figures_of_another_bundle_are_left_out(tmp_path):
     assert [each["name"] for each in document["evaluations"]] == ["c", "d"]
     assert document["decision"]["name"] == "c"
     assert [row.get("model_sha256") for row in own_rows(document)] == [mine, None]
-    assert "6 decisions or evaluations in this folder are of another" in document["warnings"][-1]
+    assert "6 decisions or evaluations in this folder are of another" in document["warnings"][-2]
+    assert "of an older file of this bundle are left out: 1" in document["warnings"][-1]
+    assert [row.get("model_sha256") for row in document["bench"]] == [mine, None]
     renamed = load_document(tmp_path, bundle=tmp_path / "other.regcache")
     assert [each["name"] for each in renamed["evaluations"]] == ["a", "e"]
 
