@@ -12,6 +12,7 @@ from regcache_engines.documents import read_json
 
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings, check_observer_of
+from ..work.invocation import typed
 from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed, in_range
@@ -145,7 +146,8 @@ def print_ranges(found: Mapping[str, Any]) -> None:
         f"Observers took {mib:.2f} MiB, whatever the number of images.",
     )
     place(console, f"file: {found['bundle']}")
-    place(console, f"next: regcache eval {found['bundle']} --on fp32,onnxruntime --data DIR")
+    words = ("regcache", "eval", found["bundle"], "--on", "fp32,onnxruntime", "--data", "DIR")
+    place(console, f"next: {typed(*words)}")
 
 
 def _suffix(args: argparse.Namespace) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..work.format import COUNTED, difference_text, metric_title, value_text
+from ..work.invocation import typed
 from .contract import form_title
 from .measured import accuracies, speeds
 from .parts import Card, Section
@@ -73,7 +74,7 @@ def speed_card(document: dict[str, Any]) -> Card:
         return Card(
             question,
             "not measured",
-            f"Run `regcache bench {document['bundle']}`, then this report again.",
+            f"Run `{typed('regcache', 'bench', document['bundle'])}`, then this report again.",
         )
     lead = found[0]
     words, mood = "yes", "good"
@@ -111,8 +112,8 @@ def file_card(document: dict[str, Any]) -> Card:
     return Card(
         question,
         "not decided",
-        f"The bundle is {bundle}. To decide under a budget of accuracy and speed: `regcache build "
-        f"{bundle}`",
+        f"The bundle is {bundle}. To decide under a budget of accuracy and speed: "
+        f"`{typed('regcache', 'build', bundle)}`",
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from regcache_engines.documents import parse_json
 
 from ..work.format import count_text, mib_text, percent
+from ..work.invocation import typed
 from .bundle_plots import layer_errors
 from .drawing import draw_svg
 from .parts import Code, Section, Table, svg_picture
@@ -128,6 +130,7 @@ def python_snippet(
 
 def cpp_snippet(bundle: str, head: bool) -> str:
     """The ready program, and the calls in one's own."""
+    quoted = json.dumps(bundle, ensure_ascii=False)  # the escapes of JSON are C++'s
     classify = [
         "regcache_prediction best;",
         "regcache_classify(context, features.data(), 1, 1, &best);",
@@ -135,10 +138,10 @@ def cpp_snippet(bundle: str, head: bool) -> str:
     ]
     lines = [
         "// make cpp",
-        f"// build/cpp/regcache_classify {bundle} cat.jpg",
+        f"// {typed('build/cpp/regcache_classify', bundle, 'cat.jpg')}",
         "regcache_model *model = nullptr;",
         "regcache_context *context = nullptr;",
-        f'if (regcache_model_open("{bundle}", nullptr, &model) != REGCACHE_OK ||',
+        f"if (regcache_model_open({quoted}, nullptr, &model) != REGCACHE_OK ||",
         "    regcache_context_create(model, &context) != REGCACHE_OK)",
         '    return std::fprintf(stderr, "%s\\n", regcache_last_error()), 1;',
         "std::vector<uint8_t> pixels(regcache_model_pixels_size(model));",

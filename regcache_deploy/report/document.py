@@ -12,6 +12,7 @@ from regcache_engines.documents import read_json
 
 from ..bench.results import environment_of_rows
 from ..errors import DataError
+from ..work.invocation import typed
 from ..work.paths import DETAILS, RESULT
 
 SAME_RUN = (
@@ -70,7 +71,7 @@ def load_document(
     if document is None:
         raise DataError(
             f"{folder} holds no finished run ({DETAILS} or {RESULT} is missing); "
-            f"run: regcache search --output {folder}"
+            f"run: {typed('regcache', 'search', '--output', folder)}"
         )
     if search is not None and export is not None:
         if all(search.get(key) == export.get(key) for key in SAME_RUN):

@@ -21,6 +21,7 @@ from ..work.format import (
     unit_name,
     value_text,
 )
+from ..work.invocation import typed
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
 from .result import CORNERS, ExportResult
 from .verdict import accuracy_sentence, next_commands, speed_sentence
@@ -102,7 +103,7 @@ def print_search(result: ExportResult, as_json: bool = False) -> None:
         prose(console, line)
     if result.results_csv:
         place(console, f"every evaluation: {result.results_csv}")
-        place(console, f"next: regcache report {result.results_csv.parent}")
+        place(console, f"next: {typed('regcache', 'report', result.results_csv.parent)}")
 
 
 def _ablation_table(metric: str, row: dict[str, Any]) -> tuple[str, Any]:

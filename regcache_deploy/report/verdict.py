@@ -8,6 +8,7 @@ from typing import Any
 
 from ..bench.environment import busy_warning
 from ..work.format import COUNTED, difference_text, metric_title, ratio_text, value_text
+from ..work.invocation import typed
 
 MAX_DROP = 0.5
 """Points that count as kept where no `regcache build` set another budget; its own default."""
@@ -83,4 +84,8 @@ def _busy(load: float | None, cores: int | None) -> bool:
 def next_commands(document: Mapping[str, Any], folder: Path) -> list[str]:
     """The two commands that fit: which file to deploy, and one page of everything."""
     bundle = document["bundle"]
-    return [f"regcache build {bundle} --max-drop {MAX_DROP:g}", f"regcache report {folder}"]
+    limit = f"{MAX_DROP:g}"
+    return [
+        typed("regcache", "build", bundle, "--max-drop", limit),
+        typed("regcache", "report", folder),
+    ]

@@ -13,6 +13,11 @@ def remember(words: Sequence[str]) -> None:
     _words[:] = words
 
 
+def typed(*words: object) -> str:
+    """A command as one can type it: words with spaces or quotes are quoted."""
+    return shlex.join(map(str, words))
+
+
 def command_line() -> str | None:
     """As it can be typed again; None where nobody typed one (a call from Python)."""
     return shlex.join(_words) if _words else None

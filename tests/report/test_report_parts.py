@@ -7,7 +7,7 @@ from typing import Any
 
 from regcache_deploy.report.answer import file_card, speed_card
 from regcache_deploy.report.bundle_plots import neighbours
-from regcache_deploy.report.bundle_sections import how_to_run
+from regcache_deploy.report.bundle_sections import cpp_snippet, how_to_run
 from regcache_deploy.report.html import inline
 from regcache_deploy.report.search_sections import provenance
 from regcache_engines.bundle import Bundle
@@ -35,6 +35,15 @@ def test_a_search_alone_names_no_file(tmp_path):
     assert file_card(search).answer == "none yet"
     assert "no file" in speed_card(search).detail
     assert "`regcache bench t.regcache`" in speed_card(result()).detail
+
+
+def test_commands_on_the_page_can_be_typed():
+    document = result(bundle='a "b"/t.regcache')
+    assert "`regcache bench 'a \"b\"/t.regcache'`" in speed_card(document).detail
+    assert "`regcache build 'a \"b\"/t.regcache'`" in file_card(document).detail
+    listing = cpp_snippet(document["bundle"], head=False)
+    assert "regcache_classify 'a \"b\"/t.regcache' cat.jpg" in listing
+    assert 'regcache_model_open("a \\"b\\"/t.regcache"' in listing
 
 
 def test_the_page_of_an_engine(tmp_path):

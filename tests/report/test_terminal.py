@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,18 @@ def test_paths_are_shown_as_they_are(show: Any, monkeypatch: pytest.MonkeyPatch)
         f"warning:{place}/caf\\udce9.jpg",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("show", [print_search, print_result])
+def test_commands_can_be_typed_as_printed(show: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Path("runs/it's mine")
+    bundle = place / "b.regcache"
+    show(a_result(results_csv=place / "results.csv", bundle=bundle))
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line.removeprefix("next: ")) for line in lines if "next: " in line]
+    assert commands[-1] == ["regcache", "report", str(place)]
+    build = ["regcache", "build", str(bundle), "--max-drop", "0.5"]
+    assert (build in commands) is (show is print_result)
 
 
 def test_copies_are_counted_and_fidelity_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
