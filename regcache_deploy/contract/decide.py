@@ -9,6 +9,7 @@ from typing import Any
 from regcache_engines.errors import ConfigError
 
 from ..bench.timing import Interval
+from ..evaluation.paired import within
 
 INT8, UNMERGED, MIXED, FLOAT = "int8", "unmerged", "mixed", "float"
 WAY, PLAIN_MIXED = "way", "mixed_plain"
@@ -154,7 +155,8 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
     if candidate.form == FLOAT:
         return Verdict(candidate, True, ("the float file is the fallback: it loses nothing",), True)
     drop, speed = candidate.drop, candidate.speedup
-    accurate, surely_accurate = drop.value <= contract.max_drop, drop.high <= contract.max_drop
+    limit = contract.max_drop
+    accurate, surely_accurate = within(drop.value, limit), within(drop.high, limit)
     fast = speed.value >= contract.min_speedup
     surely_fast = speed.low >= contract.min_speedup and speed.rounds >= MIN_ROUNDS
     reasons = (

@@ -11,6 +11,11 @@ import numpy.typing as npt
 BOOTSTRAP_SAMPLES = 2000
 
 
+def within(loss: float, budget: float) -> bool:
+    """Whether a loss in points keeps a budget; as floats, 100 * 7 / 500 is above 1.4."""
+    return loss <= budget + 1e-9
+
+
 @dataclass(frozen=True)
 class PairedComparison:
     """How a model differs from a reference on the same `n` images, in points of accuracy.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.environment import busy_warning
+from ..evaluation.paired import within
 from ..work.format import COUNTED, difference_text, metric_title, ratio_text, value_text
 from ..work.invocation import typed
 
@@ -24,11 +25,11 @@ def kept_words(pair: Mapping[str, Any], budget: float = MAX_DROP) -> str:
         pair: difference to FP32 and its 95 % interval, in points.
         budget: points that may be lost.
     """
-    if pair["low"] >= -budget:
+    if within(-pair["low"], budget):
         return "yes"
-    if pair["difference"] >= -budget:
+    if within(-pair["difference"], budget):
         return "probably"
-    return "probably not" if pair["high"] >= -budget else "no"
+    return "probably not" if within(-pair["high"], budget) else "no"
 
 
 def accuracy_sentence(document: Mapping[str, Any]) -> str:

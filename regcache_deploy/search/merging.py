@@ -12,6 +12,7 @@ from regcache_export.spec import EncoderSpec
 from ..encoders.regcache import RegCacheConfig
 from ..errors import ConfigError
 from ..evaluation import Objective, Score
+from ..evaluation.paired import within
 from .settings import MergeSettings
 from .statistics import Difference, compare_scores
 
@@ -152,7 +153,8 @@ def choose_point(points: Sequence[MergePoint], max_drop: float) -> list[MergePoi
 
     A schedule must also be faster than the unmerged graph beyond the noise of its timing.
     """
-    fits = [p for p in points if p.way and p.way.merge and p.loss.low >= -max_drop and p.low > 1]
+    ways = [p for p in points if p.way and p.way.merge]
+    fits = [p for p in ways if within(-p.loss.low, max_drop) and p.low > 1]
     unmerged = next(p for p in points if p.way is not None and p.way.merge is None)
     chosen = max(fits, key=lambda p: p.speedup, default=unmerged)
     return [replace(p, chosen=p is chosen) for p in points]

@@ -15,7 +15,7 @@ from regcache_deploy.bench.timing import Interval
 from regcache_deploy.bundling.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.contract.candidates import Candidates
-from regcache_deploy.contract.data import JudgeData, measure_drop
+from regcache_deploy.contract.data import JudgeData, counted_drop, measure_drop
 from regcache_deploy.contract.decide import (
     Contract,
     Decision,
@@ -34,6 +34,7 @@ from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.keep_float import FloatChoice
 from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.quantization.quantizers import Uniform
+from regcache_deploy.report.verdict import kept_words
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
 from regcache_engines.load import load_engine
@@ -100,6 +101,20 @@ def test_first_candidate_that_keeps_the_contract(candidates, strict, kept, prove
     assert [t["form"] for t in document["tried"]] == [c.form for c in candidates]
     assert all(t["reasons"] for t in document["tried"])
     json.dumps(document)
+
+
+def test_a_loss_of_just_what_is_allowed_is_kept():
+    """As floats, 100 * 7 / 500 is above 1.4."""
+    before = torch.ones(500)
+    after = before.clone()
+    after[:7] = 0
+    drop = counted_drop(before, after, 0, "top1", exact=True)
+    assert drop.value > 1.4
+    found = judge(Measured("int8", drop, Interval(2.0, 1.9, 2.1, 9)), Contract(max_drop=1.4))
+    assert found.keep
+    assert "of at most 1.4: kept" in found.reasons[0]
+    pair = {"difference": -drop.value, "low": -drop.value, "high": 0.0}
+    assert kept_words(pair, 1.4) == "yes"
 
 
 def test_reasons_name_the_figure_and_the_bound():

@@ -66,6 +66,8 @@ def test_deletion_is_also_tried_as_saturation() -> None:
         # the estimate would keep it, the interval does not
         ([point("none", 0, 1), point("4", -0.2, 1.1), point("8", -0.55, 1.3)], "4"),
         ([point("none", 0, 1), point("4", -0.2, 1.05, 0.98)], "none"),
+        # a loss of just what is allowed, as floats are
+        ([point("none", 0, 1), point("4", -0.5 - 2**-50, 1.1)], "4"),
         # RegCache itself may have lost more than the budget; merging would add to that
         ([point("none", -3, 1), point("8", -4, 1.3)], "none"),
     ],
