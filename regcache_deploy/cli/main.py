@@ -7,9 +7,11 @@ It imports torch, onnx and the like inside `run`: `regcache --help` must answer 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -96,6 +98,7 @@ def _script(command: str, argv: Sequence[str] | None) -> int:
 
 def guard(action: Callable[[], int]) -> int:
     """Run `action`; a mistake of the user ends in one line on stderr, a bug in a traceback."""
+    _print_anything()
     try:
         try:
             code = action()
@@ -135,6 +138,22 @@ def guard(action: Callable[[], int]) -> int:
         if error.errno in _FORBIDDEN:
             hint = "check its owner and mode, or choose another path"
         return _fail(f"cannot use {where}: {error.strerror}; {hint}", ConfigError.exit_code)
+
+
+def _print_anything() -> None:
+    """Let stdout take characters that its encoding lacks, and names that are no UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        codecs.register_error("regcache", _escaped)
+        sys.stdout.reconfigure(errors="regcache")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """A space of another kind as a space, anything else as its escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end]
+    words = (" " if c.isspace() else c.encode("ascii", "backslashreplace").decode() for c in found)
+    return "".join(words), error.end
 
 
 def _drop_stdout() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -135,6 +136,21 @@ def test_figures_of_other_files_are_not_this_bundle_s(tmp_path: Path) -> None:
     text = "\n".join(lines_of(facts))
     assert "0.50 ms" in text
     assert not {"77.00 ms", "88.00 ms", "99.00 ms"} & set(text.split(", "))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("latin-1", r"caf\udce9 \u0436 12 345"), ("utf-8", "caf\\udce9 ж 12\u202f345")],
+)
+def test_any_name_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    bundle = write_bundle(tiny_plan(), tmp_path / "caf\udce9 ж 12\u202f345.regcache")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # strict, unlike pytest's
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["inspect", str(bundle)]) == 0
+    stdout.seek(0)
+    assert shown in stdout.read()
 
 
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
