@@ -21,7 +21,7 @@ from .in_memory import load_stream
 from .scan import FolderListing, scan_folder
 from .settings import ImageSettings, is_stream, is_torchvision
 from .shards import read_classes
-from .sources import open_data
+from .sources import open_data, shared_source
 
 DEMO_EVALUATION = 1000
 """Held-out canvases of the demo, where `--limit` does not say otherwise."""
@@ -78,6 +78,12 @@ def load_sets(
     folders = {name for listing in listings for name in listing.folders}
     if len(listings) == 2:
         _refuse_shared(listings[0], listings[1], search_count, settings)
+    if not places and (shared := shared_source(settings.data, settings.eval_data)):
+        raise ConfigError(
+            f"{shared} is in --data and in --eval-data, so the search would see images of the "
+            "evaluation; name other shards, or leave --eval-data out, and a part of --data is held "
+            "out"
+        )
     head = head_for(sorted(folders)) if folders else None
     search = _load(settings.data, preprocess_cfg, search_count, settings, head, reporter)
     if is_stream(settings.data) and head is None:

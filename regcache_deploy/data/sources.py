@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,24 @@ def open_files(files: Sequence[Path], preprocess: Preprocess) -> ImageStream:
     """Single images, in the order given."""
     items = [Item(str(file), file) for file in files]
     return ImageStream(lambda: items, preprocess, "the images", length=len(items))
+
+
+def shared_source(one: Path, other: Path) -> str | None:
+    """The first shard, or the data set of torchvision, that two streams both read; else None.
+
+    Raises:
+        DataError: a shard is missing.
+    """
+    first, second = _sources(one), _sources(other)
+    return min(first & second, default=None)
+
+
+def _sources(place: Path) -> set[str]:
+    text = str(place)
+    if not torchvision_sets.is_torchvision(text):
+        return {os.path.realpath(shard) for shard in shards.expand(text)}
+    name, _, root = text.removeprefix(torchvision_sets.PREFIX).partition(":")
+    return {f"{torchvision_sets.PREFIX}{name}:{os.path.realpath(root)}"}
 
 
 def _in_head(name: str, head: Sequence[str]) -> bool:

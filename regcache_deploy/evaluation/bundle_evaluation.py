@@ -23,7 +23,7 @@ from ..data.altered_stream import AlteredStream
 from ..data.captions import read_captions
 from ..data.seen import seen_line
 from ..data.settings import is_stream, is_torchvision
-from ..data.sources import DEMO, open_data, open_files
+from ..data.sources import DEMO, open_data, open_files, shared_source
 from ..data.stream import ImageStream
 from ..errors import BundleError, ConfigError, DataError
 from ..work.progress import Reporter
@@ -326,8 +326,11 @@ def _refuse_shared(data: str, train: str, judged: ImageStream, known: ImageStrea
     """Raise ConfigError where a probe would be judged by images that it learns from."""
     if data == DEMO or is_torchvision(Path(data)):  # which have splits
         return
+    streams = [is_stream(Path(place)) for place in (data, train)]
     same = Path(data).resolve() == Path(train).resolve()
-    if not same and not (is_stream(Path(data)) or is_stream(Path(train))):
+    if all(streams):
+        same = shared_source(Path(data), Path(train)) is not None
+    elif not same and not any(streams):
         files = [
             {
                 os.path.realpath(item.source)

@@ -210,6 +210,34 @@ def test_no_image_is_in_both_sets(form: str, photographs: Path, tmp_path: Path) 
         sets.load_sets(settings(data, eval_data=photographs), CONFIG, QUIET)
 
 
+@pytest.mark.parametrize("form", ["folder and shard", "patterns", "link", "torchvision"])
+def test_no_shard_is_in_both_sets(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ways to name what is read in order."""
+    data = shards(tmp_path / "s", classes=True)
+    judged = data / "0.tar"
+    if form == "patterns":
+        data, judged = Path(f"{data}/{{0..1}}.tar"), Path(f"{data}/{{1..1}}.tar")
+    elif form == "link":
+        (tmp_path / "linked").symlink_to(data)
+        judged = tmp_path / "linked"
+    elif form == "torchvision":
+        monkeypatch.setattr(torchvision_sets, "open_torchvision", lambda text, train: Ordered())
+        data, judged = Path(f"torchvision:food101:{tmp_path}"), Path("torchvision:food101:.")
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is in --data and in --eval-data|are the same folder"):
+        sets.load_sets(settings(data, eval_data=judged), CONFIG, QUIET)
+
+
+def test_other_shards_of_a_folder_may_judge(tmp_path: Path) -> None:
+    data = shards(tmp_path / "s", classes=True)
+    chosen = settings(data / "0.tar", eval_data=data / "1.tar")
+    search, evaluation = sets.load_sets(chosen, CONFIG, QUIET)
+    assert numbers(search.pixels) == list(range(10))
+    assert numbers(evaluation.pixels) == list(range(20, 40))
+
+
 def test_a_file_that_a_list_names_twice_counts_once(
     photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import shutil
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,11 +162,20 @@ def test_knn_and_probe_run_on_features_alone(run_folder, capsys, tmp_path):
         assert found["results"][0]["metrics"]["acc1"] == 1.0, task
 
 
-@pytest.mark.parametrize("form", ["same", "list", "linked"])
+@pytest.mark.parametrize("form", ["same", "list", "linked", "shard"])
 def test_a_probe_does_not_learn_the_answers(form, run_folder, capsys, tmp_path):
     data = run_folder / "data"
-    train = {"same": data, "list": tmp_path / "train.txt", "linked": tmp_path / "linked"}[form]
-    if form == "list":
+    train = {"same": data, "list": tmp_path / "train.txt"}.get(form, tmp_path / "linked")
+    if form == "shard":
+        data, train = tmp_path, tmp_path / "0.tar"
+        (tmp_path / "classnames.txt").write_text("cat\ndog\nfour\n")
+        with tarfile.open(train, "w") as archive:
+            for index, file in enumerate(sorted((run_folder / "data").glob("*/*.png"))):
+                archive.add(file, f"{index}.png")
+                label = tarfile.TarInfo(f"{index}.cls")
+                label.size = 1
+                archive.addfile(label, io.BytesIO(b"%d" % (index // 4)))
+    elif form == "list":
         files = [f"{file}\t{file.parent.name}" for file in data.glob("*/*.png")]
         train.write_text("\n".join(files))
     elif form == "linked":
