@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ from .hub import first_line
 CLASSES_AT_ONCE = 10
 TEMPLATE_SETS = ("openai", "simple")
 DEFAULT_TEMPLATES = "openai"
+
+log = logging.getLogger(__name__)
 
 
 class TextHead(Protocol):
@@ -90,17 +93,25 @@ def load_tokenizer(make: Callable[[], Any]) -> Any:
 
 def text_tower_key(model: torch.nn.Module, *words: Sequence[str]) -> str:
     """Hash of a model without its image tower, modules and weights, and of lists of words."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_settings(model).encode())
     for name, module in model.named_children():
         if name != "visual":
             # QuickGELU and GELU have the same weights.
             digest.update(f"{name}: {module!r}".encode())
+            for inner in module.modules() if isinstance(module, torch.nn.Module) else ():
+                digest.update(_settings(inner).encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("visual."):
             digest.update(name.encode())
             digest.update(value.detach().float().contiguous().numpy().tobytes())
     digest.update(json.dumps([list(each) for each in words]).encode())
     return digest.hexdigest()
+
+
+def _settings(module: Any) -> str:
+    """Heads, pooling, special tokens: what neither a module's weights nor its name tell."""
+    plain = (bool, int, float, str, type(None))
+    return repr(sorted((n, v) for n, v in vars(module).items() if isinstance(v, plain)))
 
 
 @dataclass(frozen=True)
@@ -120,32 +131,58 @@ class OpenClipHead:
     cache: Path | None = None
 
     def __call__(self, names: Sequence[str], reporter: Reporter | None = None) -> Tensor:
-        """Compute the head, or read it from the cache.
+        """Compute the head, or read it from the cache, for which no tokenizer need be there.
 
         Raises:
             ConfigError: the tokenizer's library is not installed.
             ModelError: the tokenizer cannot be had, or the text tower gives NaN.
         """
-        path = self.cache / f"{self.key(names)}.safetensors" if self.cache else None
+        key = text_tower_key(self.model, names, self.templates)
+        path = self.cache / f"{key}.safetensors" if self.cache else None
         if path is not None and path.is_file():
             found = _read(path, len(names))
-            if found is not None:
-                return found
+            if found is not None and self._is_of_this_tokenizer(found[1], names):
+                return found[0]
         head = self.compute(names, reporter or Reporter(quiet=True))
         if path is not None:
-            _write(path, head)
+            _write(path, head, self._tokens(names))
         return head
 
     def key(self, names: Sequence[str]) -> str:
-        """Hash of the text tower, the names and the templates."""
-        return text_tower_key(self.model, names, self.templates)
+        """Hash of the text tower, the names, the templates, and the tokenizer where it is there."""
+        try:
+            tokens = [self._tokens(names)]
+        except (ConfigError, ModelError):
+            tokens = []
+        return text_tower_key(self.model, names, self.templates, tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer)
+
+    def _is_of_this_tokenizer(self, tokens: str, names: Sequence[str]) -> bool:
+        try:
+            return tokens == self._tokens(names)
+        except (ConfigError, ModelError) as error:
+            log.warning("the zero-shot head is taken from %s as it is: %s", self.cache, error)
+            return True
+
+    def _tokens(self, names: Sequence[str]) -> str:
+        """Hash of the token ids of every name in one prompt, and of one name in every prompt.
+
+        Raises:
+            ConfigError, ModelError: the tokenizer cannot be had.
+        """
+        first, texts = self.templates[0], [_fill(each, names[0]) for each in self.templates]
+        ids = self._tokenizer([*(_fill(first, name) for name in names), *texts])
+        return hashlib.sha256(ids.to(torch.int64).numpy().tobytes()).hexdigest()
 
     @torch.no_grad()
     def compute(self, names: Sequence[str], reporter: Reporter) -> Tensor:
         """Run the text tower over every class name in every template."""
         import open_clip
 
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = self._tokenizer
         parts = []
         templates = [partial(_fill, template) for template in self.templates]
         title = f"zero-shot head ({len(self.templates)} templates)"
@@ -178,22 +215,23 @@ def cache_folder() -> Path | None:
     return folder / "regcache-deploy" / "heads"
 
 
-def _read(path: Path, count: int) -> Tensor | None:
-    """A cached head, or None where the file is not whole: the cache is disposable."""
-    from safetensors.torch import load_file
+def _read(path: Path, count: int) -> tuple[Tensor, str] | None:
+    """A cached head and its tokens' hash, or None where the file is not whole: it is disposable."""
+    from safetensors import safe_open
 
     try:
-        head = load_file(path)["head"]
+        with safe_open(path, "pt") as file:
+            head, tokens = file.get_tensor("head"), file.metadata()["tokens"]
     except Exception:  # any damage: computed again and replaced
         return None
-    return head if head.ndim == 2 and len(head) == count else None
+    return (head, tokens) if head.ndim == 2 and len(head) == count else None
 
 
-def _write(path: Path, head: Tensor) -> None:
+def _write(path: Path, head: Tensor, tokens: str) -> None:
     from safetensors.torch import save
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, save({"head": head}))
+        atomic_write_bytes(path, save({"head": head}, {"tokens": tokens}))
     except OSError:  # no room, read-only home: only the next run is slower
         return

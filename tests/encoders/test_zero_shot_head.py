@@ -77,6 +77,38 @@ def test_the_cache_saves_the_text_tower_and_is_keyed_by_everything(clip, tmp_pat
     assert len(calls) == 2 * count
 
 
+def test_a_cached_head_is_that_of_the_tokenizer(clip, tmp_path, caplog):
+    """Another tokenizer beside the same weights; one that is not there takes what there is."""
+
+    def reversed_words():
+        tokenize = open_clip.SimpleTokenizer()
+        return lambda texts: tokenize([text[::-1] for text in texts])
+
+    def fail():
+        raise OSError("no network")
+
+    first = head(clip, tmp_path)
+    of_first, templates = first(NAMES), first.templates
+    other = OpenClipHead(clip, reversed_words, templates, tmp_path)
+    assert other.key(NAMES) != first.key(NAMES)
+    of_other = other(NAMES)
+    assert not torch.allclose(of_other, of_first)
+    assert torch.equal(head(clip, tmp_path)(NAMES), of_first)
+    offline = OpenClipHead(clip, fail, templates, tmp_path)
+    assert torch.equal(offline(NAMES), of_first)
+    assert "is taken from" in caplog.text
+    assert offline.key(NAMES)
+
+
+def test_a_cached_head_is_that_of_the_pooling(clip, tmp_path, monkeypatch):
+    """Neither weights nor the names of modules say which token is taken."""
+    first = head(clip, tmp_path)(NAMES)
+    monkeypatch.setattr(clip, "text_pool_type", "first")
+    pooled = head(clip, tmp_path)(NAMES)
+    assert torch.equal(pooled, head(clip)(NAMES))
+    assert not torch.allclose(pooled, first)
+
+
 def test_other_braces_in_a_template_are_its_own_text(clip, tmp_path):
     file = tmp_path / "templates.txt"
     file.write_text("a {} in {year}, 100% {\n", encoding="utf-8")
