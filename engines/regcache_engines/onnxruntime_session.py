@@ -31,7 +31,10 @@ SLEEP_BETWEEN_CALLS = "session.force_spinning_stop"
 """Spinning, the threads take the cores from every other session of the process
 (benchmarks/spinning.py)."""
 
-PROVIDER_OPTIONS = {"TensorrtExecutionProvider": {"trt_int8_enable": "1"}}
+YES, NO = "True", "False"
+"""Of a provider's options; ONNX Runtime's Python takes no 1 and 0 for them, as its C does."""
+
+PROVIDER_OPTIONS = {"TensorrtExecutionProvider": {"trt_int8_enable": YES}}
 """Without it TensorRT refuses a Q/DQ graph, or runs it in float."""
 
 BEHIND = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
@@ -79,7 +82,8 @@ def open_session(
     options = _session_options(onnxruntime, threads, optimize, optimized_model)
     if isinstance(model, bytes):
         options.add_session_config_entry(BESIDE, NOWHERE)
-    by_name: dict[str, Any] = {}
+    # else a provider that fails, now or in a later run, is replaced by another one
+    keywords: dict[str, Any] = {"enable_fallback": 0}
     if devices:
         options.add_provider_for_devices(list(devices), {})
     else:
@@ -89,10 +93,10 @@ def open_session(
                 f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. "
                 "For CUDA, install the extra 'gpu' in place of 'cpu'"
             )
-        by_name["providers"] = _providers(provider, provider_options or {}, available)
+        keywords["providers"] = _providers(provider, provider_options or {}, available)
     source, name = (model, name) if isinstance(model, bytes) else (str(model), model)
     try:
-        session = onnxruntime.InferenceSession(source, options, **by_name)
+        session = onnxruntime.InferenceSession(source, options, **keywords)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise EngineError(_load_message(onnxruntime, name, provider, error)) from error
     # a provider whose libraries do not load is listed as available, and replaced by the CPU
@@ -181,6 +185,8 @@ def _session_options(
 def _load_message(onnxruntime: Any, name: Path | str, provider: str, error: Exception) -> str:
     runtime = "ONNX Runtime" if provider == CPU_PROVIDER else f"ONNX Runtime's {provider}"
     hint = "If the file is damaged, export it again"
+    if provider != CPU_PROVIDER:
+        hint = "What is missing of its libraries: regcache doctor"
     if any(word in str(error).lower() for word in ("opset", "ir version")):
         version = getattr(onnxruntime, "__version__", "")
         hint = f"ONNX Runtime {version} is older than the file: upgrade it"

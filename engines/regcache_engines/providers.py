@@ -19,7 +19,7 @@ from .files import sha256_file
 from .load import check_engine, load_engine, model_of
 from .monitor import Monitor
 from .onnxruntime_engine import OnnxRuntimeEngine
-from .onnxruntime_session import import_onnxruntime, open_session
+from .onnxruntime_session import NO, YES, import_onnxruntime, open_session
 from .tensorrt.probe import find_gpu
 
 PROVIDERS = {
@@ -173,12 +173,12 @@ def _on_gpu(
 def tensorrt_options(
     model: Path, sha256: str | None, fp16: bool | None, engine_cache: Path | None
 ) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT, the same as libregcache's (`providers.cpp`).
+    """Options of ONNX Runtime's TensorRT, those that libregcache gives, too (`providers.cpp`).
 
     Raises:
         EngineError: the model cannot be read.
     """
-    options = {"trt_fp16_enable": "1" if fp16 else "0"}
+    options = {"trt_fp16_enable": YES if fp16 else NO}
     if engine_cache is None:
         return options
     try:
@@ -186,10 +186,10 @@ def tensorrt_options(
     except OSError as error:
         raise EngineError(f"no model at {model}: {error}") from error
     return options | {
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": YES,
         "trt_engine_cache_path": str(engine_cache),
         # ONNX Runtime names an engine by names of file and graph, which all bundles share
         "trt_engine_cache_prefix": digest[:16],
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": YES,
         "trt_timing_cache_path": str(engine_cache),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from regcache_engines import providers
@@ -50,7 +51,7 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ),
         get_ep_devices=lambda: [SimpleNamespace(ep_name=x) for x in registered],
         register_execution_provider_library=lambda label, path: registered.append(label),
-        InferenceSession=lambda path, options: session,
+        InferenceSession=lambda path, options, enable_fallback: session,
     )
     monkeypatch.setattr(providers, "find_gpu", lambda device_id=0: (H100, ""))
     monkeypatch.setattr(providers, "plugin_library", lambda: Path("lib.so"))
@@ -61,6 +62,64 @@ def test_the_plugin_must_really_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     engine = providers.load_provider_engine(model, "tensorrt_rtx")
     assert engine.image_size == (4, 4)
     assert registered == [name]
+
+
+class EpFailError(Exception):
+    """ONNX Runtime's own is made in its binary."""
+
+
+def test_a_provider_that_fails_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By default, ONNX Runtime's `InferenceSession` prints why, and goes on on the CPU."""
+    model = tmp_path / "x.onnx"
+    model.write_bytes(b"x")
+
+    class Session:
+        """Reads a switch as the binding does: `True` or `False`, and nothing else."""
+
+        def __init__(
+            self, source: Any, options: Any, providers: list[Any], enable_fallback: int = 1
+        ) -> None:
+            self._fallback, self._running = enable_fallback, providers[0][0]
+            switches = {k: v for k, v in providers[0][1].items() if k.endswith("_enable")}
+            if any(value not in ("True", "False") for value in switches.values()):
+                self._fail(RuntimeError(f"should be 'True' or 'False': {switches}"))
+
+        def _fail(self, error: Exception) -> None:
+            if not self._fallback:
+                raise error
+            self._running = "CPUExecutionProvider"
+
+        def run(self, names: list[str], feed: Any) -> list[Any]:
+            self._fail(EpFailError("the engine was built for another GPU"))
+            return [np.zeros((1, 2), np.float32)]
+
+        def get_providers(self) -> list[str]:
+            return [self._running]
+
+        def get_modelmeta(self) -> Any:
+            return SimpleNamespace(custom_metadata_map={})
+
+        def get_inputs(self) -> list[Any]:
+            return [SimpleNamespace(name="image", type="tensor(float)", shape=["b", *SHAPE])]
+
+        def get_outputs(self) -> list[Any]:
+            return [SimpleNamespace(name="features", type="tensor(float)", shape=["b", 2])]
+
+    runtime = SimpleNamespace(
+        SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda k, v: None),
+        get_available_providers=lambda: list(providers.PROVIDERS.values()),
+        InferenceSession=Session,
+    )
+    monkeypatch.setattr(providers, "find_gpu", lambda device_id=0: (H100, ""))
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    engine = providers.load_provider_engine(model, "tensorrt", fp16=True, engine_cache=tmp_path)
+    with pytest.raises(EngineError, match="the engine was built for another GPU"):
+        engine.infer(np.zeros((1, *SHAPE), np.float32))
+    wrong = {"trt_fp16_enable": "1"}
+    with pytest.raises(EngineError, match=r"cannot load .*should be 'True' or 'False'.*doctor"):
+        OnnxRuntimeEngine(model, provider=providers.PROVIDERS["tensorrt"], provider_options=wrong)
 
 
 class OnTheCpu(OnnxRuntimeEngine):

@@ -172,7 +172,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def session(source: Any, options: Any, providers: list[Any]) -> Any:
+    def session(source: Any, options: Any, providers: list[Any], enable_fallback: int) -> Any:
+        assert not enable_fallback
         found.append(providers)
         first = providers[0]
         running = first if isinstance(first, str) else first[0]
@@ -204,18 +205,18 @@ def test_tensorrt_is_asked_for_int8_with_cuda_behind_it(asked: list[Any], tmp_pa
     ).close()
     providers.load_provider_engine(model, "cuda", device_id=1).close()
     tensorrt, cuda = "TensorrtExecutionProvider", "CUDAExecutionProvider"
-    assert asked[0] == [(tensorrt, {"trt_int8_enable": "1"}), cuda]
+    assert asked[0] == [(tensorrt, {"trt_int8_enable": "True"}), cuda]
     assert asked[1] == [
         (
             tensorrt,
             {
-                "trt_int8_enable": "1",
+                "trt_int8_enable": "True",
                 "device_id": "1",
-                "trt_fp16_enable": "1",
-                "trt_engine_cache_enable": "1",
+                "trt_fp16_enable": "True",
+                "trt_engine_cache_enable": "True",
                 "trt_engine_cache_path": str(tmp_path),
                 "trt_engine_cache_prefix": sha256_bytes(b"x")[:16],
-                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_enable": "True",
                 "trt_timing_cache_path": str(tmp_path),
             },
         ),
