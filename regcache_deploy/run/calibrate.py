@@ -40,6 +40,7 @@ from ..quantization.simulate import Calibration
 from ..quantization.streaming import StreamedLimits, recalibrate_stream
 from ..work.count import peak_memory
 from ..work.devices import describe, log_device, use_device
+from ..work.paths import require_own_plan
 from ..work.progress import Reporter
 from ..work.ray_team import open_team
 from ..work.workers import Team
@@ -216,12 +217,7 @@ def _check(plan: Plan, options: RecalibrateOptions) -> None:
         )
     if options.output.resolve() == options.plan.resolve():
         raise ConfigError("--output is the plan's own folder; choose another one")
-    others = [p.name for p in options.output.glob("*.regcache") if p.name != CALIBRATED]
-    if others:
-        raise ConfigError(
-            f"{options.output} holds {sorted(others)[0]} with its plan beside it; choose another "
-            "--output"
-        )
+    require_own_plan(options.output, CALIBRATED)
 
 
 def _plan(

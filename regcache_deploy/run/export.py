@@ -28,7 +28,7 @@ from ..quantization.simulate import Calibration
 from ..quantization.tensorrt_table import tensorrt_differences
 from ..report.result import ExportResult, write_trials
 from ..work.json_file import write_json
-from ..work.paths import RESULT
+from ..work.paths import RESULT, require_own_plan
 from ..work.progress import Reporter
 from .account import account_of
 from .details import details_of, draw
@@ -48,6 +48,7 @@ def run_export(
 
     Raises:
         RegCacheError: with the exit code of its kind; nothing half-written is left behind.
+        ConfigError: the result folder holds another bundle, whose plan would be replaced.
         VerificationError: the deployed graph is not the simulated one; the bundle keeps the
             suffix `.rejected`.
     """
@@ -56,6 +57,7 @@ def run_export(
             "--merge-compat is only simulated, and an export writes what runs; take it with "
             "`regcache search`"
         )
+    require_own_plan(options.output_dir, options.bundle_path.name)
     warn_about_saturation(options.weight_bits)
     with team_of(options, parts) as team:
         study = run_study(options, reporter, parts, team=team)

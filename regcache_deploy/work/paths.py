@@ -47,3 +47,17 @@ def require_writable_file(path: Path, option: str) -> None:
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; name a file in it")
     require_writable(path.absolute().parent, option)
+
+
+def require_own_plan(output: Path, bundle: str) -> None:
+    """Raise ConfigError where a plan in `output` would take the place of another bundle's.
+
+    A folder has one `plan.json`. Links are left out: they lead to a bundle of this folder, or to
+    one with its plan elsewhere.
+    """
+    found = sorted(output.glob("*.regcache"))
+    others = [path.name for path in found if path.name != bundle and not path.is_symlink()]
+    if others:
+        raise ConfigError(
+            f"{output} holds {others[0]} with its plan beside it; choose another --output"
+        )

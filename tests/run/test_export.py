@@ -16,9 +16,11 @@ from regcache_deploy.cli.main import export_main
 from regcache_deploy.evaluation.deployed import run_engine
 from regcache_engines import TextTower
 from regcache_engines.bundle import Bundle
+from regcache_export.bundle import write_bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.plan import Plan
 from regcache_export.verify import verify_bundle
+from tests.tiny_plans import tiny_plan
 
 SMALL = ["--search-images", "96", "--calibration-images", "32", "--limit", "240", "-q"]
 FIXED = ["--prefix-block", "2", "--prefix-count", "4", "--delete-count", "5"]
@@ -133,6 +135,19 @@ def test_an_error_behind_the_draft_leaves_none(
     assert export_main(words) == 1
     assert "memory" in capsys.readouterr().err
     assert not list(tmp_path.glob("demo-naive.*"))
+
+
+def test_the_plan_of_another_bundle_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(tiny_plan(), tmp_path / "other.regcache")
+    tiny_plan().save(tmp_path)
+    before = (tmp_path / "plan.json").read_bytes()
+    words = ["--baseline", "naive", "--output", str(tmp_path), *SMALL, *FIXED]
+    assert export_main(words) == 2
+    assert "holds other.regcache with its plan beside it" in capsys.readouterr().err
+    assert (tmp_path / "plan.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 NOTHING = ["--prefix-count", "0", "--delete-count", "0"]
