@@ -7,6 +7,7 @@ afterwards (`OnnxRuntimeEngine`).
 
 from __future__ import annotations
 
+import importlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,11 @@ class PluginEngine(OnnxRuntimeEngine):
 def plugin_library() -> Path:
     """The TensorRT-RTX provider's library in an installed distribution.
 
+    Its package is imported: only then TensorRT-RTX itself, which lies beside the library under
+    another name than the library asks for, can be found by the loader.
+
     Raises:
-        EngineError: not installed.
+        EngineError: not installed, or its package does not load.
     """
     for name in PLUGIN_DISTRIBUTIONS:
         try:
@@ -74,6 +78,10 @@ def plugin_library() -> Path:
             continue
         for file in files:
             if PLUGIN_LIBRARY in file.name and file.suffix in (".so", ".dll"):
+                try:
+                    importlib.import_module(file.parts[0])
+                except (ImportError, OSError) as error:
+                    raise EngineError(f"{file.parts[0]} does not load: {error}") from error
                 return Path(str(file.locate()))
     raise EngineError(
         f"ONNX Runtime's TensorRT-RTX provider is not installed; run: pip install "

@@ -157,6 +157,29 @@ def test_a_missing_plugin_names_its_package() -> None:
         providers.plugin_library()
 
 
+def test_the_plugins_package_is_loaded_before_its_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The wheel has TensorRT-RTX under a name that only the package's own code makes findable."""
+    name, package = providers.PLUGIN_DISTRIBUTIONS[0], "a_plugin_of_this_test"
+    record = tmp_path / f"{name.replace('-', '_')}-0.5.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.5.0\n")
+    library = f"{package}/lib{providers.PLUGIN_LIBRARY}.so"
+    (record / "RECORD").write_text(f"{package}/__init__.py,,\n{library},,\n")
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(
+        "(__import__('pathlib').Path(__file__).parent / 'made').touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert providers.plugin_library() == tmp_path / library
+    assert (tmp_path / package / "made").is_file()
+    monkeypatch.delitem(sys.modules, package)
+    (tmp_path / package / "__init__.py").write_text("raise OSError('no such library')\n")
+    with pytest.raises(EngineError, match="a_plugin_of_this_test does not load: no such library"):
+        providers.plugin_library()
+
+
 def _installed(name: str) -> bool:
     from importlib import metadata
 
