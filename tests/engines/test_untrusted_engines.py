@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
 from regcache_deploy.evaluation import engines as evaluated
@@ -24,7 +25,7 @@ from regcache_engines.tensorrt.sidecar import Sidecar, cache_key
 from regcache_engines.user_cache import user_cache
 from tests.engines.tensorrt_fakes import DATA, H100, SIDECAR
 
-MODEL, TIMINGS, PLAN = b"model A", b"timings", b"the plan of an hour"
+MODEL, TIMINGS, PLAN = b"\x08\x0a", b"timings", b"the plan of an hour"  # of IR version 10
 
 
 @pytest.fixture
@@ -133,6 +134,19 @@ def test_a_found_engine_needs_no_lock(
     plant(tmp_path)
     monkeypatch.setattr(builder_module, "build_lock", refuse)
     assert builder.build(MODEL, tmp_path).reused
+
+
+def test_no_engine_is_built_from_weights_that_no_hash_covers(
+    builder: EngineBuilder, tmp_path: Path
+) -> None:
+    """TensorRT's parser looks for them from the working folder on."""
+    initializer = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
+    initializer.external_data.add(key="location", value="../weights")
+    model = onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(initializer=[initializer]))
+    for action in (lambda data: builder.build(data, tmp_path), builder.layers):
+        with pytest.raises(EngineError, match="keeps weights in other files"):
+            action(model.SerializeToString())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..files import atomic_write_bytes, sha256_bytes
+from ..onnx_wire import has_external_data
 from .build_options import BuildOptions, OnProgress
 from .layers import Layer, count_kinds, layers_from_log, missing_promises, product_kinds
 from .lock import build_lock
@@ -78,10 +79,11 @@ class EngineBuilder:
             on_progress: told of the builder's phases.
 
         Raises:
-            EngineError: the parser refuses the graph, the build fails or breaks the promise, or
-                the disk refuses.
+            EngineError: the graph keeps weights in other files, the parser refuses it, the build
+                fails or breaks the promise, or the disk refuses.
         """
         options = options or BuildOptions()
+        _require_whole(model)
         if options.hardware != "none" and self.engine == "tensorrt_rtx":
             raise EngineError(
                 "TensorRT-RTX ignores hardware compatibility: its engines run on all GPUs that "
@@ -154,6 +156,7 @@ class EngineBuilder:
         Raises:
             EngineError: as in `build`.
         """
+        _require_whole(model)
         return self._compile(model, options or BuildOptions(), None)[1]
 
     def _own_sm(self) -> tuple[int, ...]:
@@ -188,6 +191,15 @@ class EngineBuilder:
             raise EngineError(f"{self.engine} {self.probe.version} dumps no layers in its log")
         del parser, network, config, builder  # in this order: each refers to the next
         return data, layers, contract, timings
+
+
+def _require_whole(model: bytes) -> None:
+    """The parser would look for other files in the working folder, and no key names them."""
+    if has_external_data(model):
+        raise EngineError(
+            "the graph keeps weights in other files, or hides whether it does; an engine is built "
+            "from one file: save it with its weights inside"
+        )
 
 
 def _reusable(
