@@ -18,6 +18,7 @@ from regcache_export.regcache_config import RegCacheConfig
 from regcache_export.spec import EncoderSpec
 
 from ..errors import BundleError, ConfigError, DataError
+from ..work.format import COUNTED
 from ..work.paths import RESULT
 from .document import load_document
 from .measured import own_rows
@@ -199,13 +200,26 @@ def _accuracy(
     if not scores:
         return None
     return {
-        "metric": run.get("metric"),
+        "metric": _metric(provenance, run),
         "images": run.get("n_eval"),
         "scores": scores,
         "paired": (run.get("paired") or {}).get("deployed"),
         "deployed_against_simulated": manifest.get("agreement"),
         "search_objective": provenance.get("search_objective"),
     }
+
+
+def _metric(provenance: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+    """Of the held-out images; None where a bundle away from its run does not say.
+
+    A search for less error of the features (`--objective mse`) is judged by what images allow.
+    """
+    if run.get("metric"):
+        return str(run["metric"])
+    if str(provenance.get("pretrained") or "").startswith("random"):
+        return "cosine"
+    objective = provenance.get("search_objective")
+    return objective if objective in COUNTED else None
 
 
 def _speed(run: Mapping[str, Any]) -> Facts | None:

@@ -205,16 +205,16 @@ def _sizes(sizes: Facts) -> str:
 def _accuracy(accuracy: Facts | None) -> Iterator[tuple[str, str]]:
     if not accuracy:
         return
-    metric = accuracy["metric"] or accuracy["search_objective"]
+    metric = accuracy["metric"]
     images = f" on {accuracy['images']} images" if accuracy["images"] else ""
     scores = ", ".join(f"{k} {_score(metric, v)}" for k, v in accuracy["scores"].items())
     yield "accuracy", f"{metric or 'score'}{images}: {scores}"
     pair = accuracy["paired"]
     if pair:
-        unit = " points" if metric in COUNTED else ""
+        unit, test = (" points", "McNemar p") if metric in COUNTED else ("", "p")
         yield (
             "against FP32",
-            f"{difference_text(metric or '', pair)}{unit}, McNemar p {p_text(pair)}",
+            f"{difference_text(metric or '', pair)}{unit}, {test} {p_text(pair)}",
         )
     agreement = accuracy["deployed_against_simulated"]
     if agreement:

@@ -153,6 +153,18 @@ def test_any_name_is_printed(
     assert shown in stdout.read()
 
 
+def test_a_bundle_away_from_its_run_does_not_guess_its_metric(tmp_path: Path) -> None:
+    """Searched for less error of the features, and judged by classes."""
+    for objective, words in (("mse", "score: fp32 0.90000"), ("top1", "top1: fp32 90.00 %")):
+        plan = replace(tiny_plan(), provenance={"search_objective": objective})
+        draft = write_bundle(plan, tmp_path / "draft")
+        bundle = seal_bundle(draft, tmp_path / f"{objective}.regcache", {"accuracy": {"fp32": 0.9}})
+        assert words in " ".join("\n".join(lines_of(inspect_bundle(bundle))).split())
+    facts = inspect_bundle(made(tmp_path, "a", 0.5))
+    facts["accuracy"] |= {"metric": "cosine"}
+    assert "McNemar" not in "\n".join(lines_of(facts))
+
+
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
     stem = (StemStep("conv", channels=SPEC.width, kernel=8, stride=8),)
     spec = replace(SPEC, stem=stem)
