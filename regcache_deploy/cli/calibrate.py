@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ HELP = "set the ranges of a plan on a stream of images, in constant memory"
 EXAMPLES = """\
   regcache calibrate runs/X --data DIR --images 5000
   regcache calibrate runs/X --data 'shards/{000..012}.tar' --observer percentile"""
+
+
+MOST = 5
+"""Linears that are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,16 +129,17 @@ def print_ranges(found: Mapping[str, Any]) -> None:
 
     console = stdout_console()
     layers = found["layers"]
-    ranking = sorted(layers, key=lambda n: layers[n]["after"] / layers[n]["before"])
+    ratios = {name: row["after"] / row["before"] for name, row in layers.items()}
+    ranking = sorted(ratios, key=lambda name: -abs(math.log(ratios[name])))
     clips = any("kept_of_largest" in row for row in layers.values())
     heads = ["linear", "scale\nbefore", "scale\nafter", "change"]
     how = found["observer"] or f"{found['kept_images']} of them kept"
     title = f"Input ranges that changed most, on {found['images']} images ({how})"
     table = new_table(heads + ["clips at, %\nof the largest"] * clips)
-    for name in (*ranking[:3], *ranking[3:][-2:]):
+    for name in ranking[:MOST]:
         row = layers[name]
         cells = [name, f"{row['before']:.3g}", f"{row['after']:.3g}"]
-        cells.append(f"{100 * (row['after'] / row['before'] - 1):+.1f} %")
+        cells.append(f"{100 * (ratios[name] - 1):+.1f} %")
         cells += [f"{100 * row['kept_of_largest']:.1f}"] if "kept_of_largest" in row else []
         add_row(table, *cells)
     show(console, title, table)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from regcache_deploy.cli.calibrate import print_ranges
 from regcache_deploy.encoders.regcache import RegCacheConfig
 from regcache_deploy.evaluation import PairedComparison
 from regcache_deploy.report.result import ExportResult
@@ -142,6 +143,22 @@ def test_commands_can_be_typed_as_printed(show: Any, capsys: pytest.CaptureFixtu
     assert commands[-1] == ["regcache", "report", str(place)]
     build = ["regcache", "build", str(bundle), "--max-drop", "0.5"]
     assert (build in commands) is (show is print_result)
+
+
+def test_ranges_that_changed_most_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """More images widen ranges: there the smallest ratio is no change at all."""
+    ratios = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0, "e": 1.5, "f": 2.0, "g": 1.2, "h": 0.8}
+    print_ranges(
+        {
+            "bundle": "b.regcache",
+            "images": 9,
+            "observer": "minmax",
+            "observer_bytes": 0,
+            "layers": {name: {"before": 1.0, "after": ratio} for name, ratio in ratios.items()},
+        }
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in lines if line.endswith(" %")] == ["d", "f", "e", "h", "g"]
 
 
 def test_copies_are_counted_and_fidelity_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
