@@ -37,7 +37,10 @@ def merging(folder: Path, document: dict[str, Any]) -> Section | None:
     columns = ["", "graph", "ms", "over unmerged [95 %]", metric_title(metric)]
     columns.append("against FP32, points [95 %]")
     rows = [[str(i), *row] for i, row in enumerate(front_rows(metric, front), 1)]
-    caption = f"On the {count} search images, in simulation; speed of the graphs, batch {batch}"
+    timed = f"speed of the graphs, batch {batch}"
+    if options.get("latency"):
+        timed = f"latencies of {options['latency']}, not measured here"
+    caption = f"On the {count} search images, in simulation; {timed}"
     reason = document["merge_reason"]
     text = [
         f"{reason[0].upper()}{reason[1:]}.",

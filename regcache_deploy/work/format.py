@@ -169,13 +169,20 @@ def merge_text(merge: Mapping[str, Any] | None) -> str:
     return f"{merge['schedule']}: {sum(merge['counts'])} by {merge['metric']}{more}"
 
 
+def _front_ratio(point: Mapping[str, Any]) -> str:
+    """With its interval; a latency that was given (`--latency`) has none."""
+    low, high = point["speedup_low"], point["speedup_high"]
+    interval = f" [{low:.2f}, {high:.2f}]" if low < high else ""
+    return f"{point['speedup']:.2f}{interval}"
+
+
 def front_rows(metric: str, points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """What `--merge auto` weighed, one row a graph, the slowest first."""
     return [
         [
             point["title"] + " <- chosen" * point["chosen"],
             f"{point['ms']:.2f}",
-            f"{point['speedup']:.2f} [{point['speedup_low']:.2f}, {point['speedup_high']:.2f}]",
+            _front_ratio(point),
             value_text(metric, point["value"]),
             f"{point['points']:+.2f} [{point['points_low']:+.2f}, {point['points_high']:+.2f}]",
         ]

@@ -22,6 +22,7 @@ from regcache_deploy.search.merging import (
 )
 from regcache_deploy.search.settings import MergeSettings
 from regcache_deploy.search.statistics import Difference
+from regcache_deploy.work.format import front_rows
 from regcache_export.merge import Merge
 from tests.tiny_plans import tiny_encoder
 
@@ -100,3 +101,7 @@ def test_latencies_of_another_machine(tmp_path: Any) -> None:
     path.write_text('merge,delete_count,ms\nnone,0,30\n"(8,-1)",0,20\n')
     found = given_latency(path, ("none", 0))
     assert found["(8,-1)", 0].speedup.value == pytest.approx(1.5)
+    given = replace(point("8", 0, 1.5), speedup=1.5, low=1.5, high=1.5).to_json()
+    timed = replace(point("8", 0, 1.5), speedup=1.5, low=1.4, high=1.6).to_json()
+    rows = front_rows("top1", [given, timed])
+    assert [row[2] for row in rows] == ["1.50", "1.50 [1.40, 1.60]"]  # nobody timed the first
