@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..search.settings import REGCACHE, WAY_NAMES
 from ..work.format import COUNTED, absent_count, metric_axis, value_text
 from .parts import Section
 
@@ -60,7 +61,8 @@ def story(folder: Path, document: dict[str, Any]) -> Section | None:
     text = [
         f"In this encoder the largest token at the input of {layer} has the l-inf norm "
         f"{before['largest']:.4g} over {norms['images']} search images; in the mean image it is "
-        f"{before['mean']:.4g}. A range of 256 codes that holds it leaves few codes for all others."
+        f"{before['mean']:.4g}. A range of {_codes(document)} codes that holds it leaves few codes "
+        "for all others."
     ]
     if alone and metric in COUNTED:
         text[0] += (
@@ -69,16 +71,30 @@ def story(folder: Path, document: dict[str, Any]) -> Section | None:
         )
     done = _done(document)
     if after is None or not done:
-        text.append(
-            "RegCache was not used: nothing that it could do was found to be better than the way "
-            "that was chosen."
-        )
+        text.append(f"RegCache was not used: {_why_not(document)}.")
         return Section("story", "What RegCache did here", text)
     text.append(
         f"RegCache {', and '.join(done)}. With that, the largest token is {after['largest']:.4g} "
         f"({norms['after_means']})."
     )
     return Section("story", "What RegCache did here", text)
+
+
+def _codes(document: dict[str, Any]) -> int:
+    """Of an activation, by `W<weights>A<activations>`."""
+    return 2 ** int(document["bits"].upper().partition("A")[2])
+
+
+def _why_not(document: dict[str, Any]) -> str:
+    recipe = document.get("recipe") or REGCACHE
+    if document.get("ways"):
+        return "nothing that it could do was found to be better than the way that was chosen"
+    if recipe in WAY_NAMES and not recipe.startswith(REGCACHE):
+        return f"the recipe `{recipe}` has none"
+    trials = document.get("trials")
+    if trials and not any(t["prefix_count"] or absent_count(t) for t in trials):
+        return "no prefix and no deletion was tried"
+    return "nothing that it could do was found to be better than the quantizer alone"
 
 
 def _done(document: dict[str, Any]) -> list[str]:

@@ -105,6 +105,18 @@ def test_what_was_run_and_what_it_did() -> None:
     told = story(Path(), nothing)
     assert told is not None
     assert "RegCache was not used" in told.text[-1]
+    assert "A range of 256 codes" in told.text[0]
+    none = {"prefix_count": 0, "delete_count": 0}
+    for changes, words in (
+        ({"recipe": "smoothed"}, "the recipe `smoothed` has none"),
+        ({"recipe": "regcache", "trials": [none]}, "no prefix and no deletion was tried"),
+        ({"recipe": "regcache", "trials": [none, none | {"delete_count": 2}]}, "better than the q"),
+        ({"recipe": "x", "ways": [{"name": "x", "chosen": True}]}, "the way that was chosen"),
+    ):
+        told = story(Path(), nothing | {"bits": "w4a4"} | changes)
+        assert told is not None
+        assert words in told.text[-1]
+        assert "A range of 16 codes" in told.text[0]
     assert story(Path(), result()) is None
 
 
