@@ -57,7 +57,7 @@ def accuracy_card(document: dict[str, Any]) -> Card:
         f"Budget: {budget:g} points."
     )
     if others:
-        detail += f" Measured on other images, too: {_count(others, 'set')} below."
+        detail += f" {_count(others, 'other measurement')} below."
     words = kept_words(lead.pair, budget)
     if words == "probably":
         detail += " The interval does not exclude more."

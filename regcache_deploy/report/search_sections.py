@@ -58,13 +58,14 @@ def accuracy(folder: Path, document: dict[str, Any]) -> Section:
 
 
 def _by_all(document: dict[str, Any]) -> list[Table]:
-    """Every measurement of the INT8 file, where there are several: each on images of its own."""
+    """Every measurement of the INT8 file, where there are several."""
     found = accuracies(document)
     if len(found) < 2:
         return []
     rows = [
         [
-            f"{each.by}, {metric_title(each.metric)} on {each.n} images: {each.images}",
+            f"{each.by} ({each.runtime}), {metric_title(each.metric)} on {each.n} images: "
+            f"{each.images}",
             "" if each.value is None else value_text(each.metric, each.value),
             "" if each.reference is None else value_text(each.metric, each.reference),
             difference_text(each.metric, each.pair),
@@ -73,8 +74,8 @@ def _by_all(document: dict[str, Any]) -> list[Table]:
     ]
     heads = ["by", "INT8", "FP32", "points against FP32 [95 %]"]
     caption = (
-        "The same file on other images: figures differ by chance, within their intervals. The "
-        "first row is that of the answer"
+        "Every measurement of the file; on other images figures differ by chance, within their "
+        "intervals. The first row is that of the answer"
     )
     return [Table(heads, rows, caption)]
 

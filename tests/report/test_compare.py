@@ -14,6 +14,7 @@ from regcache_deploy.report.answer import accuracy_card, speed_card
 from regcache_deploy.report.html import inline
 from regcache_deploy.report.measured import accuracies, speeds
 from regcache_deploy.report.overview import facts, story
+from regcache_deploy.report.search_sections import accuracy
 from tests.report.test_report_bundle import FASTER, PAIR, ROW, result
 
 LOOK = {"value": 1.5, "low": 1.4, "high": 1.6, "rounds": 20} | {
@@ -67,9 +68,24 @@ def test_the_larger_set_leads_and_the_others_are_named() -> None:
     card = accuracy_card(document)
     assert "89.50 %" in card.detail
     assert "on 2000 images" in card.detail
-    assert "2 sets below" in card.detail
+    assert "2 other measurements below" in card.detail
     few = result(evaluations=[evaluated(20, 0.895)])
     assert "on 34 held-out images" in accuracy_card(few).detail
+
+
+def test_the_same_images_on_another_engine_are_told_apart() -> None:
+    evaluation = evaluated(2000, 0.895)
+    other = evaluation["results"][1] | {"on": "openvino", "metrics": {"acc1": 0.894}}
+    document = result(evaluations=[evaluation | {"results": [*evaluation["results"], other]}])
+    table = accuracy(Path(), document).tables[-1]
+    assert [row[0].split(",")[0] for row in table.rows] == [
+        "regcache eval (onnxruntime)",
+        "regcache eval (openvino)",
+        "regcache export (ONNX Runtime)",
+    ]
+    for text in (accuracy_card(document).detail, table.caption):
+        assert "on other images, too" not in text
+        assert "same file on other images" not in text
 
 
 def test_one_speed_leads_whatever_else_was_measured() -> None:
