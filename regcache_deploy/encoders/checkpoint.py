@@ -87,6 +87,9 @@ def below_attribute(tensors: Mapping[str, Tensor], known: set[str]) -> dict[str,
     Returns:
         Those below the one attribute (`model.`, `net.module.`) where most of `known` are found;
         all, where none is found below any. Losses and metrics beside the model stay behind.
+
+    Raises:
+        ModelError: as many are found below another one: two copies, which may well differ.
     """
     parts = [name.split(".") for name in tensors]
     attributes = {"".join(f"{part}." for part in p[:n]) for p in parts for n in (0, 1, 2)}
@@ -98,9 +101,18 @@ def below_attribute(tensors: Mapping[str, Tensor], known: set[str]) -> dict[str,
             if name.startswith(attribute)
         }
 
-    # of equally good ones the shortest
-    best = max(sorted(attributes), key=lambda a: len(known & below(a).keys()))
-    return below(best) if known & below(best).keys() else dict(tensors)
+    found = {a: len(known & below(a).keys()) for a in sorted(attributes)}
+    best = max(found, key=lambda a: found[a])  # of equally good ones the shortest
+    if not found[best]:
+        return dict(tensors)
+    for other, count in found.items():
+        # one inside of the other is one copy
+        if count == found[best] and not (other.startswith(best) or best.startswith(other)):
+            raise ModelError(
+                f"the checkpoint holds the model twice, below '{best}' and below '{other}'; keep "
+                "the one that is meant"
+            )
+    return below(best)
 
 
 def _read(path: Path) -> Any:

@@ -148,6 +148,16 @@ def test_nothing_known_leaves_the_names():
     assert below_attribute(state, {"b"}).keys() == {"b"}
 
 
+@pytest.mark.parametrize("names", [("student.", "teacher."), ("net.online.", "net.target.")])
+def test_two_copies_of_a_model_are_no_choice_of_ours(clip, tmp_path, names):
+    """A distillation's two networks: the first one by the alphabet was taken."""
+    state = clip.state_dict()
+    pair = [under(name, {n: v + i for n, v in state.items()}) for i, name in enumerate(names)]
+    torch.save({"state_dict": pair[0] | pair[1]}, tmp_path / "x.ckpt")
+    with pytest.raises(ModelError, match=f"twice, below '{names[0]}' and below '{names[1]}'"):
+        load_model(NAME, str(tmp_path / "x.ckpt"))
+
+
 @pytest.mark.parametrize(
     "form",
     [
