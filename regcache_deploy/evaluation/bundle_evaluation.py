@@ -148,6 +148,8 @@ class Session:
     def model(self) -> LoadedModel:
         """The model that the bundle was made from, with its text side.
 
+        A warning says where its weights are no longer those: a checkpoint may be written anew.
+
         Raises:
             BundleError: the bundle does not say which model that is.
             ConfigError, ModelError: it cannot be loaded.
@@ -157,8 +159,23 @@ class Session:
             raise BundleError(f"{self.path} does not say which model it was made from")
         require("torch", "search")
         from ..encoders.load import load_model
+        from ..encoders.settings import ModelSettings
 
-        return load_model(name, self.provenance.get("pretrained"), templates=self.templates)
+        options = self.provenance.get("options")
+        size = options.get("img_size") if isinstance(options, dict) else None
+        found = load_model(
+            name,
+            self.provenance.get("pretrained"),
+            ModelSettings(img_size=size).image_size,
+            self.templates,
+        )
+        made_of = self.provenance.get("weights_sha256")
+        if made_of is not None and found.weights_sha256() != made_of:
+            self._warn(
+                f"{name} has other weights than this bundle was made from: its text tower may not "
+                "belong to the bundle's features, and figures by it may say nothing"
+            )
+        return found
 
     @cached_property
     def _tower(self) -> TextTower | None:

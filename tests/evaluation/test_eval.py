@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -226,6 +227,26 @@ def test_transfer_is_one_table(run_folder, capsys, tmp_path):
         capsys, run_folder / "t.regcache", "--data", run_folder / "data", "--transfer", other
     )
     assert [r["dataset"] for r in found["results"]] == [str(run_folder / "data"), str(other)]
+
+
+def test_a_model_that_was_trained_on_says_so(monkeypatch):
+    """The text tower of a checkpoint that was written anew, with the bundle's old image tower."""
+    asked = []
+
+    def load_model(name, pretrained, image_size, templates):
+        asked.append((name, pretrained, image_size, templates))
+        return SimpleNamespace(weights_sha256=lambda: "b")
+
+    monkeypatch.setattr("regcache_deploy.encoders.load.load_model", load_model)
+    for made_of, told in (("a", 1), ("b", 0), (None, 0)):
+        session = Session(Path("t.regcache"), ("fp32",), Reporter(quiet=True))
+        provenance = {"model": "ViT-B-16", "pretrained": "x.pt", "options": {"img_size": "32x48"}}
+        provenance |= {"weights_sha256": made_of} if made_of else {}
+        session.bundle = SimpleNamespace(manifest={"provenance": provenance})
+        assert session.model.weights_sha256() == "b"
+        assert len(session.warnings) == told
+        assert all("other weights than this bundle was made from" in w for w in session.warnings)
+    assert asked == [("ViT-B-16", "x.pt", (32, 48), "openai")] * 3
 
 
 def test_retrieval_is_compared_by_image(run_folder, tmp_path):
