@@ -124,6 +124,41 @@ def test_log() -> None:
     assert not layers_from_log(["nothing here", ""])
 
 
+def earlier(node: str, types: list[str], factors_at: int | None) -> str:
+    """A GEMM as TensorRT 10.0 to 10.9 write it: no constants, or all of them among the inputs."""
+    names = [f"tensor{i}" for i in range(len(types))]
+    if factors_at is not None:
+        names[factors_at : factors_at + 2] = [f"__mye5{node}_alpha", f"__mye6{node}_beta"]
+    inputs = ", ".join(
+        f"{{ Name: {name}, Dimensions: [1,768], Format/Datatype: {kind} }}"
+        for name, kind in zip(names, types, strict=True)
+    )
+    return (
+        f"Name: {node}_myl0_7, LayerType: gemm, Inputs: [ {inputs}], Outputs: [ {{ Name: y, "
+        "Dimensions: [1,768], Format/Datatype: Half }], TacticName: sm80_xmma_gemm, StreamId: 0, "
+        f"Metadata: [ONNX Layer: {node}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("types", "factors_at", "node", "kind"),
+    [
+        (["Int8", "Int8", "Float", "Float", "Half"], 2, "blocks.0.mlp.fc1/MatMul", "int8_gemm"),
+        (["Half", "Half", "Float", "Float", "Half"], 2, "blocks.0.mlp.fc1/MatMul", "half_gemm"),
+        (["Float", "Float", "Float", "Float"], 2, "blocks.0.mlp.fc1/MatMul", "float_gemm"),
+        (["Int8", "Int8", "Float", "Float"], 2, "blocks.0.attn/qk/MatMul", "int8_bmm"),
+        (["Int8"], None, "blocks.0.mlp.fc1/MatMul", "int8_gemm"),
+        (["Row major Int8 format"], None, "blocks.0.mlp.fc1/MatMul", "int8_gemm"),
+        (["Row major linear FP16 format"], None, "blocks.0.mlp.fc1/MatMul", "half_gemm"),
+    ],
+)
+def test_logs_of_tensorrt_10(
+    types: list[str], factors_at: int | None, node: str, kind: str
+) -> None:
+    (layer,) = layers_from_log([earlier(node, types, factors_at)])
+    assert layer.kind == kind
+
+
 def test_promises() -> None:
     products = product_kinds(layers_from_log([LOG]))
     assert products["blocks.0.attn.q/MatMul"] == ["int8_gemm", "other"]

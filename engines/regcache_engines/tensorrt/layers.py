@@ -7,7 +7,9 @@ A layer of the log is one line:
 
 The inspector says the same as JSON, in two schemas: TensorRT 10 has `Format/Datatype` in one string
 ("Row major Int8 format") and lists `Bindings`; TensorRT 11 has `Datatype` apart, and `I/O Tensors`.
-The log's form was recorded from TensorRT-RTX 1.7.1; the JSON's is read from documentation.
+Earlier versions of TensorRT 10 list no `Constants`: a GEMM's weight, factors and bias are inputs.
+The log's form was recorded from TensorRT-RTX 1.7.1; that of TensorRT 10 was read from logs that
+others have published, the JSON's from documentation.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ..errors import EngineError
 
 _LINE = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<type>\w+), (?P<rest>.*)$")
 _LISTS = re.compile(r"(Inputs|Constants|Outputs): \[(.*?)\](?=, (?:Constants|Outputs|TacticName))")
-_DATATYPE = re.compile(r"Datatype: (\w+)")
+_TENSOR = re.compile(r"Name: (.*?), .*?Datatype: ([^,{}]*)")
 _TACTIC = re.compile(r"TacticName: ([^,]*),")
 _ONNX = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
@@ -49,6 +51,7 @@ _CONV_TYPES = frozenset({"correlation", "Convolution", "CaskConvolution", "conv"
 _PRODUCTS = ("_gemm", "_bmm", "_mha")
 _FACTORS = ("float", "float")
 """Of a GEMM's result and of what is added to it: the last two constants of every GEMM."""
+_FACTOR_NAMES = ("_alpha", "_beta")
 _FUSED_GEMM = re.compile(r"(?:Fc|Gemm|Matm|MatMul)")
 
 
@@ -111,14 +114,15 @@ def layers_from_log(messages: Iterable[str]) -> list[Layer]:
             found = _LINE.match(line)
             if not found:
                 continue
-            lists = {kind: _DATATYPE.findall(text) for kind, text in _LISTS.findall(line)}
+            lists = {kind: _TENSOR.findall(text) for kind, text in _LISTS.findall(line)}
+            inputs, constants = _operands(lists.get("Inputs", []), lists.get("Constants", []))
             tactic = _TACTIC.search(line)
             layers.append(
                 Layer(
                     name=found["name"],
                     type=found["type"],
-                    inputs=_types(lists.get("Inputs", [])),
-                    constants=_types(lists.get("Constants", [])),
+                    inputs=inputs,
+                    constants=constants,
                     outputs=_types(lists.get("Outputs", [])),
                     onnx=tuple(_ONNX.findall(line)),
                     tactic=tactic[1] if tactic else "",
@@ -141,18 +145,22 @@ def layers_from_inspector(text: str) -> list[Layer]:
         raise EngineError(f"the engine inspector's answer is not readable: {error}") from error
     if entries and not isinstance(entries[0], dict):
         raise EngineError("the engine lists names only; build it with detailed profiling")
-    return [
-        Layer(
-            name=str(entry.get("Name", "")),
-            type=str(entry.get("LayerType", "")),
-            inputs=_tensor_types(entry.get("Inputs", [])),
-            constants=_tensor_types(entry.get("Constants", [])),
-            outputs=_tensor_types(entry.get("Outputs", [])),
-            onnx=tuple(_ONNX.findall(str(entry.get("Metadata", "")))),
-            tactic=str(entry.get("TacticName", "")),
+    layers = []
+    for entry in entries:
+        lists = [_tensors(entry.get(kind, [])) for kind in ("Inputs", "Constants", "Outputs")]
+        inputs, constants = _operands(*lists[:2])
+        layers.append(
+            Layer(
+                name=str(entry.get("Name", "")),
+                type=str(entry.get("LayerType", "")),
+                inputs=inputs,
+                constants=constants,
+                outputs=_types(lists[2]),
+                onnx=tuple(_ONNX.findall(str(entry.get("Metadata", "")))),
+                tactic=str(entry.get("TacticName", "")),
+            )
         )
-        for entry in entries
-    ]
+    return layers
 
 
 def count_kinds(layers: Iterable[Layer]) -> dict[str, int]:
@@ -193,19 +201,32 @@ def missing_promises(
     }
 
 
-def _types(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(_TYPES.get(name.lower(), name.lower()) for name in names)
+Tensors = list[tuple[str, str]]
+"""Names, and what is said of their types."""
 
 
-def _tensor_types(tensors: list[dict[str, Any]]) -> tuple[str, ...]:
+def _operands(inputs: Tensors, constants: Tensors) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Types of inputs and of constants, also where all of them are listed as inputs."""
+    if any(name.endswith(_FACTOR_NAMES) for name, _ in inputs):
+        rest = [tensor for tensor in inputs if not tensor[0].endswith(_FACTOR_NAMES)]
+        return _types(rest[:1]), (*_types(rest[1:]), *_FACTORS)
+    return _types(inputs), _types(constants)
+
+
+def _types(tensors: Tensors) -> tuple[str, ...]:
     out = []
-    for tensor in tensors:
-        text = str(
-            tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype", "")
-        )
-        words = re.findall(r"\w+", text.lower())
-        out.append(next((_TYPES[word] for word in words if word in _TYPES), "unknown"))
+    for _, text in tensors:
+        words = re.findall(r"\w+", text.lower()) or ["unknown"]
+        out.append(next((_TYPES[word] for word in words if word in _TYPES), words[0]))
     return tuple(out)
+
+
+def _tensors(entries: list[dict[str, Any]]) -> Tensors:
+    keys = ("Datatype", "DataType", "Format/Datatype")
+    return [
+        (str(entry.get("Name", "")), str(next((entry[k] for k in keys if entry.get(k)), "")))
+        for entry in entries
+    ]
 
 
 def _widest(types: Iterable[str]) -> str:
