@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from regcache_engines.errors import EngineError
+from regcache_engines.tensorrt import builder as builder_module
+from regcache_engines.tensorrt import engine as engine_module
+from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_engines.tensorrt.engine import TensorRTEngine, split_batch
+from regcache_engines.tensorrt.probe import Probe
 from regcache_engines.tensorrt.sidecar import Profile
 from tests.engines.tensorrt_fakes import (
+    H100,
     FakeContext,
     FakeDevice,
     expected,
@@ -64,6 +72,47 @@ def test_a_stream_that_cannot_be_captured(
         engine.infer(images(2))
         engine.infer(images(2))
     assert "capture" not in fake.log
+
+
+@pytest.mark.parametrize("kind", ["Runtime", "Builder"])
+def test_what_tensorrt_does_not_make(
+    kind: str, fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The binding raises a TypeError; why is in the log alone."""
+    why = "Unable to load library: libnvinfer_builder_resource_sm90.so.11"
+
+    class Logger:
+        INTERNAL_ERROR, ERROR = 0, 1
+
+    def nothing(logger: Any) -> None:
+        logger.log(Logger.ERROR, why)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    runtime = SimpleNamespace(ILogger=Logger, Runtime=nothing, Builder=nothing)
+    monkeypatch.setattr(engine_module, "import_runtime", lambda name: runtime)
+    monkeypatch.setattr(builder_module, "import_runtime", lambda name: runtime)
+    found = Probe("tensorrt", "11.4.0.106", H100, None, None)
+    monkeypatch.setattr(builder_module, "probe", lambda name: found)
+    path = write(tmp_path)
+    actions: dict[str, Callable[[], object]] = {
+        "Runtime": lambda: TensorRTEngine(path),
+        "Builder": lambda: EngineBuilder("tensorrt").layers(b""),
+    }
+    with pytest.raises(EngineError, match=f"makes no {kind}: {why}"):
+        actions[kind]()
+
+
+def test_a_shape_that_fails_is_not_remembered(
+    fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TensorRTEngine(write(tmp_path), cuda_graphs=False) as engine:
+        engine.infer(images(4))
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeContext, "infer_shapes", lambda self: ["image"])
+            with pytest.raises(EngineError, match="infer the shapes"):
+                engine.infer(images(3))
+        batch = images(5)[:4]
+        np.testing.assert_allclose(engine.infer(batch), expected(batch), rtol=1e-6)
 
 
 def test_split_batch() -> None:

@@ -21,7 +21,7 @@ from .layers import Layer, count_kinds, layers_from_log, missing_promises, produ
 from .lock import build_lock
 from .probe import EngineName, Probe, import_runtime, probe
 from .sidecar import Sidecar, cache_key
-from .trt_api import configure, make_logger, parse, read_contract
+from .trt_api import configure, create, make_logger, parse, read_contract
 
 log = logging.getLogger(__name__)
 
@@ -171,9 +171,7 @@ class EngineBuilder:
         """Engine, layers, contract, and timings where some are kept."""
         trt = self._trt
         logger = make_logger(trt)
-        builder = trt.Builder(logger)
-        if builder is None:
-            raise EngineError(f"{self.engine} makes no builder: {logger.last_error()}")
+        builder = create(trt, "Builder", logger)
         network, parser = parse(trt, builder, logger, model)
         contract = read_contract(trt, network)
         config, cache = configure(trt, builder, network, options, on_progress)

@@ -20,7 +20,7 @@ from .device import Device, open_device
 from .probe import EngineName, import_runtime, probe
 from .sidecar import Sidecar
 from .slot import Slot
-from .trt_api import make_logger
+from .trt_api import create, make_logger
 
 
 class TensorRTEngine(BaseEngine):
@@ -130,7 +130,7 @@ def split_batch(count: int, smallest: int, largest: int) -> list[int]:
 
 def _deserialize(trt: Any, path: Path, data: bytes, host_code: bool) -> tuple[Any, Any]:
     logger = make_logger(trt)
-    runtime = trt.Runtime(logger)
+    runtime = create(trt, "Runtime", logger)
     if hasattr(runtime, "get_engine_validity"):  # TensorRT-RTX
         validity, diagnostics = runtime.get_engine_validity(data)
         if validity == trt.EngineValidity.INVALID:

@@ -76,6 +76,7 @@ class Slot:
     def _enqueue(self, count: int) -> None:
         name = self._sidecar.input_name
         if count != self._batch:
+            self._batch = 0  # the context's shape is not known where this fails
             if not self._context.set_input_shape(name, (count, *self._sidecar.image_shape)):
                 raise EngineError(
                     f"a batch of {count} is outside of the engine's profile "

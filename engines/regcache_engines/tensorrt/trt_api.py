@@ -31,6 +31,19 @@ def make_logger(trt: Any) -> Any:
     return Recorder()
 
 
+def create(trt: Any, kind: str, logger: Any) -> Any:
+    """A `Builder` or a `Runtime`.
+
+    Raises:
+        EngineError: TensorRT gives none: of the GPU, the driver or its own libraries something does
+            not fit. The binding then has a TypeError without the reason, which the logger has.
+    """
+    try:
+        return getattr(trt, kind)(logger)
+    except TypeError as error:
+        raise EngineError(f"TensorRT makes no {kind}: {logger.last_error()}") from error
+
+
 def parse(trt: Any, builder: Any, logger: Any, model: bytes) -> tuple[Any, Any]:
     """A strongly typed network, and the parser that must outlive it.
 
