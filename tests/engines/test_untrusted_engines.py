@@ -18,9 +18,9 @@ from regcache_engines.errors import EngineError
 from regcache_engines.files import sha256_bytes
 from regcache_engines.onnxruntime_session import open_session
 from regcache_engines.tensorrt import builder as builder_module
-from regcache_engines.tensorrt.build_options import BuildOptions
+from regcache_engines.tensorrt.build_options import BuildOptions, Hardware
 from regcache_engines.tensorrt.builder import EngineBuilder
-from regcache_engines.tensorrt.probe import Probe
+from regcache_engines.tensorrt.probe import Gpu, Probe
 from regcache_engines.tensorrt.sidecar import Sidecar, cache_key
 from regcache_engines.user_cache import user_cache
 from tests.engines.tensorrt_fakes import DATA, H100, SIDECAR
@@ -67,6 +67,7 @@ def plant(folder: Path, **changes: Any) -> None:
         "version": SIDECAR.version,
         "sm": H100.sm,
         "options": options.to_json(),
+        "gpu": H100.name,
     }
     key = cache_key(parts)
     whole: dict[str, Any] = {"key": key, "onnx_sha256": parts["onnx"]}
@@ -134,6 +135,23 @@ def test_a_found_engine_needs_no_lock(
     plant(tmp_path)
     monkeypatch.setattr(builder_module, "build_lock", refuse)
     assert builder.build(MODEL, tmp_path).reused
+
+
+def test_gpus_of_one_sm_have_engines_of_their_own(builder: EngineBuilder, tmp_path: Path) -> None:
+    """TensorRT times its kernels on the GPU; a home may be shared by several."""
+
+    def paths(gpu: Gpu) -> list[Path]:
+        builder.probe = replace(builder.probe, gpu=gpu)
+        levels: tuple[Hardware, ...] = ("none", "same_compute_capability")
+        return [builder.build(MODEL, tmp_path, BuildOptions(hardware=h)).path for h in levels]
+
+    first, other = paths(H100), paths(replace(H100, name="NVIDIA H200"))
+    assert (first[0] == other[0], first[1] == other[1]) == (False, True)
+    found = Probe("tensorrt", SIDECAR.version, H100, None, None)
+    for path in (first[0], other[1]):
+        Sidecar.read(path.with_suffix(".json")).read_engine(path, found)
+    with pytest.raises(EngineError, match="timed on NVIDIA H200, and this is NVIDIA H100"):
+        Sidecar.read(other[0].with_suffix(".json")).read_engine(other[0], found)
 
 
 def test_no_engine_is_built_from_weights_that_no_hash_covers(

@@ -96,6 +96,8 @@ class EngineBuilder:
             "sm": self.probe.gpu.sm if self.probe.gpu else None,
             "options": options.to_json(),
         }
+        if self.engine == "tensorrt" and options.hardware == "none" and self.probe.gpu:
+            parts["gpu"] = self.probe.gpu.name  # two of one SM are timed each
         key = cache_key(parts)
         path, description = folder / f"{key}.engine", folder / f"{key}.json"
 

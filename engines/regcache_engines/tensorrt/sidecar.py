@@ -133,6 +133,12 @@ class Sidecar:
                 f"{engine_path} was built for SM {built}, and {probe.gpu.name} is SM "
                 f"{probe.gpu.sm}; {AGAIN}"
             )
+        if self._needs_own_model() and self.gpu not in (None, probe.gpu.name):
+            raise EngineError(
+                f"{engine_path} was built and timed on {self.gpu}, and this is {probe.gpu.name}, "
+                f"which TensorRT does not support; {AGAIN}, or with --hardware "
+                "same_compute_capability"
+            )
         if not engine_path.is_file():
             raise EngineError(f"no engine at {engine_path}; {AGAIN}")
         data = engine_path.read_bytes()
@@ -152,6 +158,10 @@ class Sidecar:
         if not self.version_compatible:
             return version == self.version
         return _numbers(version) >= _numbers(self.version)
+
+    def _needs_own_model(self) -> bool:
+        """Whether it is for the kind of GPU that it was built on, not for all of its SM."""
+        return self.engine == "tensorrt" and self.hardware == "none"
 
     def _runs_on(self, gpu: Gpu) -> bool:
         if self.hardware == "ampere_plus":
