@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from regcache_engines.errors import EngineError
 from regcache_engines.tensorrt.device import CudaBindingsDevice, open_device
 from regcache_engines.tensorrt.device_pycuda import PyCudaDevice
+from regcache_engines.tensorrt.device_torch import TorchDevice
 from regcache_engines.tensorrt.trt_api import make_monitor
 
 
@@ -146,6 +148,48 @@ def test_pycuda_uses_the_primary_context_and_leaves_it(monkeypatch: pytest.Monke
     assert depth == [0]
     with pytest.raises(EngineError, match="no CUDA graphs"):
         device.begin_capture(handle)
+
+
+def test_torch_captures_beside_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever waits for the whole GPU, or forbids others to allocate, breaks a second context."""
+    calls: list[str] = []
+    current: list[Any] = []
+
+    class Graph:
+        def capture_begin(self, capture_error_mode: str = "global") -> None:
+            assert current == [stream]
+            calls.append(f"begin {capture_error_mode}")
+
+        def capture_end(self) -> None:
+            assert current == [stream]
+            calls.append("end")
+
+        def replay(self) -> None:
+            assert current == [stream]
+            calls.append("replay")
+
+    @contextmanager
+    def on(found: Any) -> Iterator[None]:
+        current.append(found)
+        yield
+        current.pop()
+
+    stream = SimpleNamespace(cuda_stream=11, synchronize=lambda: calls.append("wait for stream"))
+    cuda = SimpleNamespace(
+        is_available=lambda: True, Stream=lambda device: stream, stream=on, CUDAGraph=Graph
+    )
+    monkeypatch.setattr(
+        "regcache_engines.tensorrt.device_torch.require",
+        lambda module, extra: SimpleNamespace(cuda=cuda),
+    )
+    device = TorchDevice()
+    handle = device.stream()
+    device.begin_capture(handle)
+    graph = device.end_capture(handle)
+    device.launch(graph, handle)
+    device.synchronize(handle)
+    assert calls == ["begin thread_local", "end", "replay", "wait for stream"]
+    assert not current
 
 
 def test_open_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,14 +54,17 @@ class TorchDevice:
         self._streams[stream].synchronize()
 
     def begin_capture(self, stream: int) -> None:
+        # not `torch.cuda.graph`: it waits for the whole GPU, which fails while another thread
+        # captures, and lets no other thread allocate meanwhile
         graph = self._torch.cuda.CUDAGraph()
-        scope = self._torch.cuda.graph(graph, stream=self._streams[stream])
-        scope.__enter__()
-        self._graphs[stream] = graph, scope
+        with self._torch.cuda.stream(self._streams[stream]):
+            graph.capture_begin(capture_error_mode="thread_local")
+        self._graphs[stream] = graph
 
     def end_capture(self, stream: int) -> Any:
-        graph, scope = self._graphs.pop(stream)
-        scope.__exit__(None, None, None)
+        graph = self._graphs.pop(stream)
+        with self._torch.cuda.stream(self._streams[stream]):
+            graph.capture_end()
         return graph
 
     def launch(self, graph: Any, stream: int) -> None:
