@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from regcache_deploy.cli.main import main
 from regcache_engines.errors import EngineError
@@ -109,6 +110,32 @@ def test_options_reach_the_engine(builder: EngineBuilder, tmp_path: Path) -> Non
     )
     other = builder.build(data, tmp_path, replace(options, sms=(89,)))
     assert other.path != result.path
+
+
+HALF, FLOAT, INT32 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT32
+
+
+@pytest.mark.parametrize("ends", [(HALF, FLOAT), (FLOAT, HALF), (INT32, FLOAT)])
+def test_no_other_types_at_the_ends(
+    builder: EngineBuilder, tmp_path: Path, ends: tuple[int, int]
+) -> None:
+    """Four bytes a value were copied whatever the graph takes."""
+    image, features = (
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in zip(
+            ("image", "features"), ends, (["b", 3, 4, 4], ["b", 3]), strict=True
+        )
+    )
+    nodes = [
+        helper.make_node("Cast", ["image"], ["half"], to=HALF),
+        helper.make_node("ReduceMean", ["half", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Cast", ["mean"], ["features"], to=ends[1]),
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    graph = helper.make_graph(nodes, "g", [image], [features], [axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(EngineError, match="cast inside of the graph"):
+        builder.build(model.SerializeToString(), tmp_path)
 
 
 REFUSED: dict[str, tuple[BuildOptions, str]] = {

@@ -70,7 +70,7 @@ def read_contract(trt: Any, network: Any) -> dict[str, Any]:
     """Names, shapes and type of the one input and the one output.
 
     Raises:
-        EngineError: another number of them, or shapes that are no image encoder's.
+        EngineError: another number of them, or shapes or types that are no image encoder's.
     """
     if network.num_inputs != 1 or network.num_outputs != 1:
         raise EngineError(
@@ -81,13 +81,18 @@ def read_contract(trt: Any, network: Any) -> dict[str, Any]:
     shape, out = tuple(image.shape), tuple(features.shape)
     if len(shape) != 4 or min(shape[1:]) < 1 or len(out) != 2 or out[1] < 1:
         raise EngineError(f"input {shape} and output {out} are no image encoder's")
-    dtype = "uint8" if image.dtype == getattr(trt, "uint8", None) else "float32"
+    dtypes = {trt.float32: "float32", trt.uint8: "uint8"}
+    if image.dtype not in dtypes or features.dtype != trt.float32:
+        raise EngineError(
+            f"input is {image.dtype} and output {features.dtype}; engines are fed float32 or uint8 "
+            "and give float32: cast inside of the graph"
+        )
     return {
         "input_name": image.name,
         "output_name": features.name,
         "image_shape": shape[1:],
         "output_dim": int(out[1]),
-        "input_dtype": dtype,
+        "input_dtype": dtypes[image.dtype],
     }
 
 
