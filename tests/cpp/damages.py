@@ -165,6 +165,18 @@ def weights_beside(bundle: Path) -> None:
     replace_file(bundle, "model.onnx", path.read_bytes())
 
 
+def weights_elsewhere(bundle: Path) -> None:
+    """Weights in a file that is named by its whole path."""
+    weights = bundle.parent / "weights"
+    model = onnx.load(bundle / "model.onnx")
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.write_bytes(largest.raw_data)
+    largest.ClearField("raw_data")
+    largest.data_location = TensorProto.EXTERNAL
+    largest.external_data.add(key="location", value=str(weights))
+    replace_file(bundle, "model.onnx", model.SerializeToString())
+
+
 def with_text(bundle: Path) -> None:
     """Give it a text tower as far as the bundle's readers look: three files, listed and hashed."""
     (bundle / "text").mkdir()
@@ -337,6 +349,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "features beyond int32": ("RUNTIME_FAILED", encoder_of(1, 2**32 + 20)),
     "features of another length": ("BUNDLE_DAMAGED", encoder_of(1, 21)),
     "weights in a hidden file": ("RUNTIME_FAILED", weights_beside),
+    "weights somewhere else": ("RUNTIME_FAILED", weights_elsewhere),
     "changed text tower": (
         "BUNDLE_CHECKSUM",
         text_damaged(lambda b: flip(b / "text/model.onnx")),

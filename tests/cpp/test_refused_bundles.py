@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from regcache_engines import Bundle
-from tests.cpp.damages import DAMAGES, repeat, with_text
+from regcache_engines.onnx_wire import has_external_data
+from tests.cpp.damages import DAMAGES, repeat, replace_file, with_text
 from tests.cpp.programs import run
+from tests.engines.test_onnx_wire import PLACES, model_with
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -22,6 +24,35 @@ def test_refused(what: str, release: Path, sanitized: Path, bundle: Path, tmp_pa
         assert done.stdout.startswith(f"REGCACHE_{status} "), done.stdout
         assert done.returncode == (7 if status.startswith("RUNTIME") else 5)
         assert len(done.stdout.split()) > 3, "no message"
+
+
+ODD = {
+    "group": b"\x0b\x0c",
+    "long number": b"\x08\x81\x00",
+    "number of 65 bits": b"\x08" + b"\xff" * 9 + b"\x02",
+    "tag of 33 bits": b"\x8a\x80\x80\x80\x10\x00",
+    "field 0": b"\x02\x00",
+    "length beyond the end": b"\x0a\x7f",
+    "length beyond memory": b"\x0a" + b"\xff" * 9 + b"\x01",
+    "half a number": b"\x09\x00",
+}
+
+
+@pytest.mark.parametrize("what", [*PLACES, *ODD])
+def test_weights_outside_of_the_model_are_found_as_in_python(
+    what: str, release: Path, sanitized: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Before ONNX Runtime sees it: 1.21, for one, opens what is named by its whole path."""
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged.regcache"))
+    data = (bundle / "model.onnx").read_bytes() + ODD.get(what, b"")
+    if what in PLACES:
+        data = model_with(what, external=True).SerializeToString()
+    replace_file(damaged, "model.onnx", data)
+    assert has_external_data(data)
+    for folder in (release, sanitized):
+        done = run(folder / "regcache_dump", damaged, tmp_path / "out")
+        assert done.stdout.startswith("REGCACHE_RUNTIME_FAILED "), done.stdout
+        assert "keeps weights in other files" in done.stdout
 
 
 @pytest.mark.parametrize("entry", [b'"schema": 1', b'"model": "twice"'])

@@ -33,6 +33,9 @@ PREPROCESS = {
     "fill_color": 3,
 }
 
+# graph { initializer { raw_data: "x" } }, and one whose weights are in another file
+MODEL, OUTSIDE = b"\x3a\x05\x2a\x03\x4a\x01x", b"\x3a\x04\x2a\x02\x6a\x00"
+
 NAMES = (
     *("manifest.json", "model.onnx", "preprocess_cfg.json", "text_features.safetensors"),
     *("text/model.onnx", "text/tokenizer.json", "text/text.json", "other", ".hidden", "text"),
@@ -47,13 +50,14 @@ def entry(name: str, data: bytes, kind: int = 0) -> bytes:
 
 def folders(head: bytes) -> dict[str, bytes]:
     """Whole bundles, and some that are refused for what lies beside their files."""
-    files = {"model.onnx": b"model", "preprocess_cfg.json": json.dumps(PREPROCESS).encode()}
+    files = {"model.onnx": MODEL, "preprocess_cfg.json": json.dumps(PREPROCESS).encode()}
     with_head = files | {"text_features.safetensors": head}
     with_text = with_head | {name: name.encode() for name in NAMES[4:7]}
     more = {
         "plain": (files, b""),
         "head": (with_head, b""),
         "text": (with_text, b""),
+        "outside": (files | {"model.onnx": OUTSIDE}, b""),
         "hidden": (files, entry(".hidden", b"x")),
         "unlisted": (files, entry("other", b"x")),
         "linked": (files, entry("other", bytes([1]), kind=1)),
@@ -83,7 +87,8 @@ def main(folder: Path) -> None:
         }
     ).encode()
     (folder / "manifest").write_bytes(b"\0\0" + json.dumps(MANIFEST).encode())
-    head = len(header).to_bytes(8, "little") + header + bytes(24)
+    rows = np.eye(2, 3, dtype=np.float32).tobytes()
+    head = len(header).to_bytes(8, "little") + header + rows
     (folder / "head").write_bytes(b"\1\0" + head)
     (folder / "preprocess").write_bytes(b"\2\0" + json.dumps(PREPROCESS).encode())
     for name, data in folders(head).items():

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "error.h"
+#include "onnx_wire.h"
 #include "sha256.h"
 
 namespace regcache {
@@ -150,6 +151,11 @@ Bundle Bundle::open(const std::string &folder, const std::string &head) {
     else if (bundle.manifest.files.count(kHead))
         bundle.head = Head::parse(used[kHead], kHead);
     bundle.model = std::move(used[kModel]);
+    // ONNX Runtime 1.21, for one, opens a file that is named by its whole path
+    if (has_external_data(bundle.model))
+        throw Error(REGCACHE_RUNTIME_FAILED,
+                    bundle.model_path + " keeps weights in other files, which no hash of the bundle " +
+                        "covers, or hides whether it does; do not use this bundle");
     return bundle;
 }
 
