@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.cpp.programs import dump, run
+from tests.cpp.programs import dump, python_reads, run
 from tests.data.awkward_images import jpeg_of_scans, png
 
 
@@ -66,6 +66,35 @@ def test_refused_images(release: Path, sanitized: Path, bundle: Path, tmp_path: 
         assert len(pixels) == 0
         for (path, status), line in zip(expected.items(), statuses, strict=True):
             assert line.startswith(f"REGCACHE_{status} "), (path.name, line)
+
+
+def test_what_stands_behind_the_rows_of_a_jpeg_is_judged_as_in_python(
+    release: Path, sanitized: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Where the data break off, the rest is grey; a marker that cannot be there tells."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    middle = whole.index(b"\xff\xda") + 400
+    tails = (
+        b"", b"\xff\xd9", b"junkjunk", b"\xff\xd0", b"\xff\xfe\0\5abc", b"\xff\xfe\x10\0abc",
+        b"\xff\x20\0\0", b"\xff\xda\0\3a", b"\xff\xc4\0\3a", b"\xff\xd8",
+    )  # fmt: skip
+    paths = []
+    for index, tail in enumerate(tails):
+        files = (
+            whole[:-2] + tail,
+            whole[:-2] + tail + b"\xff\xd9",
+            whole[:middle] + tail + whole[middle + len(tail) :],
+        )
+        for kind, data in enumerate(files):
+            paths.append(tmp_path / f"{index}-{kind}.jpg")
+            paths[-1].write_bytes(data)
+    wanted = [python_reads(bundle, path) for path in paths]
+    assert 10 < sum(wanted) < len(wanted) - 10
+    for folder in (release, sanitized):
+        statuses, *_ = dump(folder, bundle, paths, tmp_path / "out")
+        assert [line == "ok" for line in statuses] == wanted, statuses
 
 
 def test_a_text_that_unpacks_to_gigabytes_costs_no_memory(

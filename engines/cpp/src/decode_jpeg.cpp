@@ -42,11 +42,19 @@ boolean refuse_truncated(j_decompress_ptr info) {
     fail_with(reinterpret_cast<j_common_ptr>(info), "the file is truncated");
 }
 
+// Behind the last row a file may end.
+boolean end_here(j_decompress_ptr) { return FALSE; }
+
 void skip(j_decompress_ptr info, long count) {
     if (count <= 0) return;
-    if (static_cast<unsigned long>(count) > info->src->bytes_in_buffer) refuse_truncated(info);
-    info->src->next_input_byte += count;
-    info->src->bytes_in_buffer -= static_cast<std::size_t>(count);
+    auto &source = *info->src;
+    if (static_cast<unsigned long>(count) > source.bytes_in_buffer) {
+        source.fill_input_buffer(info);
+        source.bytes_in_buffer = 0;
+        return;
+    }
+    source.next_input_byte += count;
+    source.bytes_in_buffer -= static_cast<std::size_t>(count);
 }
 
 void no_operation(j_decompress_ptr) {}
@@ -98,7 +106,11 @@ struct Decoder {
             JSAMPROW row = pixels + std::size_t(info.output_scanline) * stride;
             jpeg_read_scanlines(&info, &row, 1);
         }
-        return true;  // what follows the last row is not looked at, as in Pillow
+        // up to the end marker, as in Pillow: data that break off are painted grey, and a marker that
+        // cannot stand there is all that tells
+        source.fill_input_buffer = end_here;
+        jpeg_finish_decompress(&info);
+        return true;
     }
     [[noreturn]] void refuse() const {
         throw Error(REGCACHE_IMAGE_DAMAGED, std::string("damaged JPEG: ") + failure.message);
