@@ -68,6 +68,19 @@ def test_refused_images(release: Path, sanitized: Path, bundle: Path, tmp_path: 
             assert line.startswith(f"REGCACHE_{status} "), (path.name, line)
 
 
+def test_a_wrong_checksum_is_refused_by_both(release: Path, bundle: Path, tmp_path: Path) -> None:
+    """Of chunks that say nothing of the pixels, too."""
+    whole = png(40, 40, 8, 2, bytes(40 * 40 * 3))
+    paths = []
+    for name in (b"tEXt", b"gAMA", b"prIv"):
+        chunk = struct.pack(">I", 4) + name + b"\0\1\2\3" + struct.pack(">I", 7)
+        paths.append(tmp_path / f"{name.decode()}.png")
+        paths[-1].write_bytes(whole[:33] + chunk + whole[33:])
+    statuses, _, _ = dump(release, bundle, paths, tmp_path / "out")
+    assert all(line.startswith("REGCACHE_IMAGE_DAMAGED ") for line in statuses), statuses
+    assert not any(python_reads(bundle, path) for path in paths)
+
+
 def test_what_stands_behind_the_rows_of_a_jpeg_is_judged_as_in_python(
     release: Path, sanitized: Path, bundle: Path, tmp_path: Path
 ) -> None:

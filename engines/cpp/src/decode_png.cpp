@@ -56,6 +56,8 @@ struct Decoder {
         png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // the area is checked by us
         // profiles and texts may be decompression bombs; only IHDR, PLTE, IDAT matter here
         png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+        // Pillow refuses a wrong checksum of those, too
+        png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
         png_read_info(png, info);
         png_get_IHDR(png, info, &width, &height, &depth, &type, nullptr, nullptr, nullptr);
         return true;
@@ -77,7 +79,7 @@ struct Decoder {
         for (int pass = 0; pass < passes; ++pass)
             for (png_uint_32 y = 0; y < height; ++y)
                 png_read_row(png, pixels + std::size_t(y) * stride, nullptr);
-        return true;  // what follows the last row is not looked at, as in Pillow
+        return true;  // what follows the last row is not looked at
     }
     [[noreturn]] void refuse() const {
         throw Error(REGCACHE_IMAGE_DAMAGED, std::string("damaged PNG: ") + message);
