@@ -87,6 +87,10 @@ def repeat(entry: bytes) -> Callable[[Path], None]:
     return damage
 
 
+def append(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda bundle: replace_file(bundle, name, (bundle / name).read_bytes() + data)
+
+
 def lists(name: str) -> Callable[[Path], None]:
     def damage(bundle: Path) -> None:
         entry = {"sha256": "0" * 64, "size": 1}
@@ -273,6 +277,17 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     ),
     "second of two schemas": ("BUNDLE_SCHEMA_UNKNOWN", repeat(b'"schema": 2')),
     "second of two lists": ("BUNDLE_DAMAGED", repeat(b'"files": {}')),
+    "zeros behind the manifest": (
+        "BUNDLE_DAMAGED",
+        lambda b: (b / "manifest.json").write_bytes((b / "manifest.json").read_bytes() + bytes(99)),
+    ),
+    "a second manifest behind a zero": (
+        "BUNDLE_DAMAGED",
+        lambda b: (b / "manifest.json").write_bytes((b / "manifest.json").read_bytes() + b"\0{}"),
+    ),
+    "zero behind the preprocessing": ("BUNDLE_DAMAGED", append("preprocess_cfg.json", b"\0")),
+    "zero behind the labels": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c", "d"]\0')),
+    "zero behind the scale": ("BUNDLE_DAMAGED", head_of(logit_scale="100\0")),
     "short head": ("BUNDLE_DAMAGED", lambda b: replace_file(b, HEAD, b"\xff")),
     "huge head": ("BUNDLE_DAMAGED", lambda b: replace_file(b, HEAD, b"\xff" * 64)),
     "no tensor": ("BUNDLE_DAMAGED", lambda b: replace_file(b, HEAD, header(b"{}"))),

@@ -3,10 +3,9 @@
 #include <cmath>
 #include <cstring>
 
-#include <nlohmann/json.hpp>
-
 #include "bundle.h"
 #include "error.h"
+#include "json.h"
 
 namespace regcache {
 namespace {
@@ -63,7 +62,7 @@ void read_tensor(const Json &tensor, const char *data, std::uint64_t size, Head 
 void read_metadata(const Json &metadata, Head &head) {
     const Json labels = entry(metadata, "labels"), scale = entry(metadata, "logit_scale");
     if (!labels.is_string() || !scale.is_string()) bad_head("has no labels or no logit_scale");
-    const Json list = Json::parse(labels.get<std::string>(), nullptr, false);
+    const Json list = parse_json(labels.get<std::string>());
     if (!list.is_array()) bad_head("has labels that are no list");
     for (const Json &label : list) {
         if (!label.is_string()) bad_head("has a label that is no text");
@@ -73,7 +72,7 @@ void read_metadata(const Json &metadata, Head &head) {
         bad_head("has " + std::to_string(head.labels.size()) + " labels for " +
                 std::to_string(head.classes) + " classes");
     // not strtod: the program's locale may write a comma
-    const Json number = Json::parse(scale.get<std::string>(), nullptr, false);
+    const Json number = parse_json(scale.get<std::string>());
     if (!number.is_number()) bad_head("has a logit_scale that is no number");
     head.logit_scale = number.get<double>();
     if (!(head.logit_scale > 0 && head.logit_scale <= kMaxScale))
@@ -87,8 +86,7 @@ Head parsed(const std::string &bytes) {
     std::uint64_t length = 0;
     for (int i = 0; i < 8; ++i) length |= std::uint64_t(std::uint8_t(bytes[std::size_t(i)])) << 8 * i;
     if (length > kMaxHeader || length > bytes.size() - 8) bad_head("is truncated");
-    const auto begin = bytes.begin() + 8, end = begin + std::ptrdiff_t(length);
-    const Json header = Json::parse(begin, end, nullptr, false);
+    const Json header = parse_json(bytes.substr(8, std::size_t(length)));
     if (!header.is_object()) bad_head("has no JSON header");
     Head head;
     read_tensor(entry(header, kTensor), bytes.data() + 8 + length, bytes.size() - 8 - length, head);

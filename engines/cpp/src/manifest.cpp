@@ -3,10 +3,9 @@
 #include <iterator>
 #include <limits>
 
-#include <nlohmann/json.hpp>
-
 #include "bundle.h"
 #include "error.h"
+#include "json.h"
 
 namespace regcache {
 namespace {
@@ -106,7 +105,7 @@ void read_graph(const Json &graph, const Json &rates, Manifest &manifest) {
 }  // namespace
 
 Manifest Manifest::parse(const std::string &json) {
-    const Json document = Json::parse(json, nullptr, false);
+    const Json document = parse_json(json);
     if (!document.is_object()) damaged("holds no JSON object");
     const Json &schema = at(document, "schema");
     if (!schema.is_number_integer() || schema != REGCACHE_BUNDLE_SCHEMA)

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include <nlohmann/json.hpp>
-
 #include "error.h"
+#include "json.h"
 
 namespace regcache {
 namespace {
@@ -75,7 +74,7 @@ std::string word(const Json &value, const std::string &name) {
 }  // namespace
 
 PreprocessConfig PreprocessConfig::parse(const std::string &text) {
-    const Json json = Json::parse(text, nullptr, false);
+    const Json json = parse_json(text);
     if (!json.is_object()) refuse("holds no JSON object");
     PreprocessConfig config;
     for (const auto &[name, value] : json.items()) {
