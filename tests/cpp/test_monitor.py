@@ -63,8 +63,9 @@ def test_probes_count_what_python_counts_and_change_no_feature(
         # one end is full by nature, as behind GELU; the other one is still heard
         ((0.9, 1e-9), "high", "upper end"),
         ((0.9, 0.9), "high", None),
-        # a bundle that does not say what is normal
+        # a bundle that does not say what is normal, or says what no share can be
         (None, "high", "upper end"),
+        ((5.0, 5.0), "high", "upper end"),
     ],
 )
 def test_the_monitor_warns_where_the_data_leaves_the_calibrated_range(
@@ -94,4 +95,4 @@ def test_the_monitor_warns_where_the_data_leaves_the_calibrated_range(
         assert warned is not None
         assert warned in line
         # a share that nobody measured is not told
-        assert (" % on the calibration images" in line) is (rates is not None)
+        assert (" % on the calibration images" in line) is (rates is not None and rates[1] <= 1)

@@ -97,7 +97,8 @@ void read_graph(const Json &graph, const Json &rates, Manifest &manifest) {
         probe.calibrated.fill(std::numeric_limits<double>::quiet_NaN());
         const Json &ends = at(rates, probe.output.c_str());
         for (std::size_t end = 0; ends.is_array() && ends.size() == 2 && end < 2; ++end)
-            if (ends[end].is_number()) probe.calibrated[end] = ends[end].get<double>();
+            if (ends[end].is_number() && ends[end] >= 0 && ends[end] <= 1)
+                probe.calibrated[end] = ends[end].get<double>();
         manifest.probes.push_back(probe);
     }
 }
