@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,18 @@ def test_bench_reports_percentiles_and_memory(
     assert 0 < bench["p50_ms"] <= bench["p90_ms"] <= bench["p99_ms"]
     assert bench["images_per_second"] > 0
     assert bench["peak_memory_mib"] > 0
+
+
+def test_results_that_cannot_be_written_are_no_success(
+    release: Path, bundle: Path, images: list[Path]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    for words in ([], ["--json"], ["--help"]):
+        program = [release / "regcache_classify", *words, bundle, images[0]]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                program, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == 2
+        assert "cannot use the output" in done.stderr

@@ -48,6 +48,13 @@ struct Arguments {
     std::exit(regcache_exit_code(status));
 }
 
+// The exit code, which says so where what was printed did not arrive.
+int written(int code) {
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+    std::fputs("regcache_classify: cannot use the output; is the disk full?\n", stderr);
+    return 2;
+}
+
 void check(regcache_status status) {
     if (status != REGCACHE_OK) stop(status);
 }
@@ -97,7 +104,7 @@ Arguments parse(int argc, char **argv) {
                 usage("--provider is cpu, cuda or tensorrt, not " + name);
         } else if (word == "--help" || word == "-h") {
             std::fputs(kUsage, stdout);
-            std::exit(0);
+            std::exit(written(0));
         } else if (word.size() > 1 && word[0] == '-') {
             usage("unknown option " + word);
         } else {
@@ -243,4 +250,4 @@ int run(const Arguments &arguments) {
 
 }  // namespace
 
-int main(int argc, char **argv) { return run(parse(argc, argv)); }
+int main(int argc, char **argv) { return written(run(parse(argc, argv))); }
