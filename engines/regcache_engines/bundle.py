@@ -198,6 +198,8 @@ def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
     try:
         # no encoding but UTF-8, and no NaN: as C++ reads it
         document = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+        # nor 1e999 or half a surrogate pair, which C++ refuses and nothing can print
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
     if not isinstance(document, dict):

@@ -40,6 +40,7 @@ def read_head(data: bytes, path: Path) -> Head:
         features = load(data)[TENSOR]
         described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         labels, scale = json.loads(described["labels"]), json.loads(described["logit_scale"])
+        json.dumps(labels, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
     problem = _problem(features, labels, scale)

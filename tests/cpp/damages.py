@@ -288,6 +288,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "zero behind the preprocessing": ("BUNDLE_DAMAGED", append("preprocess_cfg.json", b"\0")),
     "zero behind the labels": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c", "d"]\0')),
     "zero behind the scale": ("BUNDLE_DAMAGED", head_of(logit_scale="100\0")),
+    "number beyond all floats": ("BUNDLE_DAMAGED", repeat(b'"accuracy": 1e999')),
+    "half a surrogate pair": ("BUNDLE_DAMAGED", repeat(b'"model": "\\ud800"')),
+    "label of half a surrogate pair": (
+        "BUNDLE_DAMAGED",
+        head_of(labels='["a", "b", "c", "\\udc00"]'),
+    ),
     "short head": ("BUNDLE_DAMAGED", lambda b: replace_file(b, HEAD, b"\xff")),
     "huge head": ("BUNDLE_DAMAGED", lambda b: replace_file(b, HEAD, b"\xff" * 64)),
     "no tensor": ("BUNDLE_DAMAGED", lambda b: replace_file(b, HEAD, header(b"{}"))),
