@@ -123,6 +123,7 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     with reporter.stage(what, total) as advance:
 
         def images() -> Iterator[Tensor]:
+            kept.clear()  # of an earlier pass: the same images
             for batch in stream.batches(options.batch_size):
                 if (missing := options.certificate_images - sum(map(len, kept))) > 0:
                     kept.append(torch.from_numpy(batch.pixels[:missing].copy()))

@@ -23,6 +23,7 @@ from regcache_deploy.run.calibrate import graph_options_of
 from regcache_deploy.run.options import ExportOptions
 from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
+from regcache_export.certificate_files import read_certificate
 from regcache_export.describe import bits_label
 from regcache_export.graph.probes import probe_places
 from regcache_export.plan import Plan
@@ -73,6 +74,17 @@ def test_a_plan_gets_new_ranges_and_a_certified_bundle(
         "plan.json",
         "plan.safetensors",
     ]
+
+
+def test_a_certificate_has_each_image_once(
+    plan: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer images than it may have, and two passes over them."""
+    words = ["calibrate", str(plan), "--data", str(images), "--observer", "mse", "--json"]
+    assert main([*words, "--certificate-images", "12"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    _, pixels = read_certificate(Bundle.open(Path(found["bundle"])))
+    assert len(pixels) == len(np.unique(pixels, axis=0)) == 7
 
 
 def test_never_without_data(plan: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
