@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from regcache_engines.errors import EngineError
 from regcache_engines.tensorrt import probe as probing
+from regcache_engines.tensorrt.lock import build_lock
 from regcache_engines.tensorrt.probe import find_gpu, probe
 from tests.engines.tensorrt_fakes import H100
 
@@ -95,6 +98,18 @@ def test_probe_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     # TensorRT-RTX compiles on a CPU
     assert probe("tensorrt_rtx").build_refused is None
     assert "no driver" in str(probe("tensorrt_rtx").run_refused)
+
+
+def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Some of a network's have none; what the lock saves is a second build, no more."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with build_lock(tmp_path / "engines" / ".k.lock"):
+        assert (tmp_path / "engines").is_dir()
 
 
 NOTHING_HEAVY = """

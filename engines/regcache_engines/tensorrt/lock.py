@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import EngineError
@@ -13,6 +13,9 @@ from ..errors import EngineError
 @contextmanager
 def build_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`, waiting for it; it ends with the process at the latest.
+
+    Where the file system has no locks (some of a network's) nobody waits: two may then build the
+    same engine, and each file of it is still written in one step.
 
     Raises:
         EngineError: the file cannot be made.
@@ -35,4 +38,5 @@ def _acquire(descriptor: int) -> None:
         return
     import fcntl
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
