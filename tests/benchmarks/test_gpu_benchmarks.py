@@ -21,7 +21,15 @@ from gpu_models import FORMS, SPECS, small_spec
 
 from regcache_engines.errors import EngineError
 from regcache_engines.tensorrt import probe as probing
-from tests.engines.tensorrt_fakes import H100, SIDECAR
+from regcache_engines.tensorrt.engine import TensorRTEngine
+from tests.engines.tensorrt_fakes import (
+    H100,
+    SIDECAR,
+    FakeDevice,
+    fake_machine,
+    images,
+    write,
+)
 from tests.export.tensorrt_plans import require_rtx
 
 
@@ -95,6 +103,34 @@ def test_every_variant_is_timed() -> None:
     assert {(0, 5), (4, 5), (0, 0), (4, 16)} <= counts
 
 
+def test_kernels_are_timed_without_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = fake_machine(monkeypatch)
+    with TensorRTEngine(write(tmp_path)) as engine:
+        built = {gpu.Variant("ViT-B-32", "int8", None): gpu.Built(engine, SIDECAR, 1.0)}
+        assert list(gpu.replayed(built, 2, options()).values()) == [[]]  # never seen
+        engine.infer(images(2))
+        device.log.clear()
+        (times,) = gpu.replayed(built, 2, options()).values()
+        assert device.log == ["launch", "launch", "synchronize"] * 4
+        assert len(times) == 4
+        engine.infer(images(2))
+
+
+def test_the_probe_goes_on_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise TypeError("factory function returned nullptr")
+
+    why = "TypeError: factory function returned nullptr"
+    assert gpu_probe.attempt(fail) == {"ok": False, "why": why}
+    device = FakeDevice()
+    monkeypatch.setattr(gpu_probe, "open_device", lambda name: device)
+    assert gpu_probe.round_trip("fake") == "fake"
+    assert device.released
+    monkeypatch.setattr(device, "copy", lambda *words: None)
+    with pytest.raises(EngineError, match="gives back other bytes"):
+        gpu_probe.round_trip("fake")
+
+
 def test_calls_are_interleaved_and_described() -> None:
     """Fake engines: every variant is called equally often, in an order that changes."""
     called: list[str] = []
@@ -114,7 +150,8 @@ def test_calls_are_interleaved_and_described() -> None:
     builder = SimpleNamespace(
         engine="tensorrt", probe=SimpleNamespace(version="11.4.0.106", gpu=H100)
     )
-    row = gpu.row(builder, chosen[2], built[chosen[2]], 2, [0.001, 0.002, 0.004])  # type: ignore[arg-type]
+    row = gpu.row(builder, chosen[2], built[chosen[2]], 2, [0.001, 0.002, 0.004], [])  # type: ignore[arg-type]
+    assert (row["gpu_ms"], row["broken_promises"]) == (None, 0)
     assert (row["engine"], row["gpu"], row["p50_ms"]) == ("tensorrt 11.4.0.106", "NVIDIA H100", 2.0)
     assert (row["images_per_s"], row["regcache"], row["tau"]) == (1000.0, False, 0)
 
