@@ -169,6 +169,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--csv goes with --data; --images has no records to write")
     if args.task == "retrieval" and args.transfer:
         raise ConfigError("--transfer does not go with --task retrieval")
+    _refuse_unread(args)
     for name in ("limit", "top", "batch_size", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -179,3 +180,26 @@ def _check(args: argparse.Namespace) -> None:
     check_seed(args.seed)
     if args.csv is not None:
         require_writable_file(args.csv, "--csv")
+
+
+def _refuse_unread(args: argparse.Namespace) -> None:
+    """Raise ConfigError where the task, or --images, would not read an option."""
+    if args.images:
+        read_by = {"task": "--data", "limit": "--data", "templates": "--data"}
+    else:
+        read_by = {"top": "--images"}
+        if args.task in ("fidelity", "instances", "retrieval"):
+            read_by["head"] = "--task auto or --images"
+        if args.task != "auto":
+            read_by["templates"] = "--task auto"
+    if args.images or args.task not in ("knn", "linear_probe"):
+        read_by["train_data"] = "--task knn or linear_probe"
+    if args.images or args.task != "retrieval":
+        read_by["captions"] = "--task retrieval"
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, reader in read_by.items():
+        if getattr(args, name) != parser.get_default(name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} goes with {reader}, which alone reads it"
+            )

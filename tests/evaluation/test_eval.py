@@ -291,6 +291,13 @@ def test_retrieval_is_compared_by_image(run_folder, tmp_path):
         (["--data", "demo", "--csv", "."], 2, "--csv . is a folder"),
         (["--data", "demo", "--csv", "/dev/null/x.csv"], 2, "/dev/null is no folder"),
         (["--images", "x.png", "--csv", "x.csv"], 2, "--csv goes with --data"),
+        (["--images", "x.png", "--task", "knn"], 2, "--task goes with --data"),
+        (["--images", "x.png", "--limit", "3"], 2, "--limit goes with --data"),
+        (["--data", "demo", "--train-data", "x"], 2, "goes with --task knn or linear_probe"),
+        (["--data", "demo", "--captions", "x"], 2, "--captions goes with --task retrieval"),
+        (["--data", "demo", "--top", "2"], 2, "--top goes with --images"),
+        (["--data", "demo", "--task", "instances", "--head", "x"], 2, "--head goes with --task"),
+        (["--data", "demo", "--task", "knn", "--templates", "x"], 2, "goes with --task auto"),
     ],
 )
 def test_mistakes_end_in_one_line(run_folder, capsys, change, code, message):
