@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.from_run is not None:
         check_unchanged(options, args.from_run)
         parts = parts_of(args.from_run)
+    options.check_read()
     options.check_paths()
     check_names(options.model, options.pretrained)
     if args.dry_run:

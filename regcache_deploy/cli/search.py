@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             f"--ablation compares the baselines as published, without --observer {options.observer}"
             "; take one of the two"
         )
+    options.check_read()
     options.check_paths()
     check_names(options.model, options.pretrained)
     if args.dry_run:

@@ -95,6 +95,29 @@ class ExportOptions(
         self.check_folders()
         require_writable(self.output_dir)
 
+    def check_read(self) -> None:
+        """Refuse what a user gave and nothing would read; a finished run may have it in its plan.
+
+        Raises:
+            ConfigError: such an option.
+        """
+        for name, read, needs in (
+            ("budget", self.keep_float == AUTO, "--keep-float auto"),
+            ("max_drop", self.merge == AUTO, "--merge auto"),
+            ("merge_metric", self.merge is not None, "--merge"),
+            ("budget_fraction", self.strategy == "default", "--strategy default"),
+        ):
+            if not read and getattr(self, name) != getattr(ExportOptions, name):
+                raise ConfigError(f"--{name.replace('_', '-')} needs {needs}; leave it out")
+        one_count = not self.two_counts or self.recipe == PAPER
+        absent = self.range_delete_count
+        if one_count and absent is not None and absent != self.delete_count:
+            why = "--recipe paper" if self.two_counts else "--no-two-counts"
+            raise ConfigError(
+                f"--range-delete-count {absent} does not go with {why}, where --delete-count is "
+                "that of the ranges, too"
+            )
+
     @property
     def chosen_recipe(self) -> str:
         """The recipe; where none is named, what the user fixed leaves one way."""
