@@ -51,12 +51,13 @@ SECTIONS: list[Make] = [
 def inline(escaped: str) -> Any:
     """Escaped text in which `a command` is set as one, and an interval is never broken.
 
-    `[page](NAME.html)` is a link to another page.
+    `[page](NAME.html)` is a link to another page, beside this one or below: names come from foreign
+    bundles, too, and lead nowhere else.
     """
     from markupsafe import Markup
 
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escaped))
-    text = re.sub(r"\[(page)\]\(([^()\s]+\.html)\)", r'<a href="\2">\1</a>', text)
+    text = re.sub(r"\[(page)\]\((?!/)([^():\s]+\.html)\)", r'<a href="\2">\1</a>', text)
     return Markup(re.sub(r"\[[-+0-9., ]+\]", r'<span class="whole">\g<0></span>', text))
 
 

@@ -29,6 +29,12 @@ def test_commands_and_intervals_in_the_text():
     assert "[batch, 3]" in found
 
 
+def test_a_name_cannot_be_a_link_to_elsewhere():
+    for place in ("javascript:alert`1`//.html", "//host/x.html", "https://host/x.html"):
+        assert "<a" not in str(inline(f"[page]({place})"))
+    assert '<a href="../a%20b/report.html">page</a>' in str(inline("[page](../a%20b/report.html)"))
+
+
 def test_a_search_alone_names_no_file(tmp_path):
     search = result()
     del search["bundle"]
