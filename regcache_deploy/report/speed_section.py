@@ -103,14 +103,14 @@ def pareto_points(document: dict[str, Any]) -> list[dict[str, Any]]:
     batch = min(int(row["infer_batch_size"]) for row in timed)
     timed = [row for row in timed if int(row["infer_batch_size"]) == batch]
     float_ms = {
-        (row["engine"], row["threads"]): float(row["infer_step_time"])
+        _measurement(row): float(row["infer_step_time"])
         for row in timed
         if row["precision"] == "fp32"
     }
     return [
         {
             "label": f"{row['precision'].upper()}, {row['engine']}, threads {row['threads']}",
-            "ms": _comparable_ms(row, float_ms.get((row["engine"], row["threads"]))),
+            "ms": _comparable_ms(row, float_ms.get(_measurement(row))),
             "value": scores[corners[row["precision"]]],
             "ours": row["precision"] == "int8",
             "metric": document["metric"],
@@ -121,6 +121,11 @@ def pareto_points(document: dict[str, Any]) -> list[dict[str, Any]]:
         for row in timed
         if scores.get(corners[row["precision"]]) is not None
     ]
+
+
+def _measurement(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for rows that ran in turns: a folder may hold those of two machines or versions."""
+    return tuple(row.get(k) for k in ("engine", "threads", "cpu", "versions", "measured_at"))
 
 
 def _comparable_ms(row: dict[str, Any], float_ms: float | None) -> float:

@@ -186,6 +186,16 @@ def test_bundles_in_one_csv_stay_apart(tmp_path):
     ]
 
 
+def test_a_ratio_is_taken_of_its_own_float_file():
+    old, new = ({"versions": f"onnxruntime=1.{minor}"} for minor in (22, 23))
+    rows = []
+    for versions, ms in ((old, "10.0"), (new, "5.0")):
+        rows += [ROW | versions | {"precision": "fp32", "infer_step_time": ms}]
+        rows += [ROW | versions | FASTER | {"infer_step_time": "1.0"}]
+    points = pareto_points(result(bench=rows))
+    assert [p["ms"] for p in points if p["ours"]] == [4.0, 2.0]
+
+
 def test_rows_of_another_bundle_alone_are_named(tmp_path):
     made = speed(tmp_path, result(bench=[ROW | {"bundle": "another"}]))
     assert made is not None
