@@ -21,6 +21,9 @@ from .inspection import Facts
 NARROWEST = 30
 """Columns that a value has even in the narrowest window."""
 
+LONGEST = 40
+"""Characters of a value beside another one."""
+
 Rows = list[tuple[str, str]]
 
 
@@ -50,7 +53,7 @@ def difference_lines(one: Facts, other: Facts, found: Sequence[Mapping[str, Any]
         return [f"{one['bundle']} and {other['bundle']} hold the same."]
     rows = [title]
     for row in found:
-        rows.append((row["name"], _short(row["a"]), _short(row["b"]), _change(row["a"], row["b"])))
+        rows.append((row["name"], *_short(row["a"], row["b"]), _change(row["a"], row["b"])))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return [
         "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows
@@ -138,8 +141,8 @@ def _sinks(sinks: Facts | None) -> str:
     )
     norms = sinks["token_norms"]
     if norms:
-        before, after = norms["before"]["largest"], norms["after"]["largest"]
-        text += f"; largest token norm at {norms['layer']} {before:.2f} -> {after:.2f}"
+        text += f"; largest token norm at {norms['layer']} {norms['before']['largest']:.2f}"
+        text += f" -> {norms['after']['largest']:.2f}" if norms["after"] else ""
     return text
 
 
@@ -283,9 +286,22 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _short(value: Any) -> str:
-    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _short(one: Any, other: Any) -> tuple[str, str]:
+    """Both as text of at most `LONGEST` characters, cut so that one sees where they differ."""
+    texts = _text(one), _text(other)
+    differ = (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
+    same = next(differ, min(map(len, texts)))
+    start = same - 10 if max(map(len, texts)) > LONGEST and same > LONGEST - 13 else 0
+    first, second = (("..." if start else "") + text[start:] for text in texts)
+    return _cut(first), _cut(second)
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def _change(one: Any, other: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from regcache_deploy.cli.main import main
 from regcache_deploy.report.inspection import inspect_bundle
-from regcache_deploy.report.inspection_text import differences, lines_of
+from regcache_deploy.report.inspection_text import difference_lines, differences, lines_of
 from regcache_export.bundle import add_files, seal_bundle, write_bundle
 from regcache_export.merge import block_tokens
 from regcache_export.spec import EncoderSpec
@@ -163,6 +163,18 @@ def test_a_bundle_away_from_its_run_does_not_guess_its_metric(tmp_path: Path) ->
     facts = inspect_bundle(made(tmp_path, "a", 0.5))
     facts["accuracy"] |= {"metric": "cosine"}
     assert "McNemar" not in "\n".join(lines_of(facts))
+
+
+def test_long_values_are_cut_where_they_differ() -> None:
+    place = "/data/imagenet/ILSVRC2012/train/synsets/of/a/hundred/classes/"
+    a, b = ({"bundle": name, "searched": f"{place}{name}"} for name in ("one", "two"))
+    (row,) = difference_lines(a, b, differences(a, b))[1:]
+    assert "/one" in row
+    assert "/two" in row
+    assert place not in row
+    digests = {"bundle": "a", "x": "0" * 64}, {"bundle": "b", "x": "1" * 64}
+    (row,) = difference_lines(*digests, differences(*digests))[1:]
+    assert row.split() == ["x", "0" * 37 + "...", "1" * 37 + "..."]
 
 
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
