@@ -108,7 +108,12 @@ def diagnose() -> dict[str, Any]:
         "cpu_int8": int8_flags(),
         "cpu_saturates": may_saturate(),
         "nvidia_driver": driver,
-        "packages": {r.name: r.found for rs in extras.values() for r in rs if r.found is not None},
+        "packages": {
+            r.name: found  # not the one that stands in for it
+            for rs in extras.values()
+            for r in rs
+            if (found := _version(r.name)) is not None
+        },
         "missing": missing,
         "works": {
             use: bool(extras)
@@ -199,16 +204,27 @@ def _lines(findings: dict[str, Any]) -> list[str]:
         "Will work:",
     ]
     for use, works in findings["works"].items():
-        extras = ",".join(USES[use])
-        how = "" if works else f"   pip install '{DISTRIBUTION}[{extras}]'"
-        if findings["nvidia_driver"] is None and {"gpu", "trt", "trt10", "rtx"} & {*USES[use]}:
-            how = how or "   to build; to run them, install an NVIDIA driver"
-        if how and "gpu" in USES[use] and "onnxruntime" in findings["packages"]:
-            how += " after pip uninstall onnxruntime"
-        lines.append(f"  {'yes' if works else 'no ':<4}{use}{how}")
+        lines.append(f"  {'yes' if works else 'no ':<4}{use}{_how(use, works, findings)}")
     lines += ["", "Installed:"]
     lines += [f"  {name} {version}" for name, version in sorted(findings["packages"].items())]
     return lines + [f"\nwarning: {text}" for text in findings["warnings"]]
+
+
+def _how(use: str, works: bool, findings: dict[str, Any]) -> str:
+    """What is left to do for a use, behind its line."""
+    extras = USES[use]
+    if not works and any(findings["missing"].get(extra, [extra]) for extra in extras):
+        how = f"   pip install '{DISTRIBUTION}[{','.join(extras)}]'"
+        if "gpu" in extras and "onnxruntime" in findings["packages"]:
+            how += " after pip uninstall onnxruntime"
+        return how
+    if findings["nvidia_driver"] is None and {"gpu", "trt", "trt10", "rtx"} & {*extras}:
+        return (
+            "   to build; to run them, install an NVIDIA driver"
+            if works
+            else ("   install an NVIDIA driver")
+        )
+    return "" if works else "   see the warning below"
 
 
 def _version(name: str) -> str | None:

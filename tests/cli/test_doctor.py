@@ -44,6 +44,26 @@ def test_a_gpu_without_a_driver_runs_nothing(monkeypatch):
         assert works is (driver is not None)
 
 
+@pytest.mark.parametrize(
+    ("versions", "advice"),
+    [
+        ({"onnxruntime-gpu": "1.30.0"}, "install an NVIDIA driver"),
+        ({"onnxruntime": "1.30.0"}, "[gpu]' after pip uninstall onnxruntime"),
+    ],
+)
+def test_advice_is_what_is_missing(monkeypatch, versions, advice):
+    """Not the extra where that is there, nor taking away what is not."""
+    lines = ['onnxruntime; extra == "cpu"', 'onnxruntime-gpu; extra == "gpu"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: None)
+    findings = doctor.diagnose()
+    assert findings["packages"] == versions
+    (line,) = (text for text in doctor._lines(findings) if "GPU, ONNX Runtime" in text)
+    assert line.endswith(advice)
+    assert ("pip" in line) is ("onnxruntime" in versions)
+
+
 def test_requirements(monkeypatch):
     lines = [
         "numpy>=1.26",
