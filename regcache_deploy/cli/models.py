@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from .common import QUIET, add_common_arguments, load_libraries
 
 if TYPE_CHECKING:
     from ..encoders.catalogue import Entry
+
+log = logging.getLogger(__name__)
 
 HELP = "list supported encoders: tokens, head size, GFLOPs"
 
@@ -63,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
             step()
     if not args.refused:
         entries = [entry for entry in entries if entry.refusal is None]
+    if not entries:
+        some = f"the {len(chosen)} encoders named" if len(chosen) > 1 else "the one encoder named"
+        log.warning("%s like '%s': none is supported; --refused says why", some, args.pattern)
     if args.json:
         print(json.dumps([entry.to_json() for entry in entries], indent=1))
         return 0

@@ -103,3 +103,14 @@ def test_the_shell_completes_commands_and_options(tmp_path: Path, capsys: Any) -
             check=True,
         )
         assert done.stdout.split() == [wanted]
+
+
+def test_a_pattern_of_unsupported_encoders_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("regcache_deploy.run.survey.open_clip_architectures", lambda: ["RN50"])
+    monkeypatch.setattr("regcache_deploy.run.survey.timm_architectures", list)
+    assert main(["models", "RN50", "-q"]) == 0
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "none is supported; --refused says why" in found.err
