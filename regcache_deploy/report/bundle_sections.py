@@ -79,6 +79,8 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
         return None
     head = "text_features.safetensors" in manifest["files"]
     engine, decision = None, document.get("decision") or {}
+    if decision and decision["kept"] != "int8":  # what is deployed is another bundle
+        bundle = str(_kept_beside(folder, Path(decision["path"])))
     if manifest["graph"]["target"] == "tensorrt":
         engine = decision.get("engine_file") or "engines/KEY.engine"
     host_code = bool(decision.get("engine_host_code"))
@@ -88,6 +90,12 @@ def how_to_run(folder: Path, document: dict[str, Any]) -> Section | None:
         Code("Triton", triton_snippet(bundle, manifest)),
     ]
     return Section("run", "How to run it", code=listings)
+
+
+def _kept_beside(folder: Path, kept: Path) -> Path:
+    """The bundle that `regcache build` wrote; in a run that was moved since, the one there."""
+    moved = folder / kept.parent.name / kept.name
+    return moved if moved.exists() and not kept.exists() else kept
 
 
 def python_snippet(

@@ -79,6 +79,22 @@ def test_the_page_of_an_engine(tmp_path):
     compile(made.code[0].text, "page", "exec")
 
 
+def test_what_is_run_is_what_was_decided(tmp_path):
+    """The file that was kept, not the one that was refused."""
+    path = write_bundle(tiny_plan(), tmp_path / "t.regcache")
+    document = result(bundle=str(path), manifest=Bundle.open(path).manifest)
+    for kept, place in (("int8", str(path)), ("mixed", "gone/t-mixed/t-mixed.regcache")):
+        decision = {"kept": kept, "path": place, "engine_file": None, "tried": []}
+        made = how_to_run(tmp_path, document | {"decision": decision})
+        assert made is not None
+        assert f"regcache_engines.open({place!r})" in made.code[0].text
+    moved = tmp_path / "t-mixed/t-mixed.regcache"
+    moved.mkdir(parents=True)
+    made = how_to_run(tmp_path, document | {"decision": decision})
+    assert made is not None
+    assert repr(str(moved)) in made.code[0].text
+
+
 def test_settings_come_from_the_bundle_where_the_run_has_none():
     manifest = {"provenance": {"options": {"search_images": 64, "limit": None}}}
     made = provenance(Path("run"), result() | {"manifest": manifest})
