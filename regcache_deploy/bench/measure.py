@@ -110,7 +110,8 @@ class Bench:
         """Rows in the order threads, engine, bundle, precision, batch size.
 
         Raises:
-            EngineError: an engine of `must_run` cannot run the first precision that has a file.
+            EngineError: an engine of `must_run` cannot run the first precision that has a file, or
+                nothing at all.
         """
         rows: list[Row] = []
         for threads in self.settings.threads:
@@ -118,6 +119,10 @@ class Bench:
                 loaded, reasons = self._load(threads, stack)
                 for batch in self.settings.batches:
                     rows += self._time(loaded, reasons, threads, batch)
+        for engine in sorted(self.settings.must_run):
+            own = [row for row in rows if row.engine == engine]
+            if own and not any(row.samples for row in own):
+                raise EngineError(f"nothing was timed with {engine}: {own[0].reason}")
         order = {(s.name, s.precision): i for i, s in enumerate(self.subjects)}
         rank = {name: i for i, name in enumerate(self.engines)}
         rows.sort(
@@ -170,7 +175,7 @@ class Bench:
             subject = self.subjects[index]
             fixed = subject.options.batch
             if fixed and batch != fixed:  # an engine would fill the batch up, and take its time
-                broken[engine, index] = f"the graph has a fixed batch of {fixed}"
+                broken[engine, index] = f"the graph has a fixed batch of {fixed}, not {batch}"
                 continue
             images = in_layout(self.pixels[subject.name][:batch], opened.pixels, subject.preprocess)
             try:

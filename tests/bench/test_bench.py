@@ -230,7 +230,13 @@ def test_a_fixed_batch_gives_a_reason_for_other_sizes(tmp_path, capsys):
     found = bench_json(capsys, bundle, "--batch", "1,2", "--engine", "onnxruntime")
     by = {(row["precision"], row["infer_batch_size"]): row["reason"] for row in found["rows"]}
     assert by["int8", 2] == by["fp32", 2] == ""
-    assert by["int8", 1] == by["fp32", 1] == "the graph has a fixed batch of 2"
+    assert by["int8", 1] == by["fp32", 1] == "the graph has a fixed batch of 2, not 1"
+    words = ["bench", str(bundle), "--batch", "1,4", "--engine", "onnxruntime", "--no-memory", "-q"]
+    kept = {path: path.read_bytes() for path in tmp_path.glob("bench*")}
+    assert kept
+    assert main(words) == EngineError.exit_code  # named, and no file ran
+    assert "nothing was timed with onnxruntime" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.glob("bench*")} == kept
 
 
 def test_named_engines_must_run_and_others_need_not(run_folder, tmp_path):
