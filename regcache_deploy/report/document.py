@@ -74,8 +74,9 @@ def load_document(
             f"run: {typed('regcache', 'search', '--output', folder)}"
         )
     if search is not None and export is not None:
-        if all(search.get(key) == export.get(key) for key in SAME_RUN):
+        if _same_choice(search, export):
             document = search | {key: export[key] for key in MEASURED if key in export}
+            document |= _told_by_both(search, export)
         else:
             line = "the export in this folder is of another choice than the search and is left out"
             document = search | {"warnings": [*search["warnings"], line]}
@@ -94,12 +95,19 @@ def load_document(
             "older file of this one, and are left out"
         )
         document = document | {"warnings": [*document.get("warnings", ()), line]}
-    rows: list[dict[str, Any]] = []
-    for pattern in ("bench*.csv", "bench*.json", "peers*.csv"):
-        for path in sorted(folder.glob(pattern)):
-            rows += read_rows(path)
-    for path in bench:
-        rows += read_rows(path)
+    tables = [
+        path
+        for pattern in ("bench*.csv", "bench*.json", "peers*.csv")
+        for path in sorted(folder.glob(pattern))
+    ]
+    # one that is named and lies in the folder, too, counts once
+    once = {path.resolve(): path for path in (*bench, *tables)}
+    rows = [
+        row
+        for path in (*tables, *bench)
+        if once.pop(path.resolve(), None)
+        for row in read_rows(path)
+    ]
     older = [] if bundle is None else [row for row in rows if _is_older(row, bundle, own)]
     if older:
         line = f"rows of regcache bench of an older file of this bundle are left out: {len(older)}"
@@ -112,6 +120,24 @@ def load_document(
     }
     extra["model_sha256"] = own
     return document | {key: value for key, value in extra.items() if value}
+
+
+def _same_choice(search: dict[str, Any], export: dict[str, Any]) -> bool:
+    """Of one encoder with one set of weights; an older file does not say which."""
+    ours, theirs = (run.get("options") or {} for run in (search, export))
+    weights = [name for name in ("pretrained", "img_size") if name in ours and name in theirs]
+    return all(search.get(key) == export.get(key) for key in SAME_RUN) and all(
+        ours[name] == theirs[name] for name in weights
+    )
+
+
+def _told_by_both(search: dict[str, Any], export: dict[str, Any]) -> dict[str, Any]:
+    """Warnings of both, and of which images the export's accuracy is."""
+    lines = dict.fromkeys([*search.get("warnings", ()), *export.get("warnings", ())])
+    account = search.get("run") or {}
+    held_out = (export.get("run") or {}).get("held_out_images")
+    found: dict[str, Any] = {"warnings": list(lines)}
+    return found | ({"run": account | {"held_out_images": held_out}} if held_out else {})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from regcache_deploy.report.bundle_plots import pareto, pareto_front
 from regcache_deploy.report.bundle_sections import python_snippet
 from regcache_deploy.report.document import load_document, read_rows
 from regcache_deploy.report.drawing import DARK, INK, draw_svg
-from regcache_deploy.report.measured import own_rows
+from regcache_deploy.report.measured import own_rows, speeds
 from regcache_deploy.report.speed_section import pareto_points, speed
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
@@ -186,6 +186,16 @@ def test_bundles_in_one_csv_stay_apart(tmp_path):
     ]
 
 
+def test_the_last_measurement_leads_and_counts_once(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(result()))
+    rows = [ROW | FASTER | {"threads": threads} for threads in ("2", "16")]
+    write_rows(tmp_path / "bench-a.csv", rows, {"measured_at": "2026-01-01T00:00Z"})
+    new = ROW | FASTER | {"speedup": "3.5"}
+    write_rows(tmp_path / "bench-b.csv", [new], {"measured_at": "2026-02-01T00:00Z"})
+    document = load_document(tmp_path, [tmp_path / "bench-b.csv"])
+    assert [(s.value, s.threads) for s in speeds(document)] == [(3.5, "2"), (2.5, "2"), (2.5, "16")]
+
+
 def test_a_ratio_is_taken_of_its_own_float_file():
     old, new = ({"versions": f"onnxruntime=1.{minor}"} for minor in (22, 23))
     rows = []
@@ -262,6 +272,16 @@ def test_search_and_export_in_one_folder(tmp_path):
     both = load_document(tmp_path)
     assert both["accuracy"]["deployed"] == 0.898
     assert both["gain"] == {"found": True}
+    told = {"warnings": ["w2"], "run": {"held_out_images": "of the export", "command": "b"}}
+    made = result() | told | {"options": {"pretrained": "x"}}
+    search |= {"warnings": ["w1"], "run": {"held_out_images": "of the search", "command": "a"}}
+    (tmp_path / "search.json").write_text(json.dumps(search | {"options": {"pretrained": "x"}}))
+    (tmp_path / "result.json").write_text(json.dumps(made))
+    both = load_document(tmp_path)
+    assert both["warnings"] == ["w1", "w2"]
+    assert both["run"] == {"held_out_images": "of the export", "command": "a"}
+    (tmp_path / "search.json").write_text(json.dumps(search | {"options": {"pretrained": "y"}}))
+    assert "deployed" not in load_document(tmp_path)["accuracy"]  # other weights
     (tmp_path / "result.json").write_text(json.dumps(result(prefix_count=1)))
     other = load_document(tmp_path)
     assert "deployed" not in other["accuracy"]
