@@ -82,7 +82,7 @@ def story(folder: Path, document: dict[str, Any]) -> Section | None:
 
 def _codes(document: dict[str, Any]) -> int:
     """Of an activation, by `W<weights>A<activations>`."""
-    return 2 ** int(document["bits"].upper().partition("A")[2])
+    return 1 << int(document["bits"].upper().partition("A")[2])
 
 
 def _why_not(document: dict[str, Any]) -> str:
