@@ -83,6 +83,6 @@ def run(args: argparse.Namespace) -> int:
     from ..report.terminal import print_result
     from ..run.export import run_export
 
-    result = run_export(options, reporter, parts)
+    result = run_export(options, reporter, parts, args.from_run)
     print_result(result, args.json, args.verbosity == VERBOSE, options.output_dir)
     return 0

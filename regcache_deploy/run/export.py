@@ -32,6 +32,7 @@ from ..work.paths import RESULT, require_own_plan
 from ..work.progress import Reporter
 from .account import account_of
 from .details import details_of, draw
+from .finished import changed_since
 from .merging import write_front
 from .options import ExportOptions
 from .study import Study, run_study, team_of
@@ -39,12 +40,16 @@ from .study import Study, run_study, team_of
 
 @torch.no_grad()
 def run_export(
-    options: ExportOptions, reporter: Reporter, parts: Path | None = None
+    options: ExportOptions,
+    reporter: Reporter,
+    parts: Path | None = None,
+    searched: Path | None = None,
 ) -> ExportResult:
     """Search, bake, export, verify; see `run_study` for how a killed run goes on.
 
     Args:
         parts: folder of finished parts, for example that of a search; None is the run's own.
+        searched: folder of the search that the options are from.
 
     Raises:
         RegCacheError: with the exit code of its kind; nothing half-written is left behind.
@@ -61,6 +66,8 @@ def run_export(
     warn_about_saturation(options.weight_bits)
     with team_of(options, parts) as team:
         study = run_study(options, reporter, parts, team=team)
+    if searched is not None:
+        study.changed = changed_since(searched, study.made_of)
     sets = study.sets
     with reporter.stage("calibration of the chosen way"):
         calibration = study.calibrate()

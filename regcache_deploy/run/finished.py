@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ def searched_options(run: Path) -> dict[str, Any]:
 def parts_of(run: Path) -> Path:
     """Folder of the parts that a run has finished."""
     return run / "parts"
+
+
+def changed_since(run: Path, made_of: Mapping[str, str]) -> tuple[str, ...]:
+    """Warnings where weights or search images are not those of a search; the options are.
+
+    No error: another machine may decode or resample to other last bits.
+
+    Args:
+        run: of a finished search.
+        made_of: hashes now, as the search left them; one of an older release left none.
+    """
+    left = read_json(run / DETAILS).get("made_of")
+    then = left if isinstance(left, dict) else {}
+    words = {"weights_sha256": "weights of the model", "search_data_sha256": "search images"}
+    changed = [words[name] for name in words if then.get(name, made_of[name]) != made_of[name]]
+    if not changed:
+        return ()
+    return (
+        f"--from {run}: the {' and the '.join(changed)} are no longer those of that search, whose "
+        "choice is baked all the same; search again where they were changed",
+    )
 
 
 def check_unchanged(options: ExportOptions, run: Path) -> None:

@@ -58,6 +58,7 @@ def run_search(
     )
     plots = draw(study, folder, result.to_json(), reporter)
     document = result.to_json() | {"plots": plots, "options": options.to_json()}
+    document |= {"made_of": study.made_of}
     write_json(folder / DETAILS, document | {"run": account_of(study.sets)})
     return result
 

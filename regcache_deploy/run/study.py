@@ -68,6 +68,7 @@ class Study:
         over_budget: a warning where `--keep-float auto` did not meet its budget.
         merge: of the chosen way; the search itself and all other corners merge nothing.
         front: of `--merge auto`.
+        changed: warnings where the choice is that of a search of something else.
     """
 
     options: ExportOptions
@@ -86,6 +87,15 @@ class Study:
     began: float = field(repr=False)
     merge: Merge | None = None
     front: MergeFront | None = None
+    changed: tuple[str, ...] = ()
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """Hashes of the float weights and of the search images."""
+        return {
+            "weights_sha256": self.model.weights_sha256(),
+            "search_data_sha256": self.sets.search.fingerprint(),
+        }
 
     @property
     def recipe(self) -> str:
@@ -134,6 +144,7 @@ class Study:
             *skipped_lines(self.sets.search, self.sets.evaluation),
             *self.held_out.warnings["recipe"],
             *self.over_budget,
+            *self.changed,
         )
         return ExportResult(
             model=self.model.name,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from regcache_deploy.cli.main import main
+from regcache_deploy.run.finished import changed_since
 from regcache_engines.bundle import Bundle
 
 SEARCH = ["--baseline", "naive", "--search-images", "48", "--calibration-images", "8"]
@@ -95,13 +96,31 @@ def test_an_export_bakes_the_choice_of_a_search(tmp_path: Path, capsys: Any) -> 
     readings = ["--delete-at", "mlp_input", "--ranking", "fc2_input"]
     search = run(["search", *SEARCH, *readings, "--output", str(searched)], capsys)
     out = ["--output", str(tmp_path / "baked"), *EXPORT]
+    details = json.loads((searched / "search.json").read_text())
+    details["made_of"]["search_data_sha256"] = "another"
+    (searched / "search.json").write_text(json.dumps(details))
     baked = run(["export", "--from", str(searched), *out], capsys)
+    (line,) = (line for line in baked["warnings"] if "--from" in line)
+    assert "the search images are no longer those of that search" in line
     choice = ("prefix_block", "prefix_count", "delete_block", "delete_count", "sensitive_layer")
     assert [baked[name] for name in choice] == [search[name] for name in choice]
     assert baked["accuracy"]["regcache"] == search["accuracy"]["regcache"]
     cost = baked["search_cost"]
     assert cost["block_forwards"] < 0.2 * search["search_cost"]["block_forwards"]
     assert Bundle.open(baked["bundle"]).manifest["regcache"]["delete_at"] == "mlp_input"
+
+
+def test_a_choice_of_other_weights_or_images_says_so(tmp_path: Path) -> None:
+    now = {"weights_sha256": "a", "search_data_sha256": "b"}
+    for then, said in [
+        ({"made_of": now}, ""),
+        ({}, ""),  # of an older release
+        ({"made_of": now | {"weights_sha256": "x"}}, "the weights of the model are no longer"),
+        ({"made_of": dict.fromkeys(now, "x")}, "model and the search images are no longer"),
+    ]:
+        (tmp_path / "search.json").write_text(json.dumps(then))
+        assert said in "".join(found := changed_since(tmp_path, now))
+        assert bool(found) == bool(said)
 
 
 def test_an_export_from_a_search_takes_no_other_options(tmp_path: Path, capsys: Any) -> None:
