@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import DataError
+from .settings import is_stream
+from .sources import shared_source
+
 
 def seen_line(provenance: Mapping[str, Any], data: str) -> str | None:
     """A warning where `data` is what the bundle was searched or calibrated on.
 
-    Places are compared, not images: of a folder, a search takes a part.
+    Places are compared, not images: of a folder, a search takes a part. Of shards, each is a place.
 
     Args:
         provenance: of the bundle.
@@ -32,4 +36,9 @@ def _same(one: str, other: str) -> bool:
     if one == other:
         return True
     first, second = Path(one), Path(other)
+    if is_stream(first) and is_stream(second):
+        try:
+            return shared_source(first, second) is not None
+        except DataError:  # the shards that it was made with are gone
+            return False
     return first.exists() and second.exists() and first.resolve() == second.resolve()

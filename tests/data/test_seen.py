@@ -33,6 +33,17 @@ def test_the_place_counts_however_it_is_written(key: str, tmp_path: Path) -> Non
         assert seen_line(nothing, "demo") is None
 
 
+def test_each_shard_is_a_place(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).touch()
+    made = {"options": {"data": f"{tmp_path}/{{0..1}}.tar"}}
+    for place in (tmp_path, tmp_path / "1.tar"):
+        assert "flatter" in str(seen_line(made, str(place)))
+    assert seen_line({"options": {"data": str(tmp_path / "0.tar")}}, f"{tmp_path}/1.tar") is None
+    (tmp_path / "0.tar").unlink()
+    assert seen_line(made, f"{tmp_path}/1.tar") is None
+
+
 def test_the_judge_of_a_contract_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_run(tmp_path)
     data = tmp_path / "data"
