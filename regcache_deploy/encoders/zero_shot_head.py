@@ -157,8 +157,18 @@ class OpenClipHead:
         return text_tower_key(self.model, names, self.templates, tokens)
 
     @cached_property
+    def _loaded(self) -> Any:
+        """The tokenizer, or the error: without a network each attempt takes a minute."""
+        try:
+            return load_tokenizer(self.tokenizer)
+        except (ConfigError, ModelError) as error:
+            return error
+
+    @property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer)
+        if isinstance(self._loaded, (ConfigError, ModelError)):
+            raise self._loaded
+        return self._loaded
 
     def _is_of_this_tokenizer(self, tokens: str, names: Sequence[str]) -> bool:
         try:
