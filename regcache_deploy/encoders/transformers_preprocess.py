@@ -91,6 +91,8 @@ class Preprocessing:
                 raise self._wrong("a shorter edge without a crop gives images of varying shape")
             if not isinstance(edge, int) or edge < max(crop):
                 raise self._wrong(f"a crop of {crop} out of a shorter edge of {edge}")
+            if crop[0] != crop[1]:  # open_clip and timm resize until both sides are covered
+                raise self._wrong(f"a crop of {crop}, no square, out of a shorter edge")
             return edge, crop
         if set(size) != {"height", "width"}:
             raise self._wrong(f"size {dict(size)}")

@@ -95,6 +95,7 @@ def test_a_configuration_that_makes_no_sense(tmp_path, config, problem):
         ({"crop_size": 60}, "a crop of"),
         ({"size": {"max_pixels": 3}}, "size"),
         ({"image_mean": [0.5]}, "image_mean"),
+        ({"crop_size": {"height": 48, "width": 32}}, "no square, out of a shorter edge"),
     ],
     ids=str,
 )
