@@ -84,7 +84,7 @@ def test_what_is_run_is_what_was_decided(tmp_path):
     path = write_bundle(tiny_plan(), tmp_path / "t.regcache")
     document = result(bundle=str(path), manifest=Bundle.open(path).manifest)
     for kept, place in (("int8", str(path)), ("mixed", "gone/t-mixed/t-mixed.regcache")):
-        decision = {"kept": kept, "path": place, "engine_file": None, "tried": []}
+        decision: dict[str, Any] = {"kept": kept, "path": place, "engine_file": None}
         made = how_to_run(tmp_path, document | {"decision": decision})
         assert made is not None
         assert f"regcache_engines.open({place!r})" in made.code[0].text
