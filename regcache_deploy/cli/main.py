@@ -21,6 +21,7 @@ from types import FrameType, ModuleType
 
 from .. import __version__
 from ..errors import ConfigError, RegCacheError
+from ..work.format import plain
 from ..work.invocation import remember
 from ..work.threads import sleep_while_idle
 from .common import Parser, did_you_mean, setup_logging
@@ -163,7 +164,7 @@ def _drop_stdout() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"regcache: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"regcache: error: {plain(' '.join(message.splitlines()))}", file=sys.stderr)
     return code
 
 

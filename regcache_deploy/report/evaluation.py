@@ -17,7 +17,7 @@ from regcache_engines.files import atomic_write_bytes
 
 from ..evaluation.bundle_evaluation import Session
 from ..evaluation.records import Record
-from ..work.format import difference_text, p_text
+from ..work.format import difference_text, p_text, plain
 from ..work.json_file import write_json
 from ..work.paths import beside
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
@@ -75,9 +75,9 @@ def print_images(session: Session, results: list[dict[str, Any]], as_json: bool)
         return
     _caution(session)
     for result in results:
-        print(f"{result['image']} ({result['on']})")
+        print(plain(f"{result['image']} ({result['on']})"))
         for entry in result["top"]:
-            print(f"  {entry['score']:7.2%}  {entry['label']}")
+            print(plain(f"  {entry['score']:7.2%}  {entry['label']}"))
 
 
 def print_records(session: Session, records: Sequence[Record], as_json: bool) -> None:
@@ -165,4 +165,4 @@ def keep_records(session: Session, records: Sequence[Record], data: str) -> None
 def _caution(session: Session) -> None:
     caution = session.provenance.get("caution")
     if caution:
-        print(f"Note: {caution}.")
+        print(plain(f"Note: {caution}."))

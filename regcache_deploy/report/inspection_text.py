@@ -14,6 +14,7 @@ from ..work.format import (
     ms_text,
     p_text,
     percent,
+    plain,
     value_text,
 )
 from .inspection import Facts
@@ -29,7 +30,7 @@ Rows = list[tuple[str, str]]
 
 def lines_of(facts: Facts, width: int | None = None) -> list[str]:
     """A page of text: a name and its value, which goes on below where `width` columns end."""
-    return _columns([(name, value) for name, value in _rows(facts) if value], width)
+    return _columns([(plain(name), plain(value)) for name, value in _rows(facts) if value], width)
 
 
 def differences(one: Facts, other: Facts) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def difference_lines(one: Facts, other: Facts, found: Sequence[Mapping[str, Any]
         return [f"{one['bundle']} and {other['bundle']} hold the same."]
     rows = [title]
     for row in found:
-        rows.append((row["name"], *_short(row["a"], row["b"]), _change(row["a"], row["b"])))
+        rows.append((plain(row["name"]), *_short(row["a"], row["b"]), _change(row["a"], row["b"])))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return [
         "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows
@@ -288,7 +289,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _short(one: Any, other: Any) -> tuple[str, str]:
     """Both as text of at most `LONGEST` characters, cut so that one sees where they differ."""
-    texts = _text(one), _text(other)
+    texts = _told(one), _told(other)
     differ = (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
     same = next(differ, min(map(len, texts)))
     start = same - 10 if max(map(len, texts)) > LONGEST and same > LONGEST - 13 else 0
@@ -296,8 +297,10 @@ def _short(one: Any, other: Any) -> tuple[str, str]:
     return _cut(first), _cut(second)
 
 
-def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "-" if value is None else plain(str(value)).replace("\n", "\\n")
 
 
 def _cut(text: str) -> str:

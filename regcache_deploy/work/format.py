@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -110,11 +111,17 @@ def norms_rows(norms: Mapping[str, Any] | None) -> dict[str, str]:
     return rows | ({} if after is None else {"after means": norms["after_means"]})
 
 
+def plain(text: str) -> str:
+    """Text whose control characters are named: one from a foreign bundle moves no cursor."""
+    control = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+    return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def for_rich(text: str) -> str:
-    """Text for rich: brackets are no markup, and bytes of a path that are no UTF-8 are named."""
+    """Text for rich: `plain`, without markup; bytes of a path that are no UTF-8 are named."""
     from rich.markup import escape
 
-    return escape(text.encode(errors="backslashreplace").decode())
+    return escape(plain(text).encode(errors="backslashreplace").decode())
 
 
 def speedup_head(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ import pytest
 from regcache_deploy.cli.main import main
 from regcache_deploy.report.inspection import inspect_bundle
 from regcache_deploy.report.inspection_text import difference_lines, differences, lines_of
+from regcache_deploy.work.format import for_rich
 from regcache_export.bundle import add_files, seal_bundle, write_bundle
 from regcache_export.merge import block_tokens
 from regcache_export.spec import EncoderSpec
@@ -114,6 +115,8 @@ def test_the_page_says_what_there_is(one: Path) -> None:
     ):  # fmt: skip
         assert words in text, words
     assert "cuda" not in text
+    facts = inspect_bundle(one) | {"text": {"left_out": "it cannot be built"}}
+    assert "none: it cannot be built" in "\n".join(lines_of(facts))
     narrow = lines_of(inspect_bundle(one), width=80)
     joined = " ".join(" ".join(narrow).split())
     assert joined == " ".join(text.split())
@@ -175,6 +178,23 @@ def test_long_values_are_cut_where_they_differ() -> None:
     digests = {"bundle": "a", "x": "0" * 64}, {"bundle": "b", "x": "1" * 64}
     (row,) = difference_lines(*digests, differences(*digests))[1:]
     assert row.split() == ["x", "0" * 37 + "...", "1" * 37 + "..."]
+
+
+def test_a_name_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It could hide the lines above it, a warning for example."""
+    name = "x\x1b[2A\x1b[0J\x9b31m\rclean"
+    one = write_bundle(
+        replace(tiny_plan(), provenance={"model": name, "caution": name}), tmp_path / "a.regcache"
+    )
+    other = write_bundle(tiny_plan(), tmp_path / "b.regcache")
+    assert main(["inspect", str(one)]) == 0
+    assert main(["inspect", str(one), str(other)]) == 0
+    assert main(["inspect", str(tmp_path / name)]) == 5
+    found = capsys.readouterr()
+    for text in (found.out, found.err):
+        assert r"x\x1b[2A\x1b[0J\x9b31m" in text
+        assert not {"\x1b", "\x9b", "\r"} & set(text)
+    assert for_rich(name) == r"x\x1b[2A\x1b[0J\x9b31m\rclean"
 
 
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
