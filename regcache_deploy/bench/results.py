@@ -11,7 +11,7 @@ from typing import Any
 
 from regcache_engines.files import atomic_write_bytes
 
-from ..work.format import SPEEDUP, ms_text, speedup_head
+from ..work.format import SPEEDUP, counted, ms_text, speedup_head
 from ..work.terminal import add_row, new_table, prose, show, stdout_console
 from .environment import busy_warning, environment_columns, environment_name
 
@@ -75,7 +75,9 @@ def print_table(document: Mapping[str, Any]) -> None:
     machine = document["environment"]
     where = machine["gpu"]["name"] if machine["gpu"] else machine["cpu"]
     flags = " ".join(machine["cpu_flags"])
-    load = f"{machine['cores']} cores, load {machine['load']}"
+    load = counted(machine["cores"], "core")
+    if machine["load"] is not None:  # Windows does not tell
+        load += f", load {machine['load']}"
     prose(console, f"{where} ({flags}), {load}" if flags else f"{where}, {load}")
     groups: dict[str, list[Columns]] = {}
     reasons: dict[tuple[str, str], dict[str, None]] = {}

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..work.format import counted
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, in_range
 from .arguments import print_configuration
@@ -124,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
     rate = found["images_per_second"]
     speed = "nothing was left to do" if rate is None else f"{rate:.1f} images/s in this run"
     sys.stdout.write(
-        f"{found['output']}: {found['images']} images in {found['parts']} parts, "
+        f"{found['output']}: {counted(found['images'], 'image')} in "
+        f"{counted(found['parts'], 'part')}, "
         f"{found['unreadable']} unreadable; {speed}\n"
     )
     return 0

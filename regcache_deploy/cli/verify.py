@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..work.format import count_text, percent
+from ..work.format import count_text, counted, percent
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, check_bundle
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             share = percent(report.pairs["same"] / report.pairs["images"], 1)
             codes += f"  {share} of the images merge the same pairs of tokens\n"
         sys.stdout.write(
-            f"{args.bundle}: verified on {report.images} images\n"
+            f"{args.bundle}: verified on {counted(report.images, 'image')}\n"
             f"  {report.nodes} nodes, block by block against the numpy reference\n"
             f"  {count_text(report.codes)} codes{levels}, {report.ties} other by a rounding tie\n"
             f"{codes}{older}"

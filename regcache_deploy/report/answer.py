@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..work.format import COUNTED, difference_text, metric_title, value_text
+from ..work.format import COUNTED, counted, difference_text, metric_title, value_text
 from ..work.invocation import typed
 from .contract import form_title
 from .measured import accuracies, speeds
@@ -57,7 +57,7 @@ def accuracy_card(document: dict[str, Any]) -> Card:
         f"Budget: {budget:g} points."
     )
     if others:
-        detail += f" {_count(others, 'other measurement')} below."
+        detail += f" {counted(others, 'other measurement')} below."
     words = kept_words(lead.pair, budget)
     if words == "probably":
         detail += " The interval does not exclude more."
@@ -86,12 +86,8 @@ def speed_card(document: dict[str, Any]) -> Card:
         f"INT8 over the {half} file [95 %]: {lead.value:.2f} {interval}; {lead.where}. By {lead.by}"
     )
     if len(found) > 1:
-        detail += f"; {_count(len(found) - 1, 'other measurement')} below"
+        detail += f"; {counted(len(found) - 1, 'other measurement')} below"
     return Card(question, f"{words}, {lead.value:.2f}×", f"{detail}.", mood)
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}" + "s" * (number != 1)
 
 
 def file_card(document: dict[str, Any]) -> Card:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..work.format import COUNTED
+from ..work.format import COUNTED, counted
 
 
 @dataclass(frozen=True)
@@ -186,5 +186,5 @@ def _of_look(document: dict[str, Any]) -> list[Speed]:
     if not look:
         return []
     ends = (look["value"], look["low"], look["high"])
-    by = f"a first look of the export, {look['rounds']} rounds"
+    by = f"a first look of the export, {counted(look['rounds'], 'round')}"
     return [Speed(*ends, "FP32", look["engine"], look["batch"], str(look["threads"]), by)]

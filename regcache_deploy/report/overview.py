@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..search.settings import REGCACHE, WAY_NAMES
-from ..work.format import COUNTED, absent_count, metric_axis, value_text
+from ..work.format import COUNTED, absent_count, counted, metric_axis, value_text
 from .parts import Section
 
 
@@ -33,7 +33,7 @@ def facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     if machine.get("cpu_flags"):
         where.append(" ".join(machine["cpu_flags"]))
     if machine.get("cores"):
-        where.append(f"{machine['cores']} cores")
+        where.append(counted(machine["cores"], "core"))
     found = {
         "command": f"`{account['command']}`" if account.get("command") else "",
         "date": account.get("date", ""),
@@ -103,8 +103,8 @@ def _done(document: dict[str, Any]) -> list[str]:
     if document["prefix_count"] and added:
         blocks = f"block {added[0]}" if len(added) == 1 else f"blocks {added[0]} to {added[-1]}"
         done.append(
-            f"lets attention of {blocks} see {document['prefix_count']} copies of an averaged sink "
-            "token as constant keys and values"
+            f"lets attention of {blocks} see {counted(document['prefix_count'], 'copy', 'copies')} "
+            "of an averaged sink token as constant keys and values"
         )
     deleted = document["delete_count"]
     absent = absent_count(document)

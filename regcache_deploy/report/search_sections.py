@@ -8,6 +8,7 @@ from typing import Any
 from ..work.format import (
     absent_count,
     count_text,
+    counted,
     deletion_text,
     difference_text,
     merge_text,
@@ -116,8 +117,11 @@ def decision(folder: Path, document: dict[str, Any]) -> Section:
     choice = [
         ["sensitive layer", document["sensitive_layer"]],
         *([name, words] for name, words in norms_rows(document.get("token_norms")).items()),
-        ["prefix", f"{document['prefix_count']} copies" if has_prefix else "none"],
-        ["prefix in blocks", f"{added[0]} to {added[-1]}" if added else "none"],
+        ["prefix", counted(document["prefix_count"], "copy", "copies") if has_prefix else "none"],
+        [
+            "prefix in blocks",
+            " to ".join(map(str, dict.fromkeys((added[0], added[-1])))) if added else "none",
+        ],
         [
             "sink tokens per image",
             f"{deletion_text(document)} in block {document['delete_block']}" if absent else "none",

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.environment import busy_warning
-from ..work.format import SPEEDUP, metric_title, ms_text, ratio_text, speedup_head, value_text
+from ..work.format import (
+    SPEEDUP,
+    counted,
+    metric_title,
+    ms_text,
+    ratio_text,
+    speedup_head,
+    value_text,
+)
 from .bundle_plots import PARETO_CAPTION, pareto
 from .drawing import draw_svg
 from .measured import own_rows, speeds
@@ -192,5 +200,5 @@ def _name(row: dict[str, Any]) -> str:
 def _machine(row: dict[str, Any]) -> str:
     gpu = f", {row['gpu']}" if row.get("gpu") else ""
     flags = f" ({row['cpu_flags']})" if row.get("cpu_flags") else ""
-    cores = "1 core" if str(row["cores"]) == "1" else f"{row['cores']} cores"
+    cores = counted(int(row["cores"]), "core")
     return f"{row['cpu']}{flags}, {cores}{gpu}, load {row.get('load', '?')}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..work.format import (
     COUNTED,
+    counted,
     deletion_text,
     difference_text,
     front_rows,
@@ -149,7 +150,7 @@ def _choice_table(result: ExportResult, verbose: bool) -> tuple[str, Any]:
     prefix = "none"
     if config.has_prefix and blocks:
         where = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
-        prefix = f"{config.prefix_count} copies in {where}"
+        prefix = f"{counted(config.prefix_count, 'copy', 'copies')} in {where}"
     sinks = f"{deletion_text(config.to_json())} in block {config.delete_block}" if absent else ""
     rows = {
         "quantization-sensitive layer": result.sensitive_layer,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bench.environment import busy_warning
 from ..evaluation.paired import within
-from ..work.format import COUNTED, difference_text, metric_title, ratio_text, value_text
+from ..work.format import COUNTED, counted, difference_text, metric_title, ratio_text, value_text
 from ..work.invocation import typed
 
 MAX_DROP = 0.5
@@ -71,10 +71,10 @@ def speed_sentence(document: Mapping[str, Any]) -> str:
     else:
         words = f"It is not clearly faster than FP32, {speed['value']:.2f} times as fast"
     load, cores = speed.get("load"), speed.get("cores")
-    busy = f"; it was busy, load {load:g} on {cores} cores" if _busy(load, cores) else ""
+    busy = f"; it was busy, load {load:g} on {counted(cores, 'core')}" if _busy(load, cores) else ""
     return (
         f"{words} {ratio_text(speed, value=False)} in ONNX Runtime on this machine{busy}, batch "
-        f"{speed['batch']}, by {speed['rounds']} rounds (brackets: 95 % intervals)."
+        f"{speed['batch']}, by {counted(speed['rounds'], 'round')} (brackets: 95 % intervals)."
     )
 
 

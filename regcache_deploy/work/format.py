@@ -73,6 +73,11 @@ def p_text(pair: dict[str, Any] | None) -> str:
     return "" if pair is None else f"{pair['p_value']:.2g}"
 
 
+def counted(number: int, noun: str, several: str = "") -> str:
+    """A number with its noun: `1 core`, `2 cores`."""
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
+
+
 def count_text(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
 

@@ -161,6 +161,15 @@ def test_ranges_that_changed_most_are_shown(capsys: pytest.CaptureFixture[str]) 
     assert [line[0] for line in lines if line.endswith(" %")] == ["d", "f", "e", "h", "g"]
 
 
+def test_one_of_anything_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    look = {"value": 2.0, "low": 1.9, "high": 2.1, "rounds": 1, "load": 3.0, "cores": 1, "batch": 1}
+    bundle = Path("b.regcache")
+    print_result(a_result(config=RegCacheConfig(1, 1, 1, 3), bundle=bundle, speed=look))
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("1 copy in blocks 1 to 3", "on 1 core, batch 1, by 1 round ("):
+        assert words in text
+
+
 def test_copies_are_counted_and_fidelity_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     """Where fidelity would have chosen otherwise, one line says so."""
     ways = ({"title": "A", "value": 0.5, "fidelity": 0.97, "cost": 1.0, "chosen": 1, "tied": 1},)
