@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         for bundle in bundles:
             half = graph_options(bundle).target == "tensorrt" and args.fp32 is None
             precisions = _words(args.compare or (DEFAULT_HALF if half else DEFAULT_COMPARE))
+            _refuse_unread(args, precisions)
             with reporter.stage(f"files of {bundle.path.name}: {', '.join(precisions)}"):
                 found = subjects_of(
                     bundle,
@@ -173,6 +174,15 @@ def run(args: argparse.Namespace) -> int:
     finally:  # a closed pipe takes no file with it, and a full disk no text
         write_tables(tables, rows, environment_of_rows(document), must=args.csv is not None)
     return 0
+
+
+def _refuse_unread(args: argparse.Namespace, precisions: Sequence[str]) -> None:
+    """Raise ConfigError where no float file is compared, or none is written, and one is given."""
+    if args.fp32 is not None and "fp32" not in precisions:
+        raise ConfigError("--fp32 goes with fp32 in --compare, which alone reads it")
+    written = {"fp16"} if args.fp32 is not None else {"fp16", "fp32"}
+    if args.plan is not None and not written & {*precisions}:
+        raise ConfigError("--plan is for a float file that is written; leave it out")
 
 
 def write_tables(

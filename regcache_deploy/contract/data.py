@@ -112,6 +112,8 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
     copied = not bundle.has_text_features and not random
     if data is None and str(provenance.get("model")).partition("-")[0] == "demo":
         data, limit = "demo", limit or 2000
+    if data is None and limit is not None:
+        raise ConfigError("--limit goes with --data: all images of the bundle judge")
     if data is None:
         from regcache_export.certificate_files import read_certificate
 

@@ -211,6 +211,10 @@ def _check(plan: Plan, options: RecalibrateOptions) -> None:
             "--target tensorrt on these images"
         )
     check_observer_of(baseline, options.observer)
+    if options.keep_images != RecalibrateOptions.keep_images and baseline == "naive":
+        raise ConfigError(
+            f"--keep-images {options.keep_images}: naive keeps none, it sees all; take --images"
+        )
     if options.workers is not None and baseline != "naive":
         raise ConfigError(
             f"--workers: {baseline} searches on whole tensors, layer behind layer, in one process; "

@@ -181,6 +181,9 @@ def test_a_float_file_that_cannot_be_had(run_folder, capsys, tmp_path):
         (["--compare", "fp16"], 5, "for --target tensorrt only"),
         (["--rounds", "0"], 2, "--rounds 0"),
         (["--fp32", "/nowhere.onnx", "--compare", "fp32"], 5, "there is no /nowhere.onnx"),
+        (["--fp32", "/nowhere.onnx", "--compare", "int8"], 2, "goes with fp32 in --compare"),
+        (["--plan", "/nowhere", "--compare", "int8"], 2, "--plan is for a float file"),
+        (["--plan", "/nowhere", "--fp32", "/nowhere.onnx"], 2, "--plan is for a float file"),
     ],
 )
 def test_mistakes_end_in_one_line(run_folder, capsys, change, code, message):

@@ -334,6 +334,7 @@ def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
         (["--seconds", "0"], 2, "--seconds 0 is out of range"),
         (["--seed=-1"], 2, "--seed -1 is out of range"),
         ([], 2, "pass --data DIR"),
+        (["--limit", "9"], 2, "--limit goes with --data"),
         (["--plan", "/nowhere"], 5, "has no plan.json"),
         (["--data", "/nowhere"], 4, "/nowhere"),
     ],

@@ -96,6 +96,7 @@ def test_never_without_data(plan: Path, images: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--data", str(empty)]) == 4
     assert main([*words, "--data", str(images), "--images", "0"]) == 2
     assert main([*words, "--data", str(images), "--observer", "median"]) == 2
+    assert main([*words, "--data", str(images), "--keep-images", "4"]) == 2  # naive keeps none
     assert main([*words, "--data", str(images), "--seed=-1"]) == 2
     assert "take 0 to 4294967295" in capsys.readouterr().err
     assert main(["calibrate", str(plan), "--data", str(images), "--output", str(plan)]) == 2
