@@ -46,8 +46,7 @@ class BundleWriter:
     threads: int | None
 
     def draft(self, plan: Plan) -> Path:
-        """Write plan and bundle; the bundle keeps the suffix `.unverified` until it is sealed."""
-        plan.save(self.path.parent)
+        """Write the bundle; it keeps the suffix `.unverified` until it is sealed."""
         draft = self.path.with_suffix(".unverified")
         return write_bundle(plan, draft, options=self.graph)
 
@@ -76,7 +75,7 @@ class BundleWriter:
         deployed: Tensor,
         manifest: dict[str, Any],
     ) -> Agreement:
-        """Give the bundle its name if what runs is what was simulated.
+        """Give the bundle its name, and its plan a place beside it, if it runs as simulated.
 
         Args:
             draft, plan, calibration: the bundle and what it was written from.
@@ -85,7 +84,8 @@ class BundleWriter:
             manifest: further entries.
 
         Raises:
-            VerificationError: it is not; the bundle is kept with the suffix `.rejected`.
+            VerificationError: it does not; the bundle is kept with the suffix `.rejected`, and
+                one that has the name already keeps its plan.
         """
         agreement = compare_features(deployed, simulated, sets.head)
         if not agreement.within:
@@ -104,5 +104,6 @@ class BundleWriter:
         calibrated = sets.search.pixels[: len(sets.calibration_tokens)].numpy()
         found = {"agreement": agreement.to_json()}
         found |= monitor_entry(draft, calibrated, self.batch_size, self.threads)
+        plan.save(self.path.parent)  # not earlier: it replaces that of an earlier bundle
         seal_bundle(draft, self.path, manifest | found)
         return agreement

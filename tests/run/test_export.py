@@ -19,6 +19,7 @@ from regcache_engines.bundle import Bundle
 from regcache_export.bundle import write_bundle
 from regcache_export.inspect import integer_gemms
 from regcache_export.plan import Plan
+from regcache_export.plan_beside import load_plan
 from regcache_export.verify import verify_bundle
 from tests.tiny_plans import tiny_plan
 
@@ -113,9 +114,12 @@ def test_a_graph_that_differs_from_the_simulation_is_rejected(
 
     monkeypatch.setattr("regcache_deploy.bundling.bundle.run_engine", perturbed)
     out = tmp_path / "run"
+    plan = tiny_plan()
+    earlier = write_bundle(plan, out / "demo-naive.regcache")
+    plan.save(out)
     assert export_main(["--baseline", "naive", "--output", str(out), *SMALL, *FIXED]) == 6
     assert "kept as" in capsys.readouterr().err
-    assert not (out / "demo-naive.regcache").exists()
+    assert load_plan(Bundle.open(earlier)).encoder == plan.encoder
     assert (out / "demo-naive.rejected" / "model.onnx").is_file()
 
 
