@@ -17,6 +17,7 @@ from .errors import BundleError, EngineError
 from .files import sha256_bytes, sha256_file
 from .head import maker_of, read_head
 from .manifest_graph import graph_problem
+from .onnx_wire import has_external_data
 from .preprocess_config import preprocess_problem
 from .text_config import FOLDER, TEXT_FILES
 
@@ -87,7 +88,8 @@ class Bundle:
         """The bytes of a file of the bundle, those that the manifest lists.
 
         Raises:
-            BundleError: not listed, or another file is there now.
+            BundleError: not listed, another file is there now, or a graph that keeps weights in
+                other files: whoever loads these bytes, or writes them somewhere, opens those.
         """
         if name in self._kept:
             return self._kept[name]
@@ -101,6 +103,11 @@ class Bundle:
         if sha256_bytes(data) != entry["sha256"]:
             raise BundleError(
                 f"{self.path / name} is another file than when the bundle was opened; open it again"
+            )
+        if name.endswith(".onnx") and has_external_data(data):
+            raise BundleError(
+                f"{self.path / name} keeps weights in other files, which no hash of the bundle "
+                "covers, or hides whether it does; do not use this bundle"
             )
         return data
 

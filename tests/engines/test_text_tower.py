@@ -199,7 +199,7 @@ CHANGES: dict[str, tuple[str, bytes | dict[str, Any], type[Exception], str]] = {
     "infinite scale": ("text.json", {"logit_scale": 1e999}, BundleError, "'logit_scale'"),
     "other length": ("text.json", {"embedding": 21}, EngineError, "no text tower"),
     "no tokenizer": ("tokenizer.json", b"{}", BundleError, "no tokenizer"),
-    "no model": ("model.onnx", b"x", EngineError, "hides whether"),
+    "no model": ("model.onnx", b"x", BundleError, "hides whether"),
 }
 
 
@@ -222,7 +222,7 @@ def test_weights_in_another_file_are_refused(bundle: Path, tmp_path: Path) -> No
         onnx.load(path), path, save_as_external_data=True, location=".weights", size_threshold=0
     )
     replace_file(damaged, TEXT_FILES[0], path.read_bytes())
-    with pytest.raises(EngineError, match="in other files"):
+    with pytest.raises(BundleError, match="in other files"):
         TextTower(damaged, threads=1)
 
 

@@ -16,10 +16,13 @@ import onnx
 import pytest
 from safetensors.numpy import load, save
 
+from regcache_deploy.cli.check import read_model
 from regcache_engines import Bundle, files, load_engine
 from regcache_engines.bundle import MODEL, TEXT_FEATURES
 from regcache_engines.errors import BundleError, EngineError
 from regcache_export.bundle import add_files, write_bundle
+from regcache_export.pack.towers import image_tower
+from regcache_export.triton import write_model_repository
 from tests.tiny_plans import tiny_images, tiny_plan
 
 STEPS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
@@ -185,6 +188,28 @@ def test_weights_beside_the_model_are_not_read(
     monkeypatch.chdir(bundle.parent)  # where ONNX Runtime looks for the weights of bytes
     with pytest.raises(EngineError, match="in other files"):
         load_engine(Bundle.open(bundle), threads=1, runtime=runtime)
+
+
+def test_a_graph_that_names_other_files_is_handed_to_nobody(bundle: Path, tmp_path: Path) -> None:
+    """A pack, a Triton repository: another program opens them by their path."""
+    model = onnx.load(bundle / MODEL)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+    (bundle / MODEL).write_bytes(model.SerializeToString())
+    rehash(bundle, (bundle / MODEL).read_bytes())
+    opened, out = Bundle.open(bundle), tmp_path / "out"
+    actions: list[Callable[[], object]] = [
+        lambda: opened.read(MODEL),
+        lambda: image_tower(opened),
+        lambda: write_model_repository(opened, out),
+        lambda: read_model(bundle),
+    ]
+    for action in actions:
+        with pytest.raises(BundleError, match="in other files"):
+            action()
+    assert not out.exists()
 
 
 def rehash(bundle: Path, data: bytes) -> None:
