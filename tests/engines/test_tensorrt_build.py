@@ -120,12 +120,8 @@ def test_no_other_types_at_the_ends(
     builder: EngineBuilder, tmp_path: Path, ends: tuple[int, int]
 ) -> None:
     """Four bytes a value were copied whatever the graph takes."""
-    image, features = (
-        helper.make_tensor_value_info(name, kind, shape)
-        for name, kind, shape in zip(
-            ("image", "features"), ends, (["b", 3, 4, 4], ["b", 3]), strict=True
-        )
-    )
+    image = helper.make_tensor_value_info("image", ends[0], ["b", 3, 4, 4])
+    features = helper.make_tensor_value_info("features", ends[1], ["b", 3])
     nodes = [
         helper.make_node("Cast", ["image"], ["half"], to=HALF),
         helper.make_node("ReduceMean", ["half", "axes"], ["mean"], keepdims=0),
@@ -158,9 +154,9 @@ def test_what_cannot_be_built_is_refused(builder: EngineBuilder, tmp_path: Path,
 def test_a_refused_graph_names_the_reason(builder: EngineBuilder, tmp_path: Path) -> None:
     plan = replace(small(), matmuls={})
     data = serialize(build_model(plan, options=GraphOptions()))  # fc2 has a zero point
-    with pytest.raises(EngineError, match=r"zero point.*regcache check"):
+    with pytest.raises(EngineError, match=r"parser refuses.*zero point.*regcache check"):
         builder.build(data, tmp_path)
-    with pytest.raises(EngineError, match="parser refuses"):
+    with pytest.raises(EngineError, match="hides whether"):
         builder.build(b"no model", tmp_path)
 
 

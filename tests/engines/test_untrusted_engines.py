@@ -158,7 +158,8 @@ def test_no_engine_is_built_from_weights_that_no_hash_covers(
     builder: EngineBuilder, tmp_path: Path
 ) -> None:
     """TensorRT's parser looks for them from the working folder on."""
-    initializer = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
+    external = onnx.TensorProto.EXTERNAL
+    initializer = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=external)
     initializer.external_data.add(key="location", value="../weights")
     model = onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(initializer=[initializer]))
     for action in (lambda data: builder.build(data, tmp_path), builder.layers):
