@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .documents import open_file
 from .errors import BundleError, EngineError
 from .files import sha256_bytes, sha256_file
 from .head import maker_of, read_head
@@ -219,7 +220,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _read_limited(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(min(size, limit) + 1)  # `read` allocates what it is asked for
     if len(data) > limit:

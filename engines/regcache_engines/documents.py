@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_DOCUMENT = 64 << 20
 
@@ -19,16 +19,26 @@ def read_document(path: Path, limit: int = MAX_DOCUMENT) -> str:
             bytes.
         UnicodeDecodeError: another encoding; it is a ValueError.
     """
-    # a pipe without a writer would wait for one
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        state = os.fstat(file.fileno())
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(f"{path} is no regular file")
-        data = b"" if state.st_size > limit else file.read(limit + 1)
-        if state.st_size > limit or len(data) > limit:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > limit else file.read(limit + 1)
+        if size > limit or len(data) > limit:
             raise OSError(f"{path} is larger than {limit >> 20} MiB")
     return data.decode("utf-8-sig")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    Raises:
+        OSError: not there, not readable, or no regular file (a pipe, a device).
+    """
+    # a pipe without a writer would wait for one
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is no regular file")
+    return os.fdopen(handle, "rb")
 
 
 def parse_json(text: str) -> Any:

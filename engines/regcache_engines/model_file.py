@@ -27,7 +27,9 @@ class ModelFile:
         self.path = Path(path)
         self._sha256 = sha256
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            # a pipe without a writer would wait for one
+            more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(self.path, os.O_RDONLY | more)
         except OSError as error:
             raise EngineError(
                 f"no model at {self.path}; give a bundle folder or an .onnx file"

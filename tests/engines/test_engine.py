@@ -114,6 +114,15 @@ def test_a_closed_engine_refuses(bundle: Path) -> None:
         engine.infer(images())
 
 
+def test_no_pipe_is_waited_for(bundle: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(EngineError, match="no model"):
+        load_engine(pipe)
+    with pytest.raises(BundleError, match="no regular file"):
+        Bundle.open(bundle).with_head(pipe)
+
+
 def test_bad_models_are_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no model"):
         load_engine(tmp_path / "nothing.onnx")
