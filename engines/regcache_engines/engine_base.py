@@ -12,6 +12,9 @@ from .engine import Array, FloatArray, check_features, check_images
 from .errors import EngineError
 from .gate import Gate, keep_in_children
 
+MAX_THREADS = 4096
+"""ONNX Runtime waits for ever for threads that the system does not give."""
+
 Contract = tuple[tuple[int, int], int, "str | None"]
 """Image size, output length and pixel layout, as `engine.read_contract` gives them."""
 
@@ -81,6 +84,6 @@ def in_fixed_batches(
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise EngineError for a number of threads below 1."""
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads is {threads}; take at least 1, or None for all")
+    """Raise EngineError for a number of threads below 1 or beyond `MAX_THREADS`."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise EngineError(f"threads is {threads}; take 1 to {MAX_THREADS}, or None for all")

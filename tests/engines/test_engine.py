@@ -128,8 +128,9 @@ def test_bad_models_are_refused(bundle: Path, tmp_path: Path) -> None:
         load_engine(tmp_path / "nothing.onnx")
     with pytest.raises(BundleError, match="not a bundle"):
         load_engine(tmp_path)
-    with pytest.raises(EngineError, match="threads is 0"):
-        load_engine(bundle, threads=0)
+    for threads in (0, 4097):
+        with pytest.raises(EngineError, match=f"threads is {threads}"):
+            load_engine(bundle, threads=threads)
     for data in (b"", b"not an onnx file", (bundle / "model.onnx").read_bytes()[:5000]):
         (tmp_path / "bad.onnx").write_bytes(data)
         with pytest.raises(EngineError, match=r"cannot load.*bad\.onnx"):

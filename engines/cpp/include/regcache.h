@@ -80,7 +80,7 @@ typedef void (*regcache_warning_callback)(const char *message, void *user_data);
 typedef struct regcache_model_params {
     size_t struct_size;                /* set by the two functions of defaults */
     const char *onnxruntime_library;   /* NULL: see docs; the ONNX Runtime to load */
-    int32_t threads;                   /* inside one run; 0: one per physical core */
+    int32_t threads;                   /* inside one run, at most 4096; 0: one per physical core */
     regcache_provider provider;
     int32_t device_id;                 /* CUDA and TensorRT */
     const char *engine_cache;          /* TensorRT: an existing folder for built engines, or NULL */

@@ -14,6 +14,8 @@ using regcache::require;
 
 namespace {
 
+constexpr std::int32_t kMaxThreads = 4096;
+
 thread_local std::string last_error;
 
 regcache_model_params checked(const regcache_model_params *given) {
@@ -27,7 +29,9 @@ regcache_model_params checked(const regcache_model_params *given) {
         std::memcpy(&params, given, size);
         params.struct_size = sizeof params;
     }
-    require(params.threads >= 0, "threads is negative");
+    // ONNX Runtime waits for ever for threads that the system does not give
+    require(params.threads >= 0 && params.threads <= kMaxThreads,
+            "threads must be between 0 and 4096");
     require(params.max_pixels > 0, "max_pixels must be at least 1");
     require(params.provider >= REGCACHE_PROVIDER_CPU &&
                 params.provider <= REGCACHE_PROVIDER_TENSORRT,

@@ -37,8 +37,10 @@ void arguments(const char *bundle) {
     params.struct_size = 0;  // not from regcache_model_default_params
     EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
     params = regcache_model_default_params();
-    params.threads = -1;
-    EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
+    for (const int32_t threads : {-1, 4097, 2147483647}) {
+        params.threads = threads;
+        EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
+    }
     params = regcache_model_default_params();
     params.pieces = 2;
     EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_INVALID_ARGUMENT);
