@@ -62,6 +62,7 @@ def load_document(
         benchmarks, `evaluations` what `regcache eval` kept, where there are any. Decisions and
         evaluations of another bundle, or of an older file of this one, are left out with a
         warning; so are rows of an older file. Rows of other bundles say of which they are.
+        `outdated` where the export's figures are of a file that another export has replaced.
 
     Raises:
         DataError: there is none, or a file cannot be read.
@@ -85,6 +86,14 @@ def load_document(
     decisions = [_json(path) or {} for path in sorted(folder.glob("*.decision.json"))]
     evaluations = [_evaluation(path) for path in sorted(folder.glob("eval-*.json"))]
     own = None if bundle is None else _graph_of(bundle)
+    # older releases did not say which graph a result is of
+    outdated = own is not None and (export or {}).get("model_sha256", own) != own
+    if outdated:
+        line = (
+            "the last export into this folder did not finish: its bundle is there, and the figures "
+            "of the export are of the file before it; run it again, and it goes on"
+        )
+        document = document | {"warnings": [*document.get("warnings", ()), line]}
     kept = [
         [each for each in found if _is_of(bundle, own, each)] for found in (decisions, evaluations)
     ]
@@ -117,6 +126,7 @@ def load_document(
         "decision": kept[0][0] if kept[0] else None,
         "bench": rows,
         "evaluations": kept[1],
+        "outdated": outdated,
     }
     extra["model_sha256"] = own
     return document | {key: value for key, value in extra.items() if value}

@@ -184,13 +184,17 @@ def _sizes(bundle: Bundle, spec: EncoderSpec | None) -> Facts:
 
 
 def _run(bundle: Bundle) -> dict[str, Any]:
-    """The document of the run that this bundle came out of, where it lies in its folder."""
+    """The document of the run that this bundle came out of, where it lies in its folder.
+
+    Nothing where that is of an earlier file: the export that replaced it was killed at its end.
+    """
     folder = bundle.path.resolve().parent
     if not (folder / RESULT).is_file():
         return {}
     document = load_document(folder)
     made = document.get("bundle")
-    return document if made and Path(made).name == bundle.path.resolve().name else {}
+    own = made and Path(made).name == bundle.path.resolve().name
+    return document if own and not document.get("outdated") else {}
 
 
 def _accuracy(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from regcache_engines.bundle import MODEL
-from regcache_engines.files import gone_at_the_end, held
+from regcache_engines.files import gone_at_the_end, held, sha256_file
 from regcache_export.bundle import add_files
 from regcache_export.plan import Plan
 
@@ -115,6 +115,7 @@ def run_export(
                 verified = float32_twin(writer, plan, sets, reporter)
                 extra = float16_cost(deployed, simulated, sets)
             study.features["deployed"] = deployed
+            graph = sha256_file(draft / MODEL)
             manifest: dict[str, Any] = {"accuracy": study.accuracy()} | extra
             if text is not None:
                 add_files(draft, text.files)
@@ -144,7 +145,7 @@ def run_export(
     document = result.to_json() | details_of(study.found, options)
     plots = draw(study, options.output_dir, document, reporter)
     more = {"plots": plots, "options": options.to_json(), "run": account_of(sets)}
-    write_json(options.output_dir / RESULT, document | more)
+    write_json(options.output_dir / RESULT, document | more | {"model_sha256": graph})
     return result
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from regcache_deploy.cli.main import main
+from regcache_deploy.report.document import load_document
 from regcache_deploy.report.inspection import inspect_bundle
 from regcache_deploy.report.inspection_text import difference_lines, differences, lines_of
 from regcache_deploy.work.format import for_rich
+from regcache_engines.bundle import Bundle
 from regcache_export.bundle import add_files, seal_bundle, write_bundle
 from regcache_export.merge import block_tokens
 from regcache_export.spec import EncoderSpec
@@ -195,6 +197,22 @@ def test_a_name_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert r"x\x1b[2A\x1b[0J\x9b31m" in text
         assert not {"\x1b", "\x9b", "\r"} & set(text)
     assert for_rich(name) == r"x\x1b[2A\x1b[0J\x9b31m\rclean"
+
+
+def test_a_result_of_an_earlier_file_is_not_this_bundle_s(tmp_path: Path) -> None:
+    """An export into the same folder was killed between its bundle and its result."""
+    bundle = made(tmp_path, "a", 0.5)
+    path = bundle.parent / "result.json"
+    result = json.loads(path.read_text())
+    own = Bundle.open(bundle).manifest["files"]["model.onnx"]["sha256"]
+    for of, images in ((own, 40), ("0" * 64, None)):
+        path.write_text(json.dumps(result | {"model_sha256": of}))
+        facts = inspect_bundle(bundle)
+        assert facts["accuracy"]["images"] == images
+        assert (facts["speed"] is None) == (images is None)
+        document = load_document(bundle.parent)
+        told = [line for line in document.get("warnings", ()) if "did not finish" in line]
+        assert bool(told) == (images is None)
 
 
 def test_a_stem_is_told_with_its_share(tmp_path: Path) -> None:
