@@ -3,7 +3,8 @@
 `certificate.json` and `certificate_images.safetensors` lie in the bundle. Four claims:
 
 1. codes: ONNX Runtime without optimizations computes the integer codes of the simulation, block by
-   block (see `compare`), and the hash of every node's codes is stored;
+   block (see `compare`), and the hash of every node's codes is stored; what is in front of the
+   blocks and behind them is compared as floats;
 2. parameters: a hash of every constant and of every node, so that a later change has a name; and
    of the files beside the model that decide what it answers: preprocessing, zero-shot head;
 3. runtime: with optimizations the features and classes are the same;
@@ -33,6 +34,7 @@ from .compare import (
     CHOICE,
     PAIRING,
     Comparison,
+    Ends,
     NodeCount,
     Simulator,
     compare_floats,
@@ -145,13 +147,20 @@ class Evidence:
         return {"images": len(same), "same": sum(same)} if same else None
 
 
-def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None) -> Evidence:
+def collect(
+    subject: Subject,
+    pixels: Array,
+    simulator: Simulator | None = None,
+    ends: Ends | None = None,
+) -> Evidence:
     """Trace the graph on images and compare it with a simulation.
 
     Args:
         subject: what to run.
         pixels: uint8 `[n, H, W, 3]`.
-        simulator: the other side; None takes the numpy reference.
+        simulator: the other side of the blocks; None takes the numpy reference.
+        ends: the other side of embedding and pooling, beside the numpy reference, which has the
+            graph's own constants and cannot tell a wrong one.
 
     Raises:
         BundleError: the graph is not one of ours.
@@ -174,6 +183,9 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
         trace = tracer.run(image)
         first = tensors.block_inputs[0]
         comparison.add(compare_floats(first, trace.values[first], reference.embed(image)))
+        if ends is not None:
+            embedded = ends.embed(part, subject.preprocess)
+            comparison.add(compare_floats(first, trace.values[first], embedded))
         left = compare_trace(
             trace,
             tensors,
@@ -182,8 +194,11 @@ def collect(subject: Subject, pixels: Array, simulator: Simulator | None = None)
             comparison,
             Left(subject.spec.num_patches),
         )
-        tail = pooled_features(reference, trace.values[tensors.outputs[-1]], left)
+        last = trace.values[tensors.outputs[-1]]
+        tail = pooled_features(reference, last, left)
         comparison.add(compare_floats(OUTPUT_NAME, trace.features, tail))
+        if ends is not None:
+            comparison.add(compare_floats(OUTPUT_NAME, trace.features, ends.pool(last, left)))
         _hash_codes(trace, tensors.codes, subject.offsets, hashes)
         features.append(trace.features)
     return Evidence(

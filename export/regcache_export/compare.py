@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -92,6 +92,18 @@ class Simulator(Protocol):
 
         `left` says which patches are among them; None where all are there.
         """
+        ...
+
+
+class Ends(Protocol):
+    """What the simulation computes in front of the blocks and behind them."""
+
+    def embed(self, pixels: Array, preprocess: Mapping[str, Any]) -> Array:
+        """uint8 images `[B, H, W, 3]` -> tokens `[B, N, D]` at the input of block 0."""
+        ...
+
+    def pool(self, tokens: Array, left: Left) -> Array:
+        """Tokens `[B, N, D]` behind the last block -> features `[B, E]`."""
         ...
 
 

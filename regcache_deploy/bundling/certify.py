@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regcache_engines.bundle import MODEL, Bundle
+from regcache_engines.preprocess import in_layout
 from regcache_export.bundle import add_files
 from regcache_export.certificate import (
     Evidence,
@@ -30,7 +31,7 @@ from regcache_export.certificate import (
     parameter_hashes,
 )
 from regcache_export.certificate_files import CERTIFICATE, IMAGES
-from regcache_export.compare import Forced, Simulated, Simulator, leading
+from regcache_export.compare import Forced, Simulated, leading
 from regcache_export.float32_copy import in_float32
 from regcache_export.graph import build_model
 from regcache_export.graph.float16 import to_float16
@@ -136,7 +137,7 @@ class _ForcedEncoder(Encoder):
 
 
 class TorchSimulator:
-    """`regcache_export.compare.Simulator` over a calibration in PyTorch."""
+    """`regcache_export.compare.Simulator` and `Ends` over a calibration in PyTorch."""
 
     def __init__(self, calibration: Calibration, published: Collection[str] = ()) -> None:
         self.calibration = calibration
@@ -169,6 +170,20 @@ class TorchSimulator:
         found = encoder.found_pairs[0]
         pairs = NumpyPairs(found.order.numpy(), found.destinations.numpy())
         return replace(simulated, pairs=pairs, similarity=found.similarity.numpy())
+
+    @torch.no_grad()
+    def embed(self, pixels: Array, preprocess: Mapping[str, Any]) -> Array:
+        """See `Ends.embed`."""
+        images = torch.from_numpy(in_layout(pixels, None, preprocess))
+        tokens: Array = self.calibration.encoder.embed(images).numpy()
+        return tokens
+
+    @torch.no_grad()
+    def pool(self, tokens: Array, left: Left) -> Array:
+        """See `Ends.pool`."""
+        encoder = self.calibration.encoder
+        features: Array = encoder.pool(torch.from_numpy(tokens), _survivors(left)).numpy()
+        return features
 
 
 def _survivors(left: Left) -> Survivors:
@@ -270,13 +285,13 @@ def certify_bundle(
     return document
 
 
-def agreed(subject: Subject, images: Array, simulator: Simulator | None = None) -> Evidence:
+def agreed(subject: Subject, images: Array, simulator: TorchSimulator | None = None) -> Evidence:
     """`collect`, without a divergence.
 
     Raises:
         VerificationError: there is one; the message names the first divergent node.
     """
-    evidence = collect(subject, images, simulator)
+    evidence = collect(subject, images, simulator, simulator)
     divergent = first_divergence(list(evidence.comparison.counts.values()))
     if divergent is not None:
         raise VerificationError(
@@ -286,7 +301,7 @@ def agreed(subject: Subject, images: Array, simulator: Simulator | None = None) 
 
 
 def _of_float16(
-    subject: Subject, shipped: onnx.ModelProto, plan: Plan, images: Array, simulator: Simulator
+    subject: Subject, shipped: onnx.ModelProto, plan: Plan, images: Array, simulator: TorchSimulator
 ) -> Evidence:
     """Evidence for a graph with a float16 body, in three steps that need no float16 arithmetic.
 

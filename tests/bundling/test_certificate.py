@@ -204,6 +204,38 @@ def test_the_simulation_notices_by_itself(kind: str, tmp_path: Path) -> None:
     assert not (path / CERTIFICATE).exists()
 
 
+ENDS = {
+    "patch_embed.weight": ({}, "patch_embed|prefix_tokens|norm_pre"),
+    "pos_embed": ({}, "prefix_tokens/Concat"),
+    "norm_pre.weight": ({"norm_pre": True}, "norm_pre/LayerNormalization"),
+    "norm.bias": ({}, "image_features"),
+    "proj.weight": ({}, "image_features"),
+    "pool.scores": (
+        {"pool": "map", "pool_heads": 2, "pool_width": 32, "final_norm": "none"},
+        "image_features",
+    ),
+}
+
+
+@pytest.mark.parametrize("constant", ENDS)
+def test_the_simulation_notices_a_wrong_constant_outside_of_the_blocks(
+    constant: str, tmp_path: Path
+) -> None:
+    """The numpy reference reads the graph's own constants there, and agreed with any."""
+    changes, first = ENDS[constant]
+    calibrated = calibration(**changes)
+    options = GraphOptions(pixels="nhwc")
+    plan = plan_of(calibrated, head=False)
+    path = write_bundle(plan, tmp_path / "tiny.regcache", options=options)
+
+    def off(value: np.ndarray) -> None:
+        value += 0.01 * np.abs(value).max()
+
+    rewrite(path, change_constant(constant, off))
+    with pytest.raises(VerificationError, match=f"first divergent node: ({first})"):
+        certify_bundle(path, plan, options, calibrated, pixels())
+
+
 def test_the_numpy_reference_notices_a_wrong_wire() -> None:
     """Largest instead of smallest norms survive: the constants are right, the graph is not."""
     calibrated = calibration()
