@@ -5,8 +5,9 @@
 1. codes: ONNX Runtime without optimizations computes the integer codes of the simulation, block by
    block (see `compare`), and the hash of every node's codes is stored; what is in front of the
    blocks and behind them is compared as floats;
-2. parameters: a hash of every constant and of every node, so that a later change has a name; and
-   of the files beside the model that decide what it answers: preprocessing, zero-shot head;
+2. parameters: a hash of every constant and of every node, so that a later change has a name; of
+   the rest of the model (`header_hash`); and of the files beside the model that decide what it
+   answers: preprocessing, zero-shot head;
 3. runtime: with optimizations the features and classes are the same;
 4. equality is judged by bounds that stand in the file.
 
@@ -225,6 +226,19 @@ def parameter_hashes(model: ModelProto) -> dict[str, str]:
         data = node.SerializeToString(deterministic=True)
         found[f"node {node.name}"] = hashlib.sha256(data).hexdigest()[:16]
     return found
+
+
+def header_hash(model: ModelProto) -> str:
+    """SHA-256 of what a model says beside nodes, constants and shapes of inner tensors.
+
+    Inputs, outputs, operator sets, metadata, and functions, which some runtimes take in place of
+    operators of their name.
+    """
+    header = ModelProto()
+    header.CopyFrom(model)
+    for part in ("node", "initializer", "value_info"):
+        header.graph.ClearField(part)
+    return hashlib.sha256(header.SerializeToString(deterministic=True)).hexdigest()
 
 
 def file_hashes(bundle: Bundle) -> dict[str, str]:

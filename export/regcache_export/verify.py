@@ -17,6 +17,7 @@ from .certificate import (
     file_hashes,
     first_divergence,
     first_user,
+    header_hash,
     parameter_hashes,
     subject_of,
 )
@@ -114,7 +115,7 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
         unknown=() if "files" in document else tuple(file_hashes(bundle)),
         optimized=optimized,
         problem=_problem(
-            model, changed, _changed_beside(bundle, document), other, evidence, optimized
+            model, changed, _changed_beside(bundle, model, document), other, evidence, optimized
         ),
         details={"changed": changed[:20], "other_codes": other[:20]},
     )
@@ -133,11 +134,14 @@ def _changed_parameters(model: ModelProto, document: Mapping[str, Any]) -> list[
     return changed + [entry for entry in stored if entry not in found]
 
 
-def _changed_beside(bundle: Bundle, document: Mapping[str, Any]) -> list[str]:
-    """What else than the model is not the certified one, in words."""
+def _changed_beside(bundle: Bundle, model: ModelProto, document: Mapping[str, Any]) -> list[str]:
+    """What else than the model's nodes and constants is not the certified one, in words."""
     found = file_hashes(bundle)
     stored = document.get("files", found)
     names = [name for name in BESIDE if found.get(name) != stored.get(name)]
+    # older certificates have no hash of it
+    if header_hash(model) != document.get("header", header_hash(model)):
+        names.append(f"inputs, outputs, operator sets, functions or metadata of {MODEL}")
     if bundle.manifest.get("regcache") != document["regcache"]:
         names.append(f"'regcache' in {MANIFEST}")
     if bundle.manifest.get("merge") != document.get("merge"):

@@ -25,6 +25,7 @@ from regcache_export.certificate import (
     file_hashes,
     first_divergence,
     first_user,
+    header_hash,
     images_file,
     json_bytes,
     make_document,
@@ -278,6 +279,7 @@ def certify_bundle(
     extra = {
         "optimized": section,
         "parameters": parameter_hashes(shipped),
+        "header": header_hash(shipped),
         "files": file_hashes(bundle),
     }
     document = make_document(subject, evidence, extra, f"torch {torch.__version__}")

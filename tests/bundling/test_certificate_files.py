@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import save
 
@@ -21,6 +22,7 @@ from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
 from tests.bundling.certificate_helpers import calibration, certified, plan_of
 from tests.cpp.damages import edit_manifest
+from tests.export.graph_helpers import rewrite
 
 pytest.importorskip("onnxruntime")
 
@@ -155,3 +157,34 @@ def test_verify_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert report["images"] == 2
     assert main(["verify", str(path), "--images", "0"]) == 2
     assert main(["verify", str(tmp_path / "none.regcache")]) == 5
+
+
+def other_function(model: onnx.ModelProto) -> None:
+    """A Gelu of the model's own: ONNX Runtime leaves it aside, and other runtimes do not."""
+    relu = onnx.helper.make_node("Relu", ["x"], ["y"])
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model.functions.append(
+        onnx.helper.make_function("", "Gelu", ["x"], ["y"], [relu], opsets, ["approximate"])
+    )
+
+
+def other_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 20
+
+
+def other_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def other_metadata(model: onnx.ModelProto) -> None:
+    (tokens,) = (entry for entry in model.metadata_props if entry.key == "regcache.tokens")
+    tokens.value = "1"
+
+
+@pytest.mark.parametrize("change", [other_function, other_opset, other_batch, other_metadata])
+def test_verify_notices_what_is_neither_a_node_nor_a_constant(change: Any, tmp_path: Path) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    rewrite(path, change)
+    problem = verify_bundle(Bundle.open(path)).problem
+    assert problem is not None
+    assert "functions or metadata of model.onnx: not what was certified" in problem
