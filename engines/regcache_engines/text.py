@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .bundle import MANIFEST, Bundle
 from .closing import Closing
+from .engine_base import check_threads
 from .errors import BundleError, ConfigError, DataError, EngineError
 from .gate import Gate, keep_in_children
 from .onnx_wire import has_external_data
@@ -53,10 +54,11 @@ class TextTower(Closing):
     Raises:
         BundleError: no text tower there, or a damaged one.
         ConfigError: `tokenizers` is not installed.
-        EngineError: onnxruntime is missing or cannot run the model.
+        EngineError: onnxruntime is missing or cannot run the model, or `threads` is out of range.
     """
 
     def __init__(self, source: Bundle | Path | str, *, threads: int | None = None) -> None:
+        check_threads(threads)
         files = _Files(source)
         self.config = TextConfig.parse(files.read(TEXT_CONFIG), str(files.title(TEXT_CONFIG)))
         self._tokenizer = _load_tokenizer(

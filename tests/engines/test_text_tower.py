@@ -157,6 +157,12 @@ def test_equal_bundles(bundle: Path, model: Any, tmp_path: Path) -> None:
         assert (bundle / name).read_bytes() == (again / name).read_bytes()
 
 
+@pytest.mark.parametrize("threads", [-1, 0, 4097])
+def test_a_number_of_threads_out_of_range_is_refused(bundle: Path, threads: int) -> None:
+    with pytest.raises(EngineError, match=f"threads is {threads}"):
+        TextTower(bundle, threads=threads)
+
+
 def test_many_threads_get_the_same(bundle: Path) -> None:
     with TextTower(bundle, threads=1) as tower:
         expected = tower.embed(TEXTS)
