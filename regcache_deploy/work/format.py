@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 COUNTED = ("top1", "instances")
@@ -16,6 +16,9 @@ TITLES = {
     "mse": "1 - relative error",
 }
 
+
+MOST_DIGITS = 9
+"""After the point; what is nearer to a bound is a sum's rounding."""
 
 SPEEDUP = "median over rounds, in which the files run in turns, of the ratio of their times"
 """What every ratio of speed in a table, a headline and a decision is."""
@@ -46,7 +49,27 @@ def value_text(metric: str, value: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
+    """With more digits where these would say all of not quite all, or none of a few."""
+    if 0 < share < 1:
+        digits = digits_apart([share * 100], lambda shown: 0 < shown < 100, digits)
     return f"{share * 100:.{digits}f} %"
+
+
+def digits_apart(figures: Iterable[float], within: Callable[[float], bool], digits: int) -> int:
+    """At least `digits`, and so many that rounding moves no figure over a bound.
+
+    Nearer to it than `MOST_DIGITS` tell, a figure is on it, and `digits` will do.
+
+    Args:
+        figures: what will be shown.
+        within: whether one keeps to the bound.
+        digits: after the point.
+    """
+    known = [(figure, within(figure)) for figure in figures]
+    for enough in range(digits, MOST_DIGITS + 1):
+        if all(within(float(f"{figure:.{enough}f}")) == side for figure, side in known):
+            return enough
+    return digits
 
 
 def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
