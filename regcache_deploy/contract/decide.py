@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from regcache_engines.errors import ConfigError
 
 from ..bench.timing import Interval
 from ..evaluation.paired import within
+from ..work.format import digits_apart, ratio_text
 
 INT8, UNMERGED, MIXED, FLOAT = "int8", "unmerged", "mixed", "float"
 WAY, PLAIN_MIXED = "way", "mixed_plain"
@@ -159,15 +160,16 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
     accurate, surely_accurate = within(drop.value, limit), within(drop.high, limit)
     fast = speed.value >= contract.min_speedup
     surely_fast = speed.low >= contract.min_speedup and speed.rounds >= MIN_ROUNDS
+    ratio, _, interval = ratio_text(asdict(speed), least=contract.min_speedup).partition(" ")
     reasons = (
         _sentence(
-            *_loss_words(drop, contract.max_drop),
+            *_loss_words(drop, limit),
             accurate,
             surely_accurate,
             contract.strict,
         ),
         _sentence(
-            f"{speed.value:.2f} times as fast [{speed.low:.2f}, {speed.high:.2f}]"
+            f"{ratio} times as fast {interval}"
             + (f" in {speed.rounds} rounds only" if speed.rounds < MIN_ROUNDS else ""),
             f"of at least {contract.min_speedup:g}",
             fast,
@@ -181,15 +183,35 @@ def judge(candidate: Measured | Skipped, contract: Contract) -> Verdict:
 
 def _loss_words(drop: Drop, limit: float) -> tuple[str, str]:
     """The loss and its bound; of features, which have no accuracy, as the cosine that it is."""
-    if drop.metric != "cosine" and drop.value < 0:
-        figure = f"gains {-drop.value:.2f} points [{-drop.high:.2f}, {-drop.low:.2f}]"
-        return figure, f"a loss of at most {limit:g} is allowed"
-    if drop.metric != "cosine":
-        figure = f"loses {drop.value:.2f} points [{drop.low:.2f}, {drop.high:.2f}]"
-        return figure, f"of at most {limit:g}"
-    cosine, low, high = (1 - points / 100 for points in (drop.value, drop.high, drop.low))
-    figure = f"cosine to the float file {cosine:.5f} [{low:.5f}, {high:.5f}]"
-    return figure, f"of at least {1 - limit / 100:.5f}"
+    if drop.metric == "cosine":
+        figure = f"cosine to the float file {loss_text(asdict(drop), limit)}"
+        return figure, f"of at least {1 - limit / 100:.5f}"
+    if drop.value < 0:
+        digits = _loss_digits(asdict(drop), limit)
+        gain, low, high = (f"{-end:.{digits}f}" for end in (drop.value, drop.high, drop.low))
+        return f"gains {gain} points [{low}, {high}]", f"a loss of at most {limit:g} is allowed"
+    value, _, interval = loss_text(asdict(drop), limit).partition(" ")
+    return f"loses {value} points {interval}", f"of at most {limit:g}"
+
+
+def loss_text(drop: Mapping[str, Any], limit: float) -> str:
+    """What is lost with its interval: points, or the cosine that is left of features.
+
+    With as many digits as tell on which side of the limit each figure is.
+    """
+    digits, ends = _loss_digits(drop, limit), [drop[end] for end in ("value", "low", "high")]
+    if drop["metric"] == "cosine":
+        digits, ends = digits + 2, [1 - drop[end] / 100 for end in ("value", "high", "low")]
+    value, low, high = (f"{end:.{digits}f}" for end in ends)
+    return f"{value} [{low}, {high}]"
+
+
+def _loss_digits(drop: Mapping[str, Any], limit: float) -> int:
+    """Of points; a cosine has two more, as it is a hundredth of them."""
+    ends = [drop[end] for end in ("value", "low", "high")]
+    return digits_apart(
+        ends, lambda shown: within(shown, limit), 3 if drop["metric"] == "cosine" else 2
+    )
 
 
 def decide(attempts: Sequence[Attempt], contract: Contract) -> Decision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..contract.decide import loss_text
 from ..work.format import SPEEDUP, ratio_text
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
 from .parts import Section, Table
@@ -64,7 +65,7 @@ def decision_section(folder: Path, document: dict[str, Any]) -> Section | None:
     rows = []
     for tried in found["tried"]:
         run = "drop" in tried and tried["form"] != "float"
-        figures = [drop_text(tried["drop"]), ratio_text(tried["speedup"])] if run else ["", ""]
+        figures = _figures(tried, contract) if run else ["", ""]
         verdict = "kept" if tried["keep"] else "refused"
         why = "; ".join(_about(tried | {"reasons": []} if run else tried))
         rows.append([form_title(found, tried["form"]), *figures, verdict, why])
@@ -91,18 +92,18 @@ def _candidates(document: dict[str, Any]) -> Any:
     for tried in document["tried"]:
         cells = ["", ""]
         if "drop" in tried and tried["form"] != "float":
-            cells = [drop_text(tried["drop"]), ratio_text(tried["speedup"])]
+            cells = _figures(tried, document["contract"])
         verdict = "kept" if tried["keep"] else "refused"
         add_row(table, form_title(document, tried["form"]), *cells, verdict)
     return table
 
 
-def drop_text(drop: dict[str, Any]) -> str:
-    """What is lost with its interval: points, or the cosine that is left of features."""
-    if drop["metric"] != "cosine":
-        return f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]"
-    value, low, high = (1 - drop[end] / 100 for end in ("value", "high", "low"))
-    return f"{value:.5f} [{low:.5f}, {high:.5f}]"
+def _figures(tried: dict[str, Any], contract: dict[str, Any]) -> list[str]:
+    """Loss and speed, with as many digits as tell on which side of the contract they are."""
+    return [
+        loss_text(tried["drop"], contract["max_drop"]),
+        ratio_text(tried["speedup"], least=contract["min_speedup"]),
+    ]
 
 
 def _about(tried: dict[str, Any]) -> list[str]:

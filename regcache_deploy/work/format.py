@@ -81,10 +81,20 @@ def difference_text(metric: str, pair: dict[str, Any] | None) -> str:
     )
 
 
-def ratio_text(ratio: Mapping[str, Any], value: bool = True) -> str:
-    """A ratio of speed with its 95 % interval, or the interval alone."""
-    interval = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
-    return f"{ratio['value']:.2f} {interval}" if value else interval
+def ratio_text(ratio: Mapping[str, Any], value: bool = True, least: float | None = None) -> str:
+    """A ratio of speed with its 95 % interval, or the interval alone.
+
+    Args:
+        ratio: `value`, `low` and `high`.
+        value: False for the interval alone.
+        least: what it is held against; as many digits as tell on which side each figure is.
+    """
+    digits = 2
+    if least is not None:
+        ends = [ratio["value"], ratio["low"], ratio["high"]]
+        digits = digits_apart(ends, lambda shown: shown >= least, digits)
+    interval = f"[{ratio['low']:.{digits}f}, {ratio['high']:.{digits}f}]"
+    return f"{ratio['value']:.{digits}f} {interval}" if value else interval
 
 
 def ms_text(milliseconds: float) -> str:

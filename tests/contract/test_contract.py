@@ -34,6 +34,7 @@ from regcache_deploy.quantization.baselines import make_baseline
 from regcache_deploy.quantization.keep_float import FloatChoice
 from regcache_deploy.quantization.plan import calibration_of, make_plan
 from regcache_deploy.quantization.quantizers import Uniform
+from regcache_deploy.report.contract import _figures
 from regcache_deploy.report.verdict import kept_words
 from regcache_deploy.work.progress import Reporter
 from regcache_engines.bundle import Bundle
@@ -125,6 +126,46 @@ def test_reasons_name_the_figure_and_the_bound():
     assert worse.reasons[0].endswith("not kept")
     assert "not by the interval" in judge(UNSURE, Contract()).reasons[0]
     assert "not kept under --strict" in judge(UNSURE, Contract(strict=True)).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "sentence"),
+    [
+        (
+            measured("int8", speed=(1.0196, 1.0151, 1.0242)),
+            "1.0196 times as fast [1.0151, 1.0242], of at least 1.02: not kept",
+        ),
+        (
+            measured("int8", speed=(1.03, 1.0196, 1.04)),
+            "1.0300 times as fast [1.0196, 1.0400], of at least 1.02: kept by the estimate, not by "
+            "the interval",
+        ),
+        (
+            measured("int8", (0.5004, 0.4, 0.6), (2.0, 1.9, 2.1)),
+            "loses 0.5004 points [0.4000, 0.6000], of at most 0.5: not kept",
+        ),
+        (
+            measured("int8", (-0.1, -0.3, 0.501), (2.0, 1.9, 2.1)),
+            "gains 0.100 points [-0.501, 0.300], a loss of at most 0.5 is allowed: kept by the "
+            "estimate, not by the interval",
+        ),
+        (
+            Measured("int8", Drop(0.5004, 0.4, 0.6, 9, "cosine"), Interval(2.0, 1.9, 2.1, 9)),
+            "cosine to the float file 0.994996 [0.994000, 0.996000], of at least 0.99500: not kept",
+        ),
+    ],
+)
+def test_no_figure_is_rounded_over_its_bound(candidate, sentence):
+    assert sentence in judge(candidate, Contract()).reasons
+
+
+def test_the_table_shows_a_figure_on_its_side_of_the_bound():
+    document = decide(
+        [lambda: measured("int8", (0.5004, 0.4, 0.6), (1.0196, 1.0, 1.04)), lambda: FLOAT],
+        Contract(),
+    ).to_json()
+    figures = _figures(document["tried"][0], document["contract"])
+    assert figures == ["0.5004 [0.4000, 0.6000]", "1.0196 [1.0000, 1.0400]"]
 
 
 def test_float_file_must_come_last():
