@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TextIO
 
+from .format import plain
+
 Advance = Callable[..., None]
 """`advance(n=1)`: so many more units of the stage are done."""
 
@@ -72,6 +74,7 @@ class Reporter:
     def _plain(self, name: str, total: int | None) -> Iterator[Advance]:
         stream = self._stream or sys.stderr
         size = f" ({total})" if total is not None else ""
+        name = plain(name)
         print(f"{name}{size} ...", file=stream, flush=True)
         started, outcome = time.monotonic(), "stopped after"
         done, told = 0, started
@@ -109,7 +112,11 @@ class Reporter:
                 SpinnerColumn("line", finished_text=" "),
                 TimeElapsedColumn(),
                 # on 80 columns the name gives way, not the figures
-                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+                TextColumn(
+                    "{task.description}",
+                    markup=False,  # a stage may name a path, and a path may hold brackets
+                    table_column=Column(ratio=1, no_wrap=True),
+                ),
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
@@ -119,7 +126,7 @@ class Reporter:
             self._bars.start()
         bars = self._bars
         assert bars is not None
-        task = bars.add_task(name, total=total)
+        task = bars.add_task(plain(name), total=total)
         try:
             yield lambda n=1: bars.advance(task, n)
             # A stage may stop early (a search that has found its answer): it is still complete.

@@ -58,6 +58,18 @@ def test_quiet(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_stage_may_name_any_path(bars, monkeypatch):
+    """Brackets were markup, and ended the command; an escape sequence reached the terminal."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "stderr_console", lambda: console)
+    with Reporter(stream=None if bars else screen).stage("listing photos[/old]\x1b[2J"):
+        pass
+    assert r"listing photos[/old]\x1b[2J" in screen.getvalue()
+    assert "\x1b[2J" not in screen.getvalue()
+
+
 def test_bars_nested(monkeypatch, capsys):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
