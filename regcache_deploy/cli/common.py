@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..compat import import_open_clip, require, require_installed
 from ..errors import ConfigError
+from ..work.format import plain
 from ..work.progress import Reporter, stderr_console
 from ..work.settings import MachineSettings, WorkerSettings
 
@@ -198,7 +199,8 @@ def setup_logging(verbosity: int) -> None:
         handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_PlainFormatter())
+    # rich shows the level in a column of its own
+    handler.setFormatter(_LineFormatter(labelled=console is None))
     root.addHandler(handler)
     _handlers.append(handler)
     for name in _OUR_LOGGERS:
@@ -210,11 +212,21 @@ def setup_logging(verbosity: int) -> None:
     )
 
 
-class _PlainFormatter(logging.Formatter):
-    """`warning: text` on one line; information has no label."""
+class _LineFormatter(logging.Formatter):
+    """A message on one line, its control characters named: files and bundles are named in them.
+
+    Args:
+        labelled: `warning: text`; information has no label.
+    """
+
+    def __init__(self, labelled: bool) -> None:
+        super().__init__()
+        self._labelled = labelled
 
     def format(self, record: logging.LogRecord) -> str:
         text = " ".join(record.getMessage().split("\n"))
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+        text = plain(text)
+        labelled = self._labelled and record.levelno != logging.INFO
+        return f"{record.levelname.lower()}: {text}" if labelled else text

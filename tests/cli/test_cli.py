@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from regcache_deploy import errors
+from regcache_deploy.cli import common
 from regcache_deploy.cli import main as cli
 from regcache_deploy.cli.common import Parser
 from regcache_deploy.run.options import ExportOptions
@@ -35,6 +40,21 @@ def configuration(capsys, *arguments: str) -> dict:
     captured = capsys.readouterr()
     assert code == 0, captured.err
     return json.loads(captured.out)
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_log_line_names_control_characters(rich, capsys, monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=200)
+    monkeypatch.setattr(common, "stderr_console", lambda: console if rich else None)
+    common.setup_logging(common.NORMAL)
+    try:
+        logging.getLogger("regcache_deploy").warning("%s: not read", "cat\x1b[2J\r[b].jpg\nx")
+    finally:
+        monkeypatch.undo()
+        common.setup_logging(common.NORMAL)
+    said = screen.getvalue() if rich else capsys.readouterr().err
+    assert r"cat\x1b[2J\r[b].jpg x: not read" in re.sub(r"\x1b\[[\d;]*m", "", said)
 
 
 def test_the_observer_is_an_option_of_every_command_that_calibrates(capsys):
