@@ -20,7 +20,7 @@ from .engine import Array, Engine, FloatArray, unit_length
 from .errors import ConfigError, DataError, EngineError
 from .monitor import Monitor, ProbeReport
 from .predictions import Prediction, best_classes
-from .preprocess import Pixels, Preprocess
+from .preprocess import Pixels, Preprocess, reason
 from .text import TextTower
 
 if TYPE_CHECKING:
@@ -245,10 +245,18 @@ class Clip(Closing):
                     f"{type(image).__name__} is no image: give a path, a file's bytes, a PIL "
                     "image, or uint8 pixels [H, W, 3]"
                 )
-            return self.preprocess(image)
+            return self._prepared(image)
         except DataError as error:
             name = str(image) if isinstance(image, (str, Path)) else f"image {index}"
             raise DataError(f"{name}: {error}") from error
+
+    def _prepared(self, image: Any) -> Pixels:
+        try:
+            return self.preprocess(image)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # Pillow decodes an opened file only here
+            raise DataError(reason(error, Path("the file"))) from error
 
 
 def _several(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -201,6 +202,18 @@ def test_a_child_forked_while_the_text_tower_is_loaded_does_not_hang(bundle: Pat
 def test_what_is_no_image_is_named(clip: Clip, images: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         clip.embed_images(images)  # type: ignore[arg-type]
+
+
+def test_an_opened_picture_that_cannot_be_decoded_is_named(clip: Clip) -> None:
+    """Pillow reads the header alone until the pixels are asked for."""
+    file = io.BytesIO()
+    Image.fromarray(noise()).save(file, "JPEG")
+    data = file.getvalue()
+    cut, closed = Image.open(io.BytesIO(data[: len(data) // 2])), Image.open(io.BytesIO(data))
+    closed.close()
+    for image, message in ((cut, "image 1: image file is truncated"), (closed, "image 1: ")):
+        with pytest.raises(DataError, match=message):
+            clip.embed_images([noise(), image])
 
 
 def test_a_closed_one_refuses(bundle: Path) -> None:
