@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
 import regcache_engines
@@ -57,7 +57,9 @@ def embed(image: Photograph, request: Request) -> dict[str, list[float]]:
 
 
 @app.post("/classify")
-def classify(image: Photograph, request: Request, top: int = 5) -> list[dict[str, object]]:
+def classify(
+    image: Photograph, request: Request, top: Annotated[int, Query(ge=1)] = 5
+) -> list[dict[str, object]]:
     """The likeliest classes of a photograph, best first."""
     clip: Clip = request.app.state.clip
     return [asdict(found) for found in clip.classify(image, top=top)[0]]

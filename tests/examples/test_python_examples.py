@@ -101,6 +101,7 @@ def test_server(client: Any, bundle: Path, photographs: Path) -> None:
     refused = client.post("/embed", content=b"junk")
     assert refused.status_code == 422
     assert "cannot identify image" in refused.json()["error"]
+    assert client.post("/classify?top=0", content=data).status_code == 422
     assert client.get("/healthz").json()["saturation"] == []
 
 
