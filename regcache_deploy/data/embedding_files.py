@@ -64,6 +64,8 @@ class EmbeddingFolder:
             found = json.loads(place.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{place} cannot be read: {error}; take another --output") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{place} is no job; take another --output")
         other = [name for name in wanted if found.get(name) != wanted[name]]
         if other:
             raise ConfigError(

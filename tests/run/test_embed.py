@@ -23,6 +23,7 @@ from PIL import Image
 import regcache_engines
 from regcache_deploy.cli.main import main
 from regcache_deploy.data.decoders import Decoders
+from regcache_deploy.data.embedding_files import EmbeddingFolder
 from regcache_deploy.data.parts import Picture, open_collection
 from regcache_deploy.errors import DataError
 from regcache_export.bundle import write_bundle
@@ -175,6 +176,13 @@ def test_another_job_is_refused(
     assert main(words(other, images, whole)) == 2
     assert "(other: bundle)" in capsys.readouterr().err
     assert contents(whole) == before
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "null"])
+def test_a_damaged_job_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(DataError, match="take another --output"):
+        EmbeddingFolder(tmp_path, 1).begin({})
 
 
 def shard(path: Path, numbers: range) -> Path:
