@@ -204,7 +204,7 @@ def test_the_simulation_notices_by_itself(kind: str, tmp_path: Path) -> None:
     assert not (path / CERTIFICATE).exists()
 
 
-ENDS = {
+ENDS: dict[str, tuple[dict[str, Any], str]] = {
     "patch_embed.weight": ({}, "patch_embed|prefix_tokens|norm_pre"),
     "pos_embed": ({}, "prefix_tokens/Concat"),
     "norm_pre.weight": ({"norm_pre": True}, "norm_pre/LayerNormalization"),

@@ -186,6 +186,7 @@ def test_results_that_cannot_be_written_are_no_success(
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
+    program: list[str | Path]
     for words in ([], ["--json"], ["--help"]):
         program = [release / "regcache_classify", *words, bundle, images[0]]
         with open("/dev/full", "wb") as full:

@@ -242,7 +242,7 @@ def test_a_model_that_was_trained_on_says_so(monkeypatch):
         session = Session(Path("t.regcache"), ("fp32",), Reporter(quiet=True))
         provenance = {"model": "ViT-B-16", "pretrained": "x.pt", "options": {"img_size": "32x48"}}
         provenance |= {"weights_sha256": made_of} if made_of else {}
-        session.bundle = SimpleNamespace(manifest={"provenance": provenance})
+        vars(session)["bundle"] = SimpleNamespace(manifest={"provenance": provenance})
         assert session.model.weights_sha256() == "b"
         assert len(session.warnings) == told
         assert all("other weights than this bundle was made from" in w for w in session.warnings)
