@@ -43,7 +43,7 @@ class Tensor:
         kind = value.type.tensor_type
         self.name = value.name
         self.shape = [d.dim_value if d.HasField("dim_value") else FREE for d in kind.shape.dim]
-        self.dtype = "uint8" if kind.elem_type == onnx.TensorProto.UINT8 else "float"
+        self.dtype = {1: "float32", 2: "uint8"}.get(kind.elem_type, "another")
 
 
 class Network:
@@ -176,6 +176,7 @@ class FakeMachine:
             BuilderFlag=SimpleNamespace(),
             ComputeCapability=SimpleNamespace(SM90=90),
             uint8="uint8",
+            float32="float32",
             Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize),
         )
 
