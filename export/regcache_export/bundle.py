@@ -17,7 +17,7 @@ from regcache_engines.head import head_bytes
 from regcache_engines.text_config import TEXT_FILES
 
 from .describe import summary, tokens_out, tool_version
-from .errors import BundleError
+from .errors import BundleError, ConfigError
 from .files import atomic_write_bytes, clear_leftovers, sha256_bytes, staged_folder
 from .graph import INPUT_NAME, OUTPUT_NAME, build_model, serialize
 from .graph.encoder import input_shape
@@ -50,7 +50,8 @@ def write_bundle(
 
     Raises:
         BundleError: the plan cannot be exported, the place is taken by something else, an extra
-            entry clashes with one of ours or is no JSON, or the disk refuses.
+            entry clashes with one of ours or is no JSON.
+        ConfigError: the disk refuses.
     """
     _check_replaceable(folder)
     options = options or GraphOptions()
@@ -89,6 +90,7 @@ def seal_bundle(draft: Path, folder: Path, extra_manifest: Mapping[str, Any] | N
 
     Raises:
         BundleError: the draft is not a whole bundle, or as in `write_bundle`.
+        ConfigError: the disk refuses.
     """
     _check_replaceable(folder)
     created = {"created": _now()}
@@ -115,6 +117,7 @@ def add_files(path: Path, files: Mapping[str, bytes]) -> None:
 
     Raises:
         BundleError: `path` is not a whole bundle, or a name would leave it.
+        ConfigError: the disk refuses.
     """
     if path.parent.is_dir():
         clear_leftovers(path)  # one of them may be the bundle
@@ -217,12 +220,14 @@ def _check_replaceable(path: Path) -> None:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """`staged_folder`, whose errors are a bundle's."""
+    """`staged_folder`; a disk that refuses is no fault of the bundle."""
     try:
         with staged_folder(path) as staging:
             yield staging
     except OSError as error:
-        raise BundleError(f"cannot write {path}: {error}") from error
+        raise ConfigError(
+            f"cannot write {path}: {error}; free space or choose another folder"
+        ) from error
 
 
 def _link_all(source: Path, target: Path, names: Iterable[str]) -> None:

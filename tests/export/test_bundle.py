@@ -18,7 +18,7 @@ import pytest
 from regcache_engines import Bundle, files
 from regcache_engines.files import atomic_write_bytes, sha256_file
 from regcache_export.bundle import add_files, seal_bundle, write_bundle
-from regcache_export.errors import BundleError
+from regcache_export.errors import BundleError, ConfigError
 from regcache_export.plan import Plan
 from tests.tiny_plans import PREPROCESS, tiny_plan
 
@@ -125,7 +125,7 @@ def test_a_failure_while_writing_keeps_the_old_bundle(
         lambda: add_files(bundle, {"report.html": b"<html>"}),
         lambda: seal_bundle(bundle, bundle.with_name("sealed.regcache")),
     ):
-        with pytest.raises(BundleError, match="No space left"):
+        with pytest.raises(ConfigError, match="No space left"):
             action()
         assert hashes(bundle) == before
         assert names(bundle.parent) == {bundle.name}
@@ -144,7 +144,7 @@ def test_a_failed_rename_brings_the_old_bundle_back(
 
     monkeypatch.setattr(files, "exchange", lambda one, other: False)  # as on NFS
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(BundleError, match="Input/output"):
+    with pytest.raises(ConfigError, match="Input/output"):
         write_bundle(plan, bundle)
     assert hashes(bundle) == before
     assert names(bundle.parent) == {bundle.name}
@@ -171,7 +171,7 @@ def test_what_is_no_bundle_is_not_replaced(plan: Plan, tmp_path: Path) -> None:
         write_bundle(plan, folder)
     with pytest.raises(BundleError, match="not a bundle"):
         write_bundle(plan, folder / "cat.jpg")
-    with pytest.raises(BundleError, match="cannot write"):
+    with pytest.raises(ConfigError, match="cannot write"):
         write_bundle(plan, folder / "cat.jpg" / "inside")
     assert names(folder) == {"cat.jpg"}
     (tmp_path / "link").symlink_to(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regcache_engines.bundle import MANIFEST, Bundle
 
-from ..errors import BundleError, ConfigError
+from ..errors import ConfigError
 from ..files import atomic_write_bytes, staged_folder
 from .immich import immich_files
 from .transformers_js import transformers_files
@@ -31,9 +31,9 @@ def pack_bundle(bundle: Bundle, layout: str, folder: Path, replace: bool = False
         Names of the files.
 
     Raises:
-        ConfigError: an unknown layout, a folder that is taken, or a bundle that the layout has no
-            place for; the message says why.
-        BundleError: the bundle is damaged, or the disk refuses.
+        ConfigError: an unknown layout, a folder that is taken, a bundle that the layout has no
+            place for, or a disk that refuses; the message says why.
+        BundleError: the bundle is damaged.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"--layout {layout}: take one of {', '.join(LAYOUTS)}")
@@ -50,5 +50,7 @@ def pack_bundle(bundle: Bundle, layout: str, folder: Path, replace: bool = False
                 (staging / name).parent.mkdir(exist_ok=True)
                 atomic_write_bytes(staging / name, data)
     except OSError as error:
-        raise BundleError(f"cannot write {folder}: {error}") from error
+        raise ConfigError(
+            f"cannot write {folder}: {error}; free space or choose another folder"
+        ) from error
     return sorted(files)
