@@ -219,11 +219,7 @@ def _how(use: str, works: bool, findings: dict[str, Any]) -> str:
             how += " after pip uninstall onnxruntime"
         return how
     if findings["nvidia_driver"] is None and {"gpu", "trt", "trt10", "rtx"} & {*extras}:
-        return (
-            "   to build; to run them, install an NVIDIA driver"
-            if works
-            else ("   install an NVIDIA driver")
-        )
+        return f"   {'to build; to run them, ' if works else ''}install an NVIDIA driver"
     return "" if works else "   see the warning below"
 
 
