@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,14 +57,14 @@ def read_captions(root: Path, captions: Path | None = None, limit: int | None = 
     file = captions if captions is not None else _find(root)
     try:
         document = read_json(file, MAX_CAPTIONS)
-        names = {entry["id"]: str(entry["file_name"]) for entry in document["images"]}
-        pairs = [(entry["image_id"], str(entry["caption"])) for entry in document["annotations"]]
+        names = {_id(entry["id"]): _text(entry["file_name"]) for entry in document["images"]}
+        pairs = [(_id(e["image_id"]), _text(e["caption"])) for e in document["annotations"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is no captions file: expected COCO's `images` and `annotations` "
             f"({type(error).__name__}: {error})"
         ) from error
-    texts: dict[int, list[str]] = {}
+    texts: dict[int | str, list[str]] = {}
     for image_id, text in pairs:
         if image_id not in names:
             raise DataError(f"{file}: a caption belongs to image {image_id}, which is not listed")
@@ -76,13 +77,25 @@ def read_captions(root: Path, captions: Path | None = None, limit: int | None = 
     images, flat, owner = [], [], []
     for index, image_id in enumerate(chosen):
         path = folder / names[image_id]
-        if not path.is_file():
+        if not os.path.isfile(path):  # of a name that no system takes, too
             raise DataError(f"{file}: the image {path} is missing; the set must be whole")
         images.append(Item(names[image_id], path))
         for text in texts[image_id][:TEXTS_PER_IMAGE]:
             flat.append(text)
             owner.append(index)
     return Captions(tuple(images), tuple(flat), tuple(owner), str(file))
+
+
+def _id(value: object) -> int | str:
+    if not isinstance(value, (int, str)):
+        raise TypeError(f"an image's id is no {type(value).__name__}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value):.60} is no text")
+    return value
 
 
 def _find(root: Path) -> Path:
@@ -98,6 +111,6 @@ def _find(root: Path) -> Path:
 
 def _image_folder(root: Path, example: str) -> Path:
     for layout in LAYOUTS:
-        if (root / layout / example).is_file():
+        if os.path.isfile(root / layout / example):
             return root / layout
     raise DataError(f"the image {example} is in none of the image folders of {root}")

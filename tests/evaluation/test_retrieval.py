@@ -94,6 +94,12 @@ def test_the_layout_of_coco_data_root(coco):
         ({"annotations": [{"image_id": 99, "caption": "x"}]}, "which is not listed"),
         ({"annotations": None}, "is no captions file"),
         ({"images": [{"id": 10}]}, "is no captions file"),
+        ({"annotations": [{"image_id": {"id": 10}, "caption": "x"}]}, "is no captions file"),
+        ({"annotations": [{"image_id": None, "caption": "x"}]}, "is no captions file"),
+        ({"annotations": [{"image_id": 10, "caption": None}]}, "None is no text"),
+        ({"images": [{"id": 10, "file_name": None}]}, "None is no text"),
+        ({"images": [{"id": i, "file_name": "x" * 300} for i in (10, 11, 12)]}, "is in none of"),
+        ({"images": [{"id": i, "file_name": "a\0b"} for i in (10, 11, 12)]}, "is in none of"),
     ],
 )
 def test_faults_of_a_captions_file(coco, change, message):
