@@ -99,6 +99,7 @@ def open_session(
         session = onnxruntime.InferenceSession(source, options, **keywords)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise EngineError(_load_message(onnxruntime, name, provider, error)) from error
+    session._model_bytes = None  # kept for the fallback, which is off: a second file in memory
     # a provider whose libraries do not load is listed as available, and replaced by the CPU
     running = session.get_providers()
     if running[0] != provider:

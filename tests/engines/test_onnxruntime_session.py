@@ -79,6 +79,15 @@ def test_options_are_those_asked_for(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "optimized.onnx").stat().st_size > 0
 
 
+def test_a_graph_in_memory_is_let_go_of(model: Path) -> None:
+    """ONNX Runtime's Python keeps the bytes for ever: the size of the file, in every session."""
+    data = model.read_bytes()
+    before = sys.getrefcount(data)
+    session = open_session(data, threads=1)
+    assert sys.getrefcount(data) == before
+    assert session.run(None, {"image": tiny_images(1).numpy()})[0].shape[0] == 1
+
+
 def test_a_graph_in_memory_that_does_not_load() -> None:
     with pytest.raises(EngineError, match="cannot load the graph in memory"):
         open_session(b"not a model")
