@@ -11,6 +11,7 @@ from .closing import Closing
 from .engine import Array, FloatArray, check_features, check_images
 from .errors import EngineError
 from .gate import Gate, keep_in_children
+from .heap import trim_heap
 
 MAX_THREADS = 4096
 """ONNX Runtime waits for ever for threads that the system does not give."""
@@ -56,6 +57,7 @@ class BaseEngine(Closing):
         """See `Engine.close`."""
         if self._gate.shut():
             self._release()
+            trim_heap()
 
     @abstractmethod
     def _features(self, images: Array) -> FloatArray:

@@ -15,6 +15,7 @@ from .closing import Closing
 from .engine_base import check_threads
 from .errors import BundleError, ConfigError, DataError, EngineError
 from .gate import Gate, keep_in_children
+from .heap import trim_heap
 from .onnx_wire import has_external_data
 from .onnxruntime_session import open_session
 from .text_config import (
@@ -113,6 +114,7 @@ class TextTower(Closing):
         """Release the runtime's memory once calls of other threads have ended."""
         if self._gate.shut():
             self._session = None
+            trim_heap()
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         # `texts` of untyped callers

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regcache_engines import Bundle, Engine, load_engine, zero_shot
+from regcache_engines import Bundle, Engine, engine_base, load_engine, zero_shot
 from regcache_engines.errors import BundleError, EngineError
 from regcache_engines.onnxruntime_engine import OnnxRuntimeEngine
 from regcache_engines.onnxruntime_session import import_onnxruntime
@@ -105,6 +105,16 @@ def test_bad_features_are_an_error(bundle: Path) -> None:
         engine.infer(images(3))
     with pytest.raises(EngineError, match="shape"):
         engine.infer(images(2))
+
+
+def test_closing_gives_the_memory_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = load_engine(bundle, threads=2, pieces=True)
+    left = list[tuple[object, object]]()
+    trim = lambda: left.append((engine._session, engine._pieces._single))  # noqa: E731
+    monkeypatch.setattr(engine_base, "trim_heap", trim)
+    engine.close()
+    engine.close()
+    assert left == [(None, None)]
 
 
 def test_a_closed_engine_refuses(bundle: Path) -> None:

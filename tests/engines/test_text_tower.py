@@ -17,6 +17,7 @@ from regcache_deploy.encoders.zero_shot_head import OpenClipHead
 from regcache_deploy.errors import VerificationError
 from regcache_deploy.work.progress import Reporter
 from regcache_engines import Bundle, TextTower
+from regcache_engines import text as text_module
 from regcache_engines.errors import BundleError, ConfigError, DataError, EngineError
 from regcache_engines.text_config import TEXT_FILES, TextConfig
 from regcache_engines.text_head import head_file, make_head, read_classes, read_prompts
@@ -179,6 +180,14 @@ def test_many_threads_get_the_same(bundle: Path) -> None:
     with pytest.raises(EngineError, match="closed"):
         tower.embed(TEXTS)
     tower.close()
+
+
+def test_closing_gives_the_memory_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, left = TextTower(bundle, threads=1), list[object]()
+    monkeypatch.setattr(text_module, "trim_heap", lambda: left.append(tower._session))
+    tower.close()
+    tower.close()
+    assert left == [None]
 
 
 @pytest.mark.parametrize("texts", ["one string", [], [1], None, ["half \ud83d"]])
