@@ -94,7 +94,7 @@ def _id(value: object) -> int | str:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{str(value):.60} is no text")
+        raise TypeError(f"{value!s:.60} is no text")
     return value
 
 
