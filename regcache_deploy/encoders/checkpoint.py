@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,11 +32,47 @@ MAX_WRAPPINGS = 8
 PREFIXES = ("module.", "ema_model.")
 """What DataParallel and averages put in front of every name."""
 
-COMPILED = "_orig_mod."
-"""What torch.compile puts in front of the names of a module, anywhere."""
+MARKS = (
+    "_orig_mod.",
+    "_checkpoint_wrapped_module.",
+    "_fsdp_wrapped_module.",
+    "_forward_module.",
+)
+"""What torch.compile, activation checkpointing, FSDP and Fabric put in front of the names of a
+module, anywhere."""
 
 JIT_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers beside the weights in OpenAI's archives."""
+
+_NUMPY = (
+    "dtype",
+    "ndarray",
+    *(
+        f"{core}.multiarray.{made}"
+        for core in ("core", "_core")
+        for made in ("scalar", "_reconstruct")
+    ),
+)
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+BESIDE = (
+    *(f"numpy.{name}" for name in _NUMPY),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+)
+"""What training programs write down beside the weights: best accuracies, folders, times."""
+
+
+class _Unread:
+    """Takes the place of one of `BESIDE`: nothing is made of it, and nothing of it is run."""
+
+    def __new__(cls, *_: object) -> _Unread:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -56,19 +93,31 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if not isinstance(content, Mapping):
             break
         inner = [content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)]
+        if not inner and not _has_weights(content):
+            inner = [v for v in content.values() if _has_weights(v)]
+            if len(inner) > 1:
+                names = ", ".join(f"'{k}'" for k, v in content.items() if _has_weights(v))
+                raise ModelError(
+                    f"{path} holds several models: {names}; keep the one that is meant"
+                )
         if not inner:
             break
         content = inner[0]
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not _has_weights(content):
         raise ModelError(f"{path} holds no weights by name (a state dict)")
     return unwrap_names({str(k): v for k, v in content.items() if isinstance(v, Tensor)})
 
 
+def _has_weights(content: object) -> bool:
+    return isinstance(content, Mapping) and any(isinstance(v, Tensor) for v in content.values())
+
+
 def unwrap_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that all of them share, and without torch.compile's mark."""
+    """Names without the prefixes that all of them share, and without `MARKS`."""
     # counted beside the weights by torch's AveragedModel
     out = {name: value for name, value in tensors.items() if name != "n_averaged"}
-    out = {name.replace(COMPILED, ""): value for name, value in out.items()}
+    for mark in MARKS:
+        out = {name.replace(mark, ""): value for name, value in out.items()}
     while out:
         shared = next((p for p in PREFIXES if all(name.startswith(p) for name in out)), None)
         if shared is None:
@@ -124,7 +173,8 @@ def _read(path: Path) -> Any:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
         return {name: value for name, value in state.items() if name not in JIT_CONSTANTS}
     # the arguments of a training program; setting attributes is all that reading one does
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    known: list[Any] = [argparse.Namespace, *((_Unread, name) for name in BESIDE)]
+    with torch.serialization.safe_globals(known):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -137,8 +187,16 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """The part of a loading error that names keys and shapes, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The part of a loading error that names keys, shapes and classes, on one line."""
+    whole = str(error)
+    # torch's own text advises what no option here does
+    if found := re.search(r"GLOBAL ([\w.]+)", whole):
+        return (
+            f"it holds {found[1]} beside the weights or in place of them, and reading that may run "
+            "code; save the weights alone: torch.save(model.state_dict(), PATH)"
+        )
+    _, _, whole = whole.rpartition("WeightsUnpickler error:")
+    lines = [line.strip() for line in whole.splitlines() if line.strip()]
     details = [line for line in lines if "key(s)" in line or "size mismatch" in line]
     text = "; ".join(details[:2]) or (lines[0] if lines else type(error).__name__)
     return text if len(text) <= 300 else text[:297] + "..."

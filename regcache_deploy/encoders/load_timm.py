@@ -15,7 +15,7 @@ from .checkpoint import below_attribute, explain, read_state_dict
 from .classifier_head import imagenet_classifier
 from .hub import TIMM_WEIGHT_FILES, explain_failure, require_hub_files
 from .model import LoadedModel, random_caution
-from .names import TIMM, looks_like_path, random_seed, suggest, unknown_tag
+from .names import TIMM, looks_like_path, missing_file, random_seed, suggest, unknown_tag
 from .size_warnings import warn_of_resampled_positions
 from .timm_vit import from_timm
 
@@ -90,7 +90,7 @@ def timm_choice(timm: Any, name: str, pretrained: str | None) -> tuple[str, str,
             tag = pretrained
     _check_tag(timm, architecture, tag)
     if path is not None and not path.is_file():
-        raise ModelError(f"no checkpoint file at {path}")
+        raise missing_file(architecture, pretrained or "", path, _tags(timm, architecture))
     return architecture, tag, path
 
 

@@ -57,7 +57,7 @@ def check_tag(name: str, pretrained: str | None, tags: Sequence[str]) -> None:
         return
     tag, path = tag_and_path(pretrained, tags)
     if path is not None and not path.is_file():
-        raise ModelError(f"no checkpoint file at {path}")
+        raise missing_file(name, pretrained, path, tags)
     if tag is not None and tag not in tags:
         raise unknown_tag(name, tag, tags)
 
@@ -68,6 +68,14 @@ def unknown_model(name: str, known: Iterable[str]) -> ModelError:
 
 def unknown_tag(name: str, tag: str, tags: Sequence[str]) -> ModelError:
     return ModelError(f"{name} has no pretrained tag '{tag}'{suggest(tag, tags)}")
+
+
+def missing_file(name: str, pretrained: str, path: Path, tags: Sequence[str]) -> ModelError:
+    """Where `path` is no file: of `TAG=PATH` with an unknown tag, that."""
+    tag, separator, file = pretrained.partition("=")
+    if separator and tag not in tags and Path(file).is_file():
+        return unknown_tag(name, tag, tags)
+    return ModelError(f"no checkpoint file at {path}")
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

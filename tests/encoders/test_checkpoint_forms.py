@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from datetime import datetime, timezone
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +58,14 @@ FORMS = {
     "wrapped twice": lambda s: {"model_ema": {"state_dict": under("module.", s)}},
     "averaged": lambda s: under("module.", s) | {"n_averaged": torch.tensor(4)},
     "arguments": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1)},
+    "records": lambda s: {"state_dict": s, "best": np.float64(0.8), "last": np.zeros(2)},
+    "folders": lambda s: {"state_dict": s, "args": argparse.Namespace(out=Path("x"))},
+    "times": lambda s: {"state_dict": s, "at": datetime(2026, 1, 1, tzinfo=timezone.utc)},
+    "a word of its own": lambda s: {"params": s, "optimizer": {"state": {0: torch.ones(1)}}},
+    "sharded": lambda s: under("_fsdp_wrapped_module.", s),
+    "checkpointed": lambda s: {
+        n.replace("resblocks.0.", "resblocks.0._checkpoint_wrapped_module."): s[n] for n in s
+    },
 }
 
 
@@ -140,6 +151,55 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "x": Bad()}, tmp_path / "x.pt")
     with pytest.raises(ModelError, match="cannot be read"):
         read_state_dict(tmp_path / "x.pt")
+
+
+class Settings:
+    """Of a training program."""
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (lambda s: {"state_dict": s, "cfg": Settings()}, r"\.Settings beside"),
+        (lambda _: torch.nn.Linear(2, 2), r"holds torch\.nn\.modules\.linear\.Linear"),
+    ],
+    ids=["settings", "whole module"],
+)
+def test_what_would_run_code_is_named(clip, tmp_path, content, named):
+    """Without PyTorch's advice about options that are not ours, and without its escape codes."""
+    torch.save(content(clip.state_dict()), tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=named) as refused:
+        load_model(NAME, str(tmp_path / "x.pt"))
+    message = str(refused.value)
+    assert "save the weights alone" in message
+    assert message.isprintable()
+    assert "weights_only" not in message
+
+
+def test_a_torn_file_has_a_short_message(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"<html>not found")
+    with pytest.raises(ModelError, match=r"cannot be read: Unsupported operand 60$"):
+        read_state_dict(tmp_path / "x.pt")
+
+
+def test_several_models_in_one_file_are_no_choice_of_ours(clip, tmp_path):
+    state = clip.state_dict()
+    torch.save({"online": state, "target": state}, tmp_path / "x.pt")
+    with pytest.raises(ModelError, match="several models: 'online', 'target'"):
+        load_model(NAME, str(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("name", [NAME, TIMM])
+def test_a_file_of_an_unknown_tag(clip, tmp_path, monkeypatch, name):
+    """The file is there; it was said to be missing, under the name TAG=PATH."""
+    torch.save(clip.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ModelError, match="has no pretrained tag 'laion9b'"):
+        load_model(name, f"laion9b={tmp_path / 'x.pt'}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="has no pretrained tag 'laion9b'"):
+        load_model(name, "laion9b=x.pt")
+    with pytest.raises(ModelError, match=r"no checkpoint file at laion9b=y\.pt"):
+        load_model(name, "laion9b=y.pt")
 
 
 def test_nothing_known_leaves_the_names():
