@@ -65,15 +65,21 @@ def read_classes(choice: str) -> tuple[str, ...]:
     """Class names of a file, one a line, or a list with commas.
 
     Raises:
-        ConfigError: no name, one twice, or no such file.
+        ConfigError: no name, one that is empty or there twice, or no such file.
     """
     path = Path(choice)
     if "," not in choice and path.suffix and not path.is_file():
         raise ConfigError(f"--classes {choice}: there is no such file")
     names = [*_lines(path)] if path.is_file() else [name.strip() for name in choice.split(",")]
-    names = [name for name in names if name]
+    while names and not names[-1]:
+        names.pop()
     if not names:
         raise ConfigError(f"--classes {choice}: no class names; write them with commas, or a file")
+    if "" in names:
+        raise ConfigError(
+            f"--classes {choice}: name {names.index('') + 1} is empty, and its number is its "
+            "label; write it, or take the line out"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"--classes {choice}: '{twice}' is there twice")

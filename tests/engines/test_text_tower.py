@@ -278,11 +278,15 @@ def test_a_head_of_another_model_is_refused(bundle: Path, tmp_path: Path) -> Non
 
 def test_words_of_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
-    path.write_text("\ufeffgreat white shark\n\ncat\n", encoding="utf-8")
+    path.write_text("\ufeffgreat white shark\ncat\n\n", encoding="utf-8")
     assert read_classes(str(path)) == ("great white shark", "cat")
     assert read_classes("a, b c ,d") == ("a", "b c", "d")
     assert read_prompts("a photo of a {}") == ("a photo of a {}",)
-    for wrong, words in (("a,b,a", "'a' is there twice"), (" , ", "no class names")):
+    for wrong, words in (
+        ("a,b,a", "'a' is there twice"),
+        (" , ", "no class names"),
+        ("a,,b", "name 2 is empty"),
+    ):
         with pytest.raises(ConfigError, match=words):
             read_classes(wrong)
     with pytest.raises(ConfigError, match="no such file"):
@@ -291,6 +295,9 @@ def test_words_of_the_command_line(tmp_path: Path) -> None:
         read_prompts("openai")
     with pytest.raises(ConfigError, match="once"):
         read_prompts("{} and {}")
+    path.write_text("great white shark\n \ncat\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="name 2 is empty"):
+        read_classes(str(path))  # dropped, every later label is one too low
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
         read_classes(str(path))
