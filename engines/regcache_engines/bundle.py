@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .documents import open_file
+from .documents import open_file, strict_json
 from .errors import BundleError, EngineError
 from .files import sha256_bytes, sha256_file
 from .head import maker_of, read_head
@@ -204,19 +203,12 @@ def _identity(folder: Path) -> tuple[int, ...]:
 
 def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        # no encoding but UTF-8, and no NaN: as C++ reads it
-        document = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
-        # nor 1e999 or half a surrogate pair, which C++ refuses and nothing can print
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
+        document = strict_json(data.decode("utf-8-sig"))
+    except ValueError as error:
         raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
     if not isinstance(document, dict):
         raise BundleError(f"{path} must hold a JSON object; {AGAIN}")
     return document
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _read_limited(path: Path, limit: int) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_DOCUMENT = 64 << 20
+
+MAX_NESTING = 100
+"""Objects and lists in each other, in what a bundle's readers take."""
 
 
 def read_document(path: Path, limit: int = MAX_DOCUMENT) -> str:
@@ -49,6 +53,25 @@ def parse_json(text: str) -> Any:
         raise ValueError("too many brackets in each other") from error
 
 
+def strict_json(text: str) -> Any:
+    """JSON that two readers cannot take in two ways; `json.h` of the C++ library refuses the same.
+
+    Raises:
+        ValueError: no JSON, a key twice in one object, NaN, -0, a number beyond all floats, half a
+            surrogate pair, or too many brackets in each other.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise ValueError("too many brackets in each other") from error
+    _check_nesting(value, MAX_NESTING)
+    # nor 1e999 or half a surrogate pair, which nothing can print
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
+
+
 def read_json(path: Path, limit: int = MAX_DOCUMENT) -> Any:
     """What a JSON file holds.
 
@@ -57,3 +80,29 @@ def read_json(path: Path, limit: int = MAX_DOCUMENT) -> Any:
         ValueError: no JSON in UTF-8.
     """
     return parse_json(read_document(path, limit))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _integer(digits: str) -> int:
+    # other readers give these as floats
+    if digits == "-0" or math.isinf(float(digits)):
+        raise ValueError(f"{digits:.20} is no whole number")
+    return int(digits)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_nesting(value: Any, left: int) -> None:
+    if isinstance(value, (dict, list)):
+        if not left:
+            raise ValueError("too many brackets in each other")
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_nesting(part, left - 1)

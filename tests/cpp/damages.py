@@ -76,15 +76,35 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def repeat(entry: bytes) -> Callable[[Path], None]:
-    """Give the manifest a key for the second time, behind the first; the last one counts."""
+def entry(written: bytes) -> Callable[[Path], None]:
+    """Give the manifest one more entry, as written."""
 
     def damage(bundle: Path) -> None:
         path = bundle / "manifest.json"
         text = path.read_bytes().rstrip()
-        path.write_bytes(text[:-1] + b", " + entry + b"}")
+        path.write_bytes(text[:-1] + b", " + written + b"}")
 
     return damage
+
+
+def text_of(name: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    """Exchange the first `old` in a file, and its hash."""
+
+    def damage(bundle: Path) -> None:
+        data = (bundle / name).read_bytes()
+        assert old in data
+        data = data.replace(old, new, 1)
+        if name == "manifest.json":
+            (bundle / name).write_bytes(data)
+        else:
+            replace_file(bundle, name, data)
+
+    return damage
+
+
+def size_of_minus_zero(bundle: Path) -> None:
+    replace_file(bundle, "empty", b"")
+    text_of("manifest.json", b'"size": 0}', b'"size": -0}')(bundle)
 
 
 def append(name: str, data: bytes) -> Callable[[Path], None]:
@@ -275,8 +295,26 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "BUNDLE_DAMAGED",
         lambda b: Path(os.fsdecode(bytes(b) + b"/\xff\xfe")).write_bytes(b"x"),
     ),
-    "second of two schemas": ("BUNDLE_SCHEMA_UNKNOWN", repeat(b'"schema": 2')),
-    "second of two lists": ("BUNDLE_DAMAGED", repeat(b'"files": {}')),
+    "two schemas": ("BUNDLE_DAMAGED", entry(b'"schema": 1')),
+    "two lists": ("BUNDLE_DAMAGED", entry(b'"files": {}')),
+    "two keys deep inside": ("BUNDLE_DAMAGED", entry(b'"x": [{"a": 1, "b": {}, "a": 1}]')),
+    "two sizes": ("BUNDLE_DAMAGED", text_of("preprocess_cfg.json", b"{", b'{"size": 1, ')),
+    "empty file of size -0": ("BUNDLE_DAMAGED", size_of_minus_zero),
+    "fill of -0": (
+        "BUNDLE_DAMAGED",
+        text_of("preprocess_cfg.json", b"{", b'{"fill_color": -0, '),
+    ),
+    "number of many digits": ("BUNDLE_DAMAGED", entry(b'"x": ' + b"1" * 401)),
+    "lists in each other": ("BUNDLE_DAMAGED", entry(b'"x": ' + b"[" * 100 + b"]" * 100)),
+    "two byte order marks": (
+        "BUNDLE_DAMAGED",
+        text_of("manifest.json", b"{", b"\xef\xbb\xbf" * 2 + b"{"),
+    ),
+    "labels with a byte order mark": (
+        "BUNDLE_DAMAGED",
+        head_of(labels='\ufeff["a", "b", "c", "d"]'),
+    ),
+    "scale with a byte order mark": ("BUNDLE_DAMAGED", head_of(logit_scale="\ufeff100")),
     "zeros behind the manifest": (
         "BUNDLE_DAMAGED",
         lambda b: (b / "manifest.json").write_bytes((b / "manifest.json").read_bytes() + bytes(99)),
@@ -288,8 +326,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "zero behind the preprocessing": ("BUNDLE_DAMAGED", append("preprocess_cfg.json", b"\0")),
     "zero behind the labels": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c", "d"]\0')),
     "zero behind the scale": ("BUNDLE_DAMAGED", head_of(logit_scale="100\0")),
-    "number beyond all floats": ("BUNDLE_DAMAGED", repeat(b'"accuracy": 1e999')),
-    "half a surrogate pair": ("BUNDLE_DAMAGED", repeat(b'"model": "\\ud800"')),
+    "number beyond all floats": ("BUNDLE_DAMAGED", entry(b'"x": 1e999')),
+    "half a surrogate pair": ("BUNDLE_DAMAGED", entry(b'"x": "\\ud800"')),
     "label of half a surrogate pair": (
         "BUNDLE_DAMAGED",
         head_of(labels='["a", "b", "c", "\\udc00"]'),
@@ -331,6 +369,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "other output": ("RUNTIME_FAILED", graph_of("output", name="nope")),
     "probe without a name": ("BUNDLE_DAMAGED", probes({})),
     "probe beyond its codes": ("BUNDLE_DAMAGED", probes(PROBE | {"high": 256})),
+    "probe of nearly 2**64": ("BUNDLE_DAMAGED", probes(PROBE | {"low": 2**64 - 1})),
     "probe of truth": ("BUNDLE_DAMAGED", probes(PROBE | {"low": False})),
     "too many probes": ("BUNDLE_DAMAGED", probes(*[PROBE] * 65)),
     "probes that are no list": (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from regcache_engines import Bundle
 from regcache_engines.onnx_wire import has_external_data
-from tests.cpp.damages import DAMAGES, repeat, replace_file, with_text
+from tests.cpp.damages import DAMAGES, entry, replace_file, text_of, with_text
 from tests.cpp.programs import run
 from tests.engines.test_onnx_wire import PLACES, model_with
 
@@ -55,15 +56,26 @@ def test_weights_outside_of_the_model_are_found_as_in_python(
         assert "keeps weights in other files" in done.stdout
 
 
-@pytest.mark.parametrize("entry", [b'"schema": 1', b'"model": "twice"'])
-def test_the_last_of_two_equal_keys_counts_as_in_python(
-    entry: bytes, sanitized: Path, bundle: Path, tmp_path: Path
+def nested(levels: int) -> bytes:
+    return b'"x": ' + b"[" * levels + b"]" * levels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        entry(nested(99)),
+        entry(b'"x": -0.0, "y": 1e-400, "z": ' + b"9" * 308),
+        text_of("manifest.json", b"{", b"\xef\xbb\xbf{"),
+        text_of("preprocess_cfg.json", b"{", b"\xef\xbb\xbf{"),
+    ],
+)
+def test_what_is_odd_but_plain_opens_in_both(
+    change: Callable[[Path], None], release: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    changed = Path(shutil.copytree(bundle, tmp_path / "twice.regcache"))
-    repeat(entry)(changed)
+    changed = Path(shutil.copytree(bundle, tmp_path / "odd.regcache"))
+    change(changed)
     Bundle.open(changed)
-    done = run(sanitized / "regcache_dump", changed, tmp_path / "out")
-    assert done.stdout == "ok\n"
+    assert run(release / "regcache_dump", changed, tmp_path / "out").stdout == "ok\n"
 
 
 def test_a_bundle_with_a_text_tower_opens(

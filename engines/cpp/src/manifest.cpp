@@ -69,8 +69,7 @@ void read_files(const Json &files, Manifest &manifest) {
 }
 
 int code(const Json &value, const char *key) {
-    const bool fits = value.is_number_integer() && value >= -128 && value <= 255;
-    if (!fits) damaged(std::string("has a probe without '") + key + "'");
+    if (!is_whole(value, -128, 255)) damaged(std::string("has a probe without '") + key + "'");
     return value.get<int>();
 }
 
@@ -106,10 +105,10 @@ void read_graph(const Json &graph, const Json &rates, Manifest &manifest) {
 }  // namespace
 
 Manifest Manifest::parse(const std::string &json) {
-    const Json document = parse_json(json);
+    const Json document = parse_document(json);
     if (!document.is_object()) damaged("holds no JSON object");
     const Json &schema = at(document, "schema");
-    if (!schema.is_number_integer() || schema != REGCACHE_BUNDLE_SCHEMA)
+    if (!is_whole(schema, REGCACHE_BUNDLE_SCHEMA, REGCACHE_BUNDLE_SCHEMA))
         throw Error(REGCACHE_BUNDLE_SCHEMA_UNKNOWN,
                     "the bundle has another schema than " + std::to_string(REGCACHE_BUNDLE_SCHEMA) +
                         ", which this version reads; install the version of regcache-deploy that "

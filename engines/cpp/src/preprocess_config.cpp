@@ -18,8 +18,8 @@ constexpr int kMaxSide = 16384;
 }
 
 int integer(const Json &value, const char *name, int low, int high) {
-    const bool fits = value.is_number_integer() && value >= low && value <= high;
-    if (!fits) refuse("has no whole number within its limits as '" + std::string(name) + "'");
+    if (!is_whole(value, low, high))
+        refuse("has no whole number within its limits as '" + std::string(name) + "'");
     return value.get<int>();
 }
 
@@ -74,7 +74,7 @@ std::string word(const Json &value, const std::string &name) {
 }  // namespace
 
 PreprocessConfig PreprocessConfig::parse(const std::string &text) {
-    const Json json = parse_json(text);
+    const Json json = parse_document(text);
     if (!json.is_object()) refuse("holds no JSON object");
     PreprocessConfig config;
     for (const auto &[name, value] : json.items()) {
