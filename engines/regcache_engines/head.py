@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .documents import strict_json
 from .errors import BundleError
 
-TENSOR = "text_features"
+TENSOR, METADATA = "text_features", "__metadata__"
+MAX_HEADER = 16 << 20
 MAX_SCALE, NORM_TOLERANCE = 1e4, 0.01
 """CLIP's scale is 100. One row longer than the others would win by its length."""
 
@@ -23,7 +25,7 @@ Head = tuple[npt.NDArray[np.float32], tuple[str, ...], float]
 
 
 def read_head(data: bytes, path: Path) -> Head:
-    """Read a head; the C++ library refuses the same ones (`head.cpp`).
+    """Read a head: one matrix and its metadata; the C++ library refuses the same (`head.cpp`).
 
     Args:
         data: the file.
@@ -37,11 +39,12 @@ def read_head(data: bytes, path: Path) -> Head:
     from safetensors.numpy import load
 
     try:
-        features = load(data)[TENSOR]
-        described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        labels, scale = json.loads(described["labels"]), json.loads(described["logit_scale"])
-        json.dumps(labels, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        tensors, header = load(data), _header(data)
+        if header.keys() != {TENSOR, METADATA}:
+            raise ValueError(f"it holds other tensors than '{TENSOR}', or no metadata")
+        features, described = tensors[TENSOR], header[METADATA]
+        labels, scale = strict_json(described["labels"]), strict_json(described["logit_scale"])
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise BundleError(f"{path} is not readable ({error}); {AGAIN}") from error
     problem = _problem(features, labels, scale)
     if problem:
@@ -55,9 +58,8 @@ def maker_of(data: bytes) -> str | None:
     Args:
         data: a file that `read_head` has read.
     """
-    described = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    found = described.get("weights_sha256")
-    return found if isinstance(found, str) else None
+    found: str | None = _header(data)[METADATA].get("weights_sha256")
+    return found
 
 
 def head_bytes(
@@ -95,6 +97,16 @@ def _sorted_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
+def _header(data: bytes) -> Any:
+    """Of a file that safetensors reads."""
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER:
+        raise ValueError("its header is too large")
+    if data[8:9] != b"{":  # which not every release of safetensors asks for
+        raise ValueError("its header is no JSON object")
+    return strict_json(data[8 : 8 + size].decode())
+
+
 def _problem(features: npt.NDArray[Any], labels: Any, scale: Any) -> str | None:
     if features.dtype != np.float32 or features.ndim != 2 or not features.size:
         return f"features of type {features.dtype} and shape {list(features.shape)}"
@@ -102,6 +114,8 @@ def _problem(features: npt.NDArray[Any], labels: Any, scale: Any) -> str | None:
         return "NaN or infinite values"
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         return "labels that are no list of texts"
+    if any("\0" in label for label in labels):  # where a label ends in C
+        return "a label with a zero byte"
     if labels and len(labels) != len(features):
         return f"features of shape {list(features.shape)} for {len(labels)} labels"
     if type(scale) not in (int, float) or not 0 < scale <= MAX_SCALE:

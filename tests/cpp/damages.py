@@ -138,6 +138,29 @@ def head_of(
     return damage
 
 
+def head_written(
+    change: Callable[[dict[str, Any]], Any] = lambda header: None,
+    front: bytes = b"",
+    behind: bytes = b"",
+    written: Callable[[bytes], bytes] = lambda text: text,
+) -> Callable[[Path], None]:
+    """A head with another header, or with bytes around its parts."""
+
+    def damage(bundle: Path) -> None:
+        data = (bundle / HEAD).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        known = json.loads(data[8:end])
+        change(known)
+        text = header(written(json.dumps(known).encode()))
+        replace_file(bundle, HEAD, text + front + data[end:] + behind)
+
+    return damage
+
+
+def more_metadata(value: Any) -> Callable[[Path], None]:
+    return head_written(lambda header: header["__metadata__"].update(more=value))
+
+
 def preprocessing(**entries: Any) -> Callable[[Path], None]:
     def damage(bundle: Path) -> None:
         config = json.loads((bundle / "preprocess_cfg.json").read_bytes()) | entries
@@ -404,6 +427,35 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         head_of(np.vstack([np.full((3, 20), 20**-0.5), np.full((1, 20), 3 * 20**-0.5)])),
     ),
     "head of empty rows": ("BUNDLE_DAMAGED", head_of(np.zeros((4, 20)))),
+    "byte behind the head": ("BUNDLE_DAMAGED", head_written(behind=b"x")),
+    "number in front of the head": (
+        "BUNDLE_DAMAGED",
+        head_written(lambda h: h["text_features"].update(data_offsets=[4, 324]), front=bytes(4)),
+    ),
+    "second tensor of a head": (
+        "BUNDLE_DAMAGED",
+        head_written(
+            lambda h: h.update(more={"dtype": "F32", "shape": [1], "data_offsets": [320, 324]}),
+            behind=bytes(4),
+        ),
+    ),
+    "labels given twice": (
+        "BUNDLE_DAMAGED",
+        head_written(written=lambda text: text.replace(b'{"labels"', b'{"labels": "", "labels"')),
+    ),
+    "head without metadata": ("BUNDLE_DAMAGED", head_written(lambda h: h.pop("__metadata__"))),
+    "metadata as a number": ("BUNDLE_DAMAGED", more_metadata(5)),
+    "metadata of nothing": ("BUNDLE_DAMAGED", more_metadata(None)),
+    "metadata as a list": ("BUNDLE_DAMAGED", head_written(lambda h: h.update(__metadata__=[]))),
+    "space in front of a header": (
+        "BUNDLE_DAMAGED",
+        head_written(written=lambda text: b" " + text),
+    ),
+    "header of 17 MiB": (
+        "BUNDLE_DAMAGED",
+        head_written(written=lambda text: text + b" " * (17 << 20)),
+    ),
+    "label with a zero byte": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c", "d\\u0000e"]')),
     "three labels": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c"]')),
     "labels of numbers": ("BUNDLE_DAMAGED", head_of(labels="[1, 2, 3, 4]")),
     "features beyond int32": ("RUNTIME_FAILED", encoder_of(1, 2**32 + 20)),

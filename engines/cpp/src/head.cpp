@@ -1,5 +1,5 @@
 // A head (text_features.safetensors in a bundle): 8 bytes of header length, the header as JSON,
-// then the tensors.
+// then one matrix and nothing else.
 #include <cmath>
 #include <cstring>
 
@@ -14,7 +14,7 @@ using Json = nlohmann::json;
 
 constexpr std::uint64_t kMaxHeader = 16u << 20;
 constexpr double kMaxScale = 1e4, kNormTolerance = 0.01;  // as head.py has them
-constexpr char kTensor[] = "text_features";
+constexpr char kTensor[] = "text_features", kMetadata[] = "__metadata__";
 
 // What is wrong, without the file's name.
 struct Bad {
@@ -38,14 +38,15 @@ void read_tensor(const Json &tensor, const char *data, std::uint64_t size, Head 
     const bool fits = entry(tensor, "dtype") == "F32" && shape.is_array() && shape.size() == 2 &&
                       offsets.is_array() && offsets.size() == 2;
     if (!fits) bad_head("has no float32 matrix 'text_features'");
-    const std::uint64_t classes = whole(shape[0], 1u << 24), dim = whole(shape[1], 1u << 20);
-    const std::uint64_t begin = whole(offsets[0], size), end = whole(offsets[1], size);
-    if (classes == 0 || dim == 0 || begin > end || end - begin != classes * dim * sizeof(float))
+    const std::uint64_t classes = whole(shape[0], 1u << 28), dim = whole(shape[1], 1u << 20);
+    // no byte in front of the matrix, and none behind it
+    if (whole(offsets[0], 0) != 0 || whole(offsets[1], size) != size || classes == 0 || dim == 0 ||
+        size != classes * dim * sizeof(float))
         bad_head("is shorter or longer than its header says");
     head.classes = std::int64_t(classes);
     head.dim = std::int64_t(dim);
     head.features.resize(std::size_t(classes * dim));
-    std::memcpy(head.features.data(), data + begin, std::size_t(end - begin));
+    std::memcpy(head.features.data(), data, std::size_t(size));
     for (std::size_t row = 0; row < head.features.size(); row += std::size_t(dim)) {
         double squares = 0;
         for (std::size_t i = 0; i < std::size_t(dim); ++i) {
@@ -60,6 +61,8 @@ void read_tensor(const Json &tensor, const char *data, std::uint64_t size, Head 
 }
 
 void read_metadata(const Json &metadata, Head &head) {
+    for (const Json &value : metadata)
+        if (!value.is_string()) bad_head("has metadata that are no texts");
     const Json labels = entry(metadata, "labels"), scale = entry(metadata, "logit_scale");
     if (!labels.is_string() || !scale.is_string()) bad_head("has no labels or no logit_scale");
     const Json list = parse_json(labels.get<std::string>());
@@ -67,6 +70,8 @@ void read_metadata(const Json &metadata, Head &head) {
     for (const Json &label : list) {
         if (!label.is_string()) bad_head("has a label that is no text");
         head.labels.push_back(label.get<std::string>());
+        if (head.labels.back().find('\0') != std::string::npos)  // where a label ends in C
+            bad_head("has a label with a zero byte");
     }
     if (!head.labels.empty() && head.labels.size() != std::size_t(head.classes))
         bad_head("has " + std::to_string(head.labels.size()) + " labels for " +
@@ -87,10 +92,12 @@ Head parsed(const std::string &bytes) {
     for (int i = 0; i < 8; ++i) length |= std::uint64_t(std::uint8_t(bytes[std::size_t(i)])) << 8 * i;
     if (length > kMaxHeader || length > bytes.size() - 8) bad_head("is truncated");
     const Json header = parse_json(bytes.substr(8, std::size_t(length)));
-    if (!header.is_object()) bad_head("has no JSON header");
+    if (!header.is_object() || bytes[8] != '{') bad_head("has no JSON header");
+    if (header.size() != 2 || !header.contains(kTensor) || !header.contains(kMetadata))
+        bad_head("holds other tensors than 'text_features', or no metadata");
     Head head;
     read_tensor(entry(header, kTensor), bytes.data() + 8 + length, bytes.size() - 8 - length, head);
-    read_metadata(entry(header, "__metadata__"), head);
+    read_metadata(entry(header, kMetadata), head);
     return head;
 }
 
