@@ -281,6 +281,8 @@ def _visible(folder: Path) -> set[str]:
 
 
 def _check_text_folder(folder: Path, files: Mapping[str, Any]) -> None:
+    if FOLDER in files:
+        raise BundleError(f"{folder}/{MANIFEST} lists a file in place of the folder '{FOLDER}'")
     listed = [name for name in TEXT_FILES if name in files]
     if listed and len(listed) < len(TEXT_FILES):
         lacking = ", ".join(name for name in TEXT_FILES if name not in files)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_SIDE = 16384
+MAX_COLOUR, MIN_DEVIATION = 1e6, 1e-6
+"""Of means and deviations, for pixels in [0, 1]: beyond them, normalized pixels may be infinite."""
 WORDS = {
     "mode": ("RGB",),
     "interpolation": ("bicubic", "bilinear", "random"),  # random: bicubic outside of training
@@ -49,8 +51,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Finite as float32."""
-    return type(value) in (int, float) and abs(value) <= 3.4e38
+    return type(value) in (int, float) and abs(value) <= MAX_COLOUR
 
 
 def _are_means(value: Any) -> bool:
@@ -58,7 +59,7 @@ def _are_means(value: Any) -> bool:
 
 
 def _are_deviations(value: Any) -> bool:
-    return _are_means(value) and all(v >= 1.5e-45 for v in value)
+    return _are_means(value) and all(v >= MIN_DEVIATION for v in value)
 
 
 def _is_crop(value: Any) -> bool:

@@ -425,6 +425,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "head with a long row": (
         "BUNDLE_DAMAGED",
         head_of(np.vstack([np.full((3, 20), 20**-0.5), np.full((1, 20), 3 * 20**-0.5)])),
+    "mean of an infinite pixel": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5, 1e7])),
+    "deviation of an infinite pixel": ("BUNDLE_DAMAGED", preprocessing(std=[0.5, 0.5, 1e-40])),
     ),
     "head of empty rows": ("BUNDLE_DAMAGED", head_of(np.zeros((4, 20)))),
     "byte behind the head": ("BUNDLE_DAMAGED", head_written(behind=b"x")),
@@ -491,8 +493,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         text_damaged(lambda b: replace_file(b, "text/more.json", b"{}")),
     ),
     "out of the text folder": ("BUNDLE_UNSAFE_NAME", lists("text/../model.onnx")),
-    "text folder as a file": (
-        "BUNDLE_DAMAGED",
-        text_as_a_file,
-    ),
+    "text folder as a file": ("BUNDLE_DAMAGED", text_as_a_file),
+    "file of the text folder's name": ("BUNDLE_DAMAGED", lambda b: make_listed(b, "text")),
 }

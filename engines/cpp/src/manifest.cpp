@@ -54,6 +54,7 @@ void read_files(const Json &files, Manifest &manifest) {
             throw Error(REGCACHE_BUNDLE_UNSAFE_NAME,
                         "manifest.json lists the file name " + shown(name) +
                             ", which could leave the bundle; do not use this bundle");
+        if (name == "text") damaged("lists a file in place of the folder 'text'");
         const Json &hash = at(entry, "sha256"), &size = at(entry, "size");
         if (!hash.is_string()) damaged("has no SHA-256 for " + shown(name));
         if (!size.is_number_unsigned()) damaged("has no size for " + shown(name));

@@ -12,6 +12,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int kMaxSide = 16384;
+constexpr double kMaxColour = 1e6, kMinDeviation = 1e-6;  // as preprocess_config.py has them
 
 [[noreturn]] void refuse(const std::string &what) {
     throw Error(REGCACHE_BUNDLE_DAMAGED, "preprocess_cfg.json " + what + "; " + kAgain);
@@ -23,14 +24,15 @@ int integer(const Json &value, const char *name, int low, int high) {
     return value.get<int>();
 }
 
-std::array<float, 3> colour(const Json &value, const char *name, bool positive) {
+std::array<float, 3> colour(const Json &value, const char *name, double lowest) {
     std::array<float, 3> result{};
     bool fits = value.is_array() && value.size() == 3;
     for (std::size_t i = 0; fits && i < 3; ++i) {
         fits = value[i].is_number();
         if (!fits) break;
-        result[i] = value[i].get<float>();
-        fits = std::isfinite(result[i]) && (!positive || result[i] > 0);
+        const double number = value[i].get<double>();
+        fits = number >= lowest && number <= kMaxColour;
+        result[i] = float(number);
     }
     if (!fits) refuse("needs three numbers as '" + std::string(name) + "'");
     return result;
@@ -81,9 +83,9 @@ PreprocessConfig PreprocessConfig::parse(const std::string &text) {
         if (name == "size") {
             set_size(config, value);
         } else if (name == "mean") {
-            config.mean = colour(value, "mean", false);
+            config.mean = colour(value, "mean", -kMaxColour);
         } else if (name == "std") {
-            config.std = colour(value, "std", true);
+            config.std = colour(value, "std", kMinDeviation);
         } else if (name == "fill_color") {
             config.fill.fill(integer(value, "fill_color", 0, 255));
         } else if (name == "mode") {
