@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
-MAX_OUTPUT_DIM, MAX_SIDE = 1 << 20, 16384
+MAX_OUTPUT_DIM, MAX_SIDE, MAX_BATCH = 1 << 20, 16384, 65536
 """What an image encoder may have; libregcache has the same bounds."""
 
 MIN_NORM = 1e-12
@@ -103,6 +103,8 @@ def read_contract(
     if len(image) != 4 or len(features) != 2 or not isinstance(features[1], int):
         return None
     if not all(isinstance(size, int) for size in image[1:]):
+        return None
+    if isinstance(image[0], int) and not 1 <= image[0] <= MAX_BATCH:
         return None
     if (
         not 1 <= features[1] <= MAX_OUTPUT_DIM

@@ -30,6 +30,8 @@ class BaseEngine(Closing):
     _contract: Contract
     names: tuple[str, str] | None = None
     """Of the graph's input and output; None where the runtime does not tell."""
+    codes: frozenset[str] | None = None
+    """Names of its outputs with integer codes; None where the runtime does not tell."""
 
     def __init__(self) -> None:
         self._gate = Gate()

@@ -100,6 +100,9 @@ def check_engine(bundle: Bundle, engine: BaseEngine) -> None:
             f"an input of {engine.image_size} pixels, and its preprocessing gives "
             f"{output_size(bundle.preprocess)}"
         )
+    probes = [probe["output"] for probe in bundle.manifest["graph"].get("probes") or []]
+    if engine.codes is not None and (lacking := [p for p in probes if p not in engine.codes]):
+        problems.append(f"no codes {', '.join(lacking)}, which its manifest promises")
     if problems:
         raise EngineError(f"{bundle.model_path} has {' and '.join(problems)}; export it again")
     if bundle.has_text_features and bundle.text_features.shape[1] != engine.output_dim:

@@ -123,16 +123,6 @@ class OnnxRuntimeEngine(BaseEngine):
             f"integer products to the CPU; export it with --target {better}"
         )
 
-    def _refuse_unwatchable(self) -> None:
-        codes = ("tensor(uint8)", "tensor(int8)")
-        given = {output.name for output in self._session.get_outputs() if output.type in codes}
-        wanted = [] if self._monitor is None else self._monitor.outputs
-        if lacking := [name for name in wanted if name not in given]:
-            raise EngineError(
-                f"{self._path} gives out no codes {', '.join(lacking)}, which its manifest "
-                "promises; export it again"
-            )
-
     def _refuse_saturation(self) -> None:
         """As written, such a graph's products saturate; ONNX Runtime mends it by optimizing."""
         if self._has_integer_products() and may_saturate():
@@ -184,8 +174,8 @@ class OnnxRuntimeEngine(BaseEngine):
     def _read_contract(self) -> Contract:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         # behind the features may follow the integer codes of the outlier monitor's probes
-        codes = ("tensor(uint8)", "tensor(int8)")
-        outputs = [output for output in outputs if output.type not in codes]
+        codes = [output for output in outputs if output.type in ("tensor(uint8)", "tensor(int8)")]
+        outputs = [output for output in outputs if output not in codes]
         shapes = [value.shape for value in (*inputs, *outputs)]
         contract = None
         if len(inputs) == len(outputs) == 1 and outputs[0].type == "tensor(float)":
@@ -198,7 +188,7 @@ class OnnxRuntimeEngine(BaseEngine):
                 "[batch, E]"
             )
         self.names = self._input_name, self._output_name = inputs[0].name, outputs[0].name
-        self._refuse_unwatchable()
+        self.codes = frozenset(output.name for output in codes)
         batch = inputs[0].shape[0]
         self._fixed_batch = batch if isinstance(batch, int) else None
         return contract

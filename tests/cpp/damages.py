@@ -203,6 +203,29 @@ def encoder_of(batch: Any, dim: int) -> Callable[[Path], None]:
     return damage
 
 
+def edited(bundle: Path, change: Callable[[onnx.ModelProto], Any]) -> None:
+    model = onnx.load(bundle / "model.onnx")
+    change(model)
+    replace_file(bundle, "model.onnx", model.SerializeToString())
+
+
+def features_twice(bundle: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Identity", ["image_features"], ["more"]))
+        model.graph.output.add().CopyFrom(model.graph.output[0])
+        model.graph.output[-1].name = "more"
+
+    edited(bundle, change)
+
+
+def batch_of(size: int) -> Callable[[Path], None]:
+    def change(model: onnx.ModelProto) -> None:
+        for end in (model.graph.input[0], model.graph.output[0]):
+            end.type.tensor_type.shape.dim[0].dim_value = size
+
+    return lambda bundle: edited(bundle, change)
+
+
 def weights_beside(bundle: Path) -> None:
     """Weights in a hidden file, which no manifest lists."""
     path = bundle / "model.onnx"
@@ -402,6 +425,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "deviation of zero": ("BUNDLE_DAMAGED", preprocessing(std=[0.5, 0, 0.5])),
     "two means": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5])),
     "mean beyond float32": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5, 1e300])),
+    "mean of an infinite pixel": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5, 1e7])),
+    "deviation of an infinite pixel": ("BUNDLE_DAMAGED", preprocessing(std=[0.5, 0.5, 1e-40])),
     "size of zero": ("BUNDLE_DAMAGED", preprocessing(size=0)),
     "size of truth": ("BUNDLE_DAMAGED", preprocessing(size=True)),
     "three sizes": ("BUNDLE_DAMAGED", preprocessing(size=[32, 24, 3])),
@@ -425,8 +450,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "head with a long row": (
         "BUNDLE_DAMAGED",
         head_of(np.vstack([np.full((3, 20), 20**-0.5), np.full((1, 20), 3 * 20**-0.5)])),
-    "mean of an infinite pixel": ("BUNDLE_DAMAGED", preprocessing(mean=[0.5, 0.5, 1e7])),
-    "deviation of an infinite pixel": ("BUNDLE_DAMAGED", preprocessing(std=[0.5, 0.5, 1e-40])),
     ),
     "head of empty rows": ("BUNDLE_DAMAGED", head_of(np.zeros((4, 20)))),
     "byte behind the head": ("BUNDLE_DAMAGED", head_written(behind=b"x")),
@@ -460,6 +483,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "label with a zero byte": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c", "d\\u0000e"]')),
     "three labels": ("BUNDLE_DAMAGED", head_of(labels='["a", "b", "c"]')),
     "labels of numbers": ("BUNDLE_DAMAGED", head_of(labels="[1, 2, 3, 4]")),
+    "probe of another output": ("RUNTIME_FAILED", probes(PROBE | {"output": "image_features"})),
+    "probe of no output": ("RUNTIME_FAILED", probes(PROBE)),
+    "two outputs of features": ("RUNTIME_FAILED", features_twice),
+    "batch of nothing": ("RUNTIME_FAILED", batch_of(0)),
+    "batch of 65537": ("RUNTIME_FAILED", batch_of(65537)),
     "features beyond int32": ("RUNTIME_FAILED", encoder_of(1, 2**32 + 20)),
     "features of another length": ("BUNDLE_DAMAGED", encoder_of(1, 21)),
     "weights in a hidden file": ("RUNTIME_FAILED", weights_beside),

@@ -102,8 +102,15 @@ void Session::check_contract(const Bundle &bundle) {
     interleaved_ = takes_bytes() && rest == Shape{height_, width_, 3};
     if (!interleaved_ && rest != Shape{3, height_, width_})
         wrong("an input of another shape than its preprocessing gives");
+    if (shape[0] == 0 || shape[0] > kMaxBatch) wrong("a batch of no image, or of more than 65536");
     batch_ = std::max<std::int64_t>(shape[0], 0);
-    if (batch_ > kMaxBatch) wrong("a batch of more than 65536 images");
+    std::size_t others = 0;  // beside the probes' codes
+    for (std::size_t i = 0; i < session_.GetOutputCount(); ++i) {
+        const auto output = session_.GetOutputTypeInfo(i);
+        others += output.GetONNXType() != ONNX_TYPE_TENSOR ||
+                  !is_bytes(output.GetTensorTypeAndShapeInfo().GetElementType());
+    }
+    if (others > 1) wrong("other outputs than its features");
 
     for (std::size_t name = 1; name < names_.size(); ++name) {
         bool found = false;
