@@ -9,7 +9,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from regcache_engines.onnx_wire import has_external_data
 
-PLACES = ("initializer", "attribute", "list", "subgraph", "sparse", "function")
+PLACES = (
+    "initializer",
+    "attribute",
+    "list",
+    "subgraph",
+    "sparse",
+    "function",
+    "default",
+    "training",
+)
 
 
 def tensor(external: bool) -> TensorProto:
@@ -37,6 +46,11 @@ def model_with(place: str, external: bool) -> onnx.ModelProto:
         node.attribute.append(helper.make_attribute("then_branch", inner))
     elif place == "sparse":
         model.graph.sparse_initializer.add().values.CopyFrom(held)
+    elif place == "training":
+        model.training_info.add().initialization.initializer.append(held)
+    elif place == "default":
+        function = model.functions.add(name="f", domain="d")
+        function.attribute_proto.append(helper.make_attribute("value", held))
     else:
         function = model.functions.add(name="f", domain="d")
         function.node.add().attribute.append(helper.make_attribute("value", held))

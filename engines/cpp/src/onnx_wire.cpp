@@ -9,21 +9,26 @@ namespace {
 
 constexpr int kMaxDepth = 100;  // of messages; protobuf's own limit
 
-enum class Message { model, graph, function, node, attribute, sparse, tensor, external, other };
+enum class Message {
+    model, training, graph, function, node, attribute, sparse, tensor, external, other
+};
 
 // Fields of onnx.proto that lead to tensors; TensorProto.external_data is the end.
 Message child(Message message, std::uint64_t field) {
     switch (message) {
         case Message::model:
             return field == 7    ? Message::graph
+                   : field == 20 ? Message::training
                    : field == 25 ? Message::function
                                  : Message::other;
+        case Message::training: return field == 1 || field == 2 ? Message::graph : Message::other;
         case Message::graph:
             return field == 1    ? Message::node
                    : field == 5  ? Message::tensor
                    : field == 15 ? Message::sparse
                                  : Message::other;
-        case Message::function: return field == 7 ? Message::node : Message::other;
+        case Message::function:
+            return field == 7 ? Message::node : field == 11 ? Message::attribute : Message::other;
         case Message::node: return field == 5 ? Message::attribute : Message::other;
         case Message::attribute:
             if (field == 5 || field == 10) return Message::tensor;
