@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +97,12 @@ class RayTeam:
         else:
             self._connect(workers)
             threads = threads or 1
-            resources = self._ray.cluster_resources()
-            count = resources.get("GPU", 0) if gpus else resources.get("CPU", 0) // threads
-            self.size = int(count)
+            rooms = rooms_of(self._ray.nodes(), threads, gpus)
+            self.size = sum(rooms)
             if not self.size:
                 self.close()
-                raise ConfigError(f"--workers {workers}: the cluster has no room for a worker")
-            nodes = sum(node["Alive"] for node in self._ray.nodes())
-            share = 1 / -(-self.size // max(nodes, 1))
+                raise ConfigError(f"--workers {workers}: no machine of it has room for one")
+            share = 1 / max(rooms)
         log.info("%d workers, %d threads each, on %s", self.size, threads, device.type)
         remote = self._ray.remote(num_cpus=threads, num_gpus=gpus)(_Worker)
         place = threads, device.type, share, scratch and scratch.absolute()
@@ -147,7 +145,8 @@ class RayTeam:
         try:
             while waiting or running:
                 for worker in list(self._idle):
-                    taken = waiting.take(worker.number)
+                    away = {other.number for other, new in self._busy.values() if new}
+                    taken = waiting.take(worker.number, away)
                     if taken is None:
                         continue
                     self._idle.remove(worker)
@@ -221,6 +220,23 @@ class RayTeam:
         return *lost, errors.ObjectLostError  # an answer that was still on a machine that went
 
 
+def rooms_of(nodes: Iterable[Mapping[str, Any]], threads: int, gpus: int) -> list[int]:
+    """How many workers each machine of a cluster that has room for one takes.
+
+    No worker lies on two machines: three CPUs each are one worker of two threads each.
+
+    Args:
+        nodes: as `ray.nodes` gives them.
+        threads, gpus: of one worker.
+    """
+    found = []
+    for node in nodes:
+        has = node["Resources"] if node["Alive"] else {}
+        room = has.get("CPU", 0) // threads
+        found.append(int(min(room, has.get("GPU", 0) // gpus) if gpus else room))
+    return [room for room in found if room]
+
+
 @dataclass(frozen=True, eq=False)
 class _Hired:
     """A worker, seen from the driver; who takes the place of a lost one has its number."""
@@ -241,7 +257,7 @@ class _Coming:
             self._ready.append(job)
         return bool(self._ready)
 
-    def take(self, worker: int) -> tuple[int, Any] | None:
+    def take(self, worker: int, away: Collection[int]) -> tuple[int, Any] | None:
         return self._ready.popleft() if self else None
 
     def give_back(self, index: int, job: Any) -> None:
@@ -261,16 +277,18 @@ class _Waiting:
     def __bool__(self) -> bool:
         return any(self._jobs.values())
 
-    def take(self, worker: int) -> tuple[int, Any] | None:
+    def take(self, worker: int, away: Collection[int]) -> tuple[int, Any] | None:
         """A job for a worker: its own, one for anybody, or of who has most left, if more than one.
 
-        The last job of another one is left to it: it would be done with it sooner.
+        The last job of another one is left to it: it would be done with it sooner. But not where it
+        is `away`: a cluster may never have room for it.
         """
         for home in (worker, None):
             if self._jobs.get(home):
                 return self._jobs[home].popleft()
-        most = max(self._jobs.values(), key=len, default=deque[tuple[int, Any]]())
-        return most.pop() if len(most) > 1 else None
+        most = max(self._jobs, key=lambda home: (len(self._jobs[home]), home in away), default=None)
+        jobs = self._jobs.get(most)
+        return jobs.pop() if jobs and (len(jobs) > 1 or most in away) else None
 
     def give_back(self, index: int, job: Any) -> None:
         """A job that was not answered, as the next one."""
