@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,7 +191,10 @@ class RayTeam:
         if not self._own:
             return
         try:
-            self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+            with _keeping_sigterm():
+                self._ray.init(
+                    address, log_to_driver=False, logging_level=logging.ERROR, **settings
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             hint = "" if not address.startswith(RAY_URL) else ASKED_TOKEN
             raise ConfigError(f"--workers: Ray cannot be reached: {_line(error)}{hint}") from error
@@ -318,6 +323,17 @@ class _Worker:
             self._open = ray.get(station[0]).open(self._place)
             self._number = number
         return self._open(job)
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Ray takes SIGTERM for a crash: it prints a stack, and aborts three seconds later."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: BaseException) -> str:

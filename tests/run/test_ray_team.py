@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,3 +121,18 @@ def test_an_error_of_a_worker_keeps_its_kind(team: Team) -> None:
     with pytest.raises(OSError, match="No space left") as found:  # as the command line knows it
         list(team.answers(Adding(0), [1, 2828]))
     assert (found.value.errno, found.value.filename) == (errno.ENOSPC, "part.npy")
+
+
+def test_sigterm_stays_with_who_had_it() -> None:
+    code = (
+        "import os, signal, torch\n"
+        "from regcache_deploy.work.ray_team import open_team\n"
+        "seen = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: seen.append(1))\n"
+        "with open_team('1', torch.device('cpu'), 1):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert seen == [1]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM received" not in done.stderr  # Ray's stack, three seconds before it aborts
