@@ -7,7 +7,9 @@
 
 Each worker process opens the bundle itself, when it starts: an engine does not survive a fork.
 FastAPI runs these functions in its pool of threads, and the engine may be called by all of them;
-THREADS bounds how many run at once. Needs: pip install 'regcache-deploy[cpu]' fastapi uvicorn.
+THREADS bounds how many run at once, LARGEST what one request may send; uvicorn's
+--limit-concurrency bounds how many requests wait. Needs: pip install 'regcache-deploy[cpu]' fastapi
+uvicorn.
 """
 
 from __future__ import annotations
@@ -19,14 +21,27 @@ from dataclasses import asdict
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import Body, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 
 import regcache_engines
 from regcache_engines import Clip, DataError, RegCacheError
 
 THREADS = int(os.environ.get("REGCACHE_THREADS", "4"))
-Photograph = Annotated[bytes, Body(media_type="application/octet-stream")]
+LARGEST = int(os.environ.get("REGCACHE_LARGEST_MIB", "32")) * 2**20
+
+
+async def upload(request: Request) -> bytes:
+    """The body; a larger one is refused before it fills the memory."""
+    found = bytearray()
+    async for piece in request.stream():
+        found += piece
+        if len(found) > LARGEST:
+            raise HTTPException(413, f"a photograph may have {LARGEST} bytes")
+    return bytes(found)
+
+
+Photograph = Annotated[bytes, Depends(upload)]
 
 
 @asynccontextmanager

@@ -105,6 +105,17 @@ def test_server(client: Any, bundle: Path, photographs: Path) -> None:
     assert client.get("/healthz").json()["saturation"] == []
 
 
+def test_the_server_refuses_what_would_fill_its_memory(
+    client: Any, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (photographs / "a.png").read_bytes()
+    monkeypatch.setattr(sys.modules["example_server"], "LARGEST", len(data))
+    for place in ("/embed", "/classify"):
+        assert client.post(place, content=data).status_code == 200
+        assert client.post(place, content=data + b"0").status_code == 413
+    assert client.post("/embed", content=b"").status_code == 422
+
+
 def test_the_server_is_short() -> None:
     lines = (FOLDER / "server.py").read_text().split('"""', 2)[2].splitlines()
     assert len([line for line in lines if line.strip()]) <= 60
