@@ -25,15 +25,19 @@ from regcache_deploy.data.folder import load_folder
 from regcache_deploy.data.images import Images
 from regcache_deploy.encoders.canonical import Encoder
 from regcache_deploy.encoders.load import load_model
+from regcache_deploy.errors import ConfigError
 from regcache_deploy.evaluation.corners import simulate
 from regcache_deploy.evaluation.instances import SymmetricInstances
 from regcache_deploy.evaluation.objective import Score
 from regcache_deploy.evaluation.paired import compare_paired
 from regcache_deploy.quantization.baselines import make_baseline
+from regcache_deploy.quantization.quantizers import Bits
+from regcache_deploy.quantization.settings import QuantizerSettings
 from regcache_deploy.quantization.simulate import Calibration, Quantization
 from regcache_deploy.work.progress import Reporter
 from regcache_export.merge import Merge, MergeOptions, MergeSchedule, Metric
 
+FLOAT = "fp32"
 SCHEDULES = ("8", "(8,-1)", "13", "3:69")
 FORMS: tuple[tuple[Metric, bool], ...] = (
     ("keys", False),
@@ -63,7 +67,13 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--calibration-images", type=int, default=32)
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES))
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "W8A8"])
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        type=known_precision,
+        default=[FLOAT, "W8A8"],
+        help="fp32, or bits as of regcache export",
+    )
     parser.add_argument("--baseline", default="naive")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
@@ -100,19 +110,17 @@ def measure(
 ) -> Iterator[list[str]]:
     """One row a variant, the unmerged ones first."""
     tokens = encoder.embed(calibration.normalized(calibration.pixels))
-    reference: Tensor | None = None
+    reference = embedded(encoder, FLOAT, tokens, judged, args)
+    judge = SymmetricInstances(reference)
     alone: dict[str, Score] = {}
     for schedule, merge in variants(encoder, args.schedules):
         for precision in args.precisions:
             began = time.monotonic()
-            merged = encoder.merging(merge)
-            if precision == "fp32":
-                how = Calibration(merged, Quantization())
+            if merge is None and precision == FLOAT:
+                features = reference
             else:
-                how = make_baseline(args.baseline).calibrate(merged, tokens)
-            features = simulate(how, judged.batches(args.batch_size), lambda n: None)
-            reference = features if reference is None else reference
-            score = SymmetricInstances(reference).score(features)
+                features = embedded(encoder.merging(merge), precision, tokens, judged, args)
+            score = judge.score(features)
             first = alone.setdefault(precision, score)
             pair = compare_paired(first.per_image.numpy(), score.per_image.numpy(), args.seed)
             ends = [f"{v:.3f}" for v in (pair.difference, pair.low, pair.high)]
@@ -122,6 +130,28 @@ def measure(
             row += [str(pair.lost), str(pair.won), f"{score.fidelity:.5f}"]
             print(*row, f"({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
             yield row
+
+
+def embedded(
+    encoder: Encoder, precision: str, tokens: Tensor, judged: Images, args: argparse.Namespace
+) -> Tensor:
+    """Features `[2n, E]` of the images that judge."""
+    if precision == FLOAT:
+        how = Calibration(encoder, Quantization())
+    else:
+        bits = Bits(*QuantizerSettings(bits=precision).requested_bits)
+        how = make_baseline(args.baseline, bits).calibrate(encoder, tokens)
+    return simulate(how, judged.batches(args.batch_size), lambda n: None)
+
+
+def known_precision(text: str) -> str:
+    """`fp32`, or bits as `--bits` of the commands takes them."""
+    if text != FLOAT:
+        try:
+            QuantizerSettings(bits=text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def variants(encoder: Encoder, schedules: list[str]) -> Iterator[tuple[str, Merge | None]]:

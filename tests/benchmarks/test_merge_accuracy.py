@@ -35,3 +35,25 @@ def test_every_variant_is_paired_with_the_unmerged_one(
     assert float(merged["cosine_to_float"]) < 1
     values = {row["cosine_to_float"] for row in rows if row["precision"] == "fp32"}
     assert len(values) == 1 + len(merge_accuracy.FORMS)  # no two forms are the same
+
+
+def test_a_precision_is_what_its_row_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    draw = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for index in range(8):
+        pixels = draw.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{index}.png")
+    arguments = ["--model", "demo", "--data", str(tmp_path / "data"), "--images", "4"]
+    arguments += ["--calibration-images", "4"]
+    arguments += ["--precisions", "W8A8", "W4A4", "--output", str(tmp_path / "out.csv")]
+    monkeypatch.setattr(merge_accuracy, "variants", lambda encoder, schedules: [("none", None)])
+    monkeypatch.setattr("sys.argv", ["merge_accuracy.py", *arguments, "--schedules", "8"])
+    assert merge_accuracy.main() == 0
+    lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
+    cosines = {line[0]: float(line[-1]) for line in lines if line[0].startswith("W")}
+    assert cosines["W4A4"] < cosines["W8A8"] < 1  # to FP32, though it has no row
+    monkeypatch.setattr("sys.argv", ["merge_accuracy.py", *arguments, "--precisions", "int8"])
+    with pytest.raises(SystemExit):
+        merge_accuracy.main()
