@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
@@ -106,7 +106,7 @@ class Clip(Closing):
                 encoder gives.
 
         Raises:
-            DataError: no image, or one that cannot be read; the message says which.
+            DataError: no image, or one that is too large or cannot be read; the message says which.
             EngineError: the runtime failed, this object is closed, or the process forked.
         """
         parts = [self._infer(batch) for batch in self._batches(images)]
@@ -238,21 +238,21 @@ class Clip(Closing):
         try:
             if isinstance(image, (str, Path, bytes)):
                 return self.preprocess.read(image)
-            if isinstance(image, np.ndarray):
-                image = _picture(image)
+            if isinstance(image, np.ndarray):  # in memory already, so that it may be large
+                return self._prepared(self.preprocess, _picture(image))
             if not hasattr(image, "getbands"):
                 raise DataError(
                     f"{type(image).__name__} is no image: give a path, a file's bytes, a PIL "
                     "image, or uint8 pixels [H, W, 3]"
                 )
-            return self._prepared(image)
+            return self._prepared(self.preprocess.opened, image)
         except DataError as error:
             name = str(image) if isinstance(image, (str, Path)) else f"image {index}"
             raise DataError(f"{name}: {error}") from error
 
-    def _prepared(self, image: Any) -> Pixels:
+    def _prepared(self, prepare: Callable[[Any], Pixels], image: Any) -> Pixels:
         try:
-            return self.preprocess(image)
+            return prepare(image)
         except (DataError, MemoryError):
             raise
         except Exception as error:  # Pillow decodes an opened file only here

@@ -97,10 +97,28 @@ class Preprocess:
         Raises:
             DataError: so long and narrow that resizing would take gigabytes.
         """
+        size = self._resized_size(image)  # refuses before anything is decoded
         if self._timm:  # its readers convert first; open_clip resizes in the image's own mode
             image = image.convert("RGB")
-        resized = self._resized(image)
+        resized = self._resized(image, size)
         return np.asarray(self._cropped(resized).convert("RGB"), dtype=np.uint8)
+
+    def opened(self, image: Any) -> Pixels:
+        """A PIL image that may not be decoded yet -> uint8 `[H, W, 3]`, RGB.
+
+        Raises:
+            DataError: too many pixels, or a JPEG of too many scans, or as `__call__`.
+        """
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"{image.width} x {image.height} pixels are too many")
+        file = getattr(image, "fp", None)  # None once it is decoded
+        if file is not None and image.format in JPEG:
+            place = file.tell()
+            file.seek(0)
+            if too_many_scans(file.read(), image.width * image.height):
+                raise DataError("the file has too many scans")
+            file.seek(place)
+        return self(image)
 
     def read(self, source: Path | str | bytes) -> Pixels:
         """An image file, or its bytes -> uint8 `[H, W, 3]`, RGB.
@@ -117,13 +135,7 @@ class Preprocess:
             if not isinstance(source, bytes) and place.exists() and not place.is_file():
                 raise DataError("not a file")  # a named pipe would be waited for
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else place) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{image.width} x {image.height} pixels are too many")
-                if image.format in JPEG:
-                    data = source if isinstance(source, bytes) else place.read_bytes()
-                    if too_many_scans(data, image.width * image.height):
-                        raise DataError("the file has too many scans")
-                return self(image)
+                return self.opened(image)
         except (DataError, MemoryError):
             raise
         # A damaged file makes Pillow's decoders raise OSError, SyntaxError, struct.error,
@@ -151,10 +163,8 @@ class Preprocess:
             return self.normalized(pixels)
         return np.ascontiguousarray(pixels if layout == "nhwc" else pixels.transpose(0, 3, 1, 2))
 
-    def _resized(self, image: Any) -> Any:
-        from PIL import Image
-
-        bilinear = self.config.get("interpolation") == "bilinear"
+    def _resized_size(self, image: Any) -> tuple[int, int]:
+        """Width and height before the crop."""
         height, width = self._resize_for
         if self._mode not in ("squash", "longest"):
             if height == width:  # torchvision truncates the longer side ...
@@ -163,18 +173,25 @@ class Preprocess:
                 width, height = (height, other) if image.width <= image.height else (other, height)
             else:
                 width, height = _ratio_kept(image.size, (width, height), min)
-                # open_clip forgets the filter here
-                bilinear = bilinear and self._timm
         elif self._mode == "longest":  # ... and timm rounds both
             width, height = _ratio_kept(image.size, (width, height), max)
         if width * height > MAX_RESIZED:
             raise DataError(
                 f"{image.width} x {image.height} pixels are too long and narrow to be resized"
             )
-        if image.size == (width, height):
+        return width, height
+
+    def _resized(self, image: Any, size: tuple[int, int]) -> Any:
+        from PIL import Image
+
+        if image.size == size:
             return image
+        bilinear = self.config.get("interpolation") == "bilinear"
+        height, width = self._resize_for
+        if self._mode not in ("squash", "longest") and height != width:
+            bilinear = bilinear and self._timm  # open_clip forgets the filter here
         kind = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
-        return image.resize((width, height), kind)
+        return image.resize(size, kind)
 
     def _cropped(self, image: Any) -> Any:
         """The middle, with a border where the image is too small."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (20_000, 5_000)).save(path)
     with pytest.raises(DataError, match="20000 x 5000 pixels are too many"):
         Preprocess(CLIP | CONFIGS["clip"]).read(path)
+
+
+@pytest.mark.parametrize("more", [{}, {"crop_pct": 0.9}])
+def test_an_image_too_long_to_be_resized_is_refused_before_it_is_decoded(more):
+    file = io.BytesIO()
+    Image.new("RGB", (1, 60_000)).save(file, "PNG")
+    with Image.open(file) as image:
+        with pytest.raises(DataError, match="too long and narrow"):
+            Preprocess(CLIP | CONFIGS["clip"] | more)(image)
+        assert image.fp is not None
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 import regcache_engines
-from regcache_engines import Clip, ConfigError, DataError, EngineError
+from regcache_engines import Clip, ConfigError, DataError, EngineError, preprocess
 from regcache_engines.ahead import AHEAD
 from regcache_engines.preprocess import Preprocess
 from regcache_engines.probe_rates import probe_rates
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from tests.cpp.damages import changed
+from tests.data.awkward_images import jpeg_of_scans
 from tests.tiny_plans import tiny_plan
 
 GOLDEN = sorted(
@@ -214,6 +215,26 @@ def test_an_opened_picture_that_cannot_be_decoded_is_named(clip: Clip) -> None:
     for image, message in ((cut, "image 1: image file is truncated"), (closed, "image 1: ")):
         with pytest.raises(DataError, match=message):
             clip.embed_images([noise(), image])
+
+
+def test_an_opened_picture_is_held_to_the_limits_of_a_file(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service opens an upload with Pillow, which decodes it only here."""
+    jpeg = io.BytesIO()
+    Image.fromarray(noise()).save(jpeg, "JPEG")
+    assert np.array_equal(clip.embed_images(Image.open(jpeg)), clip.embed_images(jpeg.getvalue()))
+    scans = io.BytesIO(jpeg_of_scans(4000, 200))
+    for most, file, message in (
+        (16_000_000, scans, "too many scans"),
+        (1199, jpeg, "30 x 40 pixels are too many"),
+    ):
+        monkeypatch.setattr(preprocess, "MAX_PIXELS", most)
+        image = Image.open(file)
+        with pytest.raises(DataError, match=f"image 0: .*{message}"):
+            clip.embed_images(image)
+        assert image.fp is not None, "it was decoded"
+    assert clip.embed_images(noise()).shape == (1, clip.output_dim), "it is in memory already"
 
 
 def test_a_closed_one_refuses(bundle: Path) -> None:
