@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import chain
 
 import numpy as np
@@ -15,6 +16,8 @@ from .stream import Batch, ImageStream
 
 BATCH = 64
 
+log = logging.getLogger(__name__)
+
 
 def load_stream(stream: ImageStream, limit: int | None, room: int, reporter: Reporter) -> Images:
     """At most `limit` images, in the stream's order, within `room` bytes.
@@ -24,6 +27,8 @@ def load_stream(stream: ImageStream, limit: int | None, room: int, reporter: Rep
     """
     batches: list[Batch] = []
     held = 0
+    for line in stream.left_out:
+        log.warning("%s", line)
     with reporter.stage(f"reading images of {stream.source}", stream.length or limit) as advance:
         for batch in stream.batches(BATCH):
             batches.append(batch)

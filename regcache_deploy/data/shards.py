@@ -7,6 +7,8 @@ a shard that ends between two of them, without a word, and half a sample where i
 
 from __future__ import annotations
 
+import heapq
+import random
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,9 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 MAX_SHARDS = 100_000
 """LAION-5B has a few times as many, in folders."""
+
+MOST_DRAWN_FROM = 200_000
+"""Samples whose place is looked up for a draw: about 20 s on one core, from a local disk."""
 
 LABEL, CAPTION = "cls", "txt"
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -101,6 +106,56 @@ def samples(shards: Sequence[Path]) -> Iterator[Sample]:
         yield from read_samples(shard)
 
 
+def is_compressed(shard: Path) -> bool:
+    """Whether a sample can only be reached through all before it."""
+    return not shard.name.endswith(".tar")
+
+
+def draw(shards: Sequence[Path], count: int, seed: int) -> tuple[list[tuple[Path, int]], int]:
+    """At most `count` samples of uncompressed shards, each as likely, in an order drawn by `seed`.
+
+    Headers alone are read, of all shards, or of so many, drawn as well, that there are
+    `MOST_DRAWN_FROM` samples. A smaller `count` gives the front part of a larger one.
+
+    Returns:
+        Shard and place of every sample (`read_at`), and how many shards were looked into.
+
+    Raises:
+        DataError: a shard is cut or damaged; the message says where.
+    """
+    source, looked = random.Random(seed), 0
+
+    def candidates() -> Iterator[tuple[float, int, int]]:
+        nonlocal looked
+        seen = 0
+        for index in source.sample(range(len(shards)), len(shards)):
+            if seen >= MOST_DRAWN_FROM:
+                return
+            looked += 1
+            for place in _places(shards[index]):
+                seen += 1
+                yield source.random(), index, place
+
+    chosen = heapq.nsmallest(count, candidates())
+    return [(shards[index], place) for _, index, place in chosen], looked
+
+
+def read_at(shard: Path, place: int) -> Sample:
+    """The sample that begins at byte `place`.
+
+    Raises:
+        DataError: it is not there, or the shard is damaged.
+    """
+    try:
+        with shard.open("rb") as file:
+            file.seek(place)
+            for sample in read_samples(str(shard), file):
+                return sample
+    except OSError as error:
+        raise DataError(f"the shard {shard} cannot be read: {error.strerror}") from error
+    raise DataError(f"the shard {shard} was changed while it was read")
+
+
 def read_classes(text: str) -> tuple[str, ...] | None:
     """Class names beside the shards: `classnames.txt`, one a line, as clip_benchmark keeps them."""
     path = Path(text)
@@ -160,40 +215,68 @@ def read_samples(shard: Path | str, file: Any = None) -> Iterator[Sample]:
     Raises:
         DataError: it is cut or damaged; the message says where.
     """
-    if isinstance(shard, Path) and shard.name.endswith(".tar") and not _is_closed(shard):
-        raise DataError(
-            f"the shard {shard} is cut: it lacks the two empty blocks at its end; copy it again"
-        )
     current, count = Sample(""), 0
     try:
+        if isinstance(shard, Path):
+            _check_closed(shard)
         place = shard if file is None else None
         with tarfile.open(place, "r|*", fileobj=file) as archive:
             for member in archive:
-                if not member.isfile() or Path(member.name).name.startswith("."):
+                if (name := _name_of(member)) is None:
                     continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
+                key, suffix = name
                 if key != current.key:
                     if current.members:
                         count += 1
                         yield current
                     current = Sample(key)
                 data = archive.extractfile(member)
-                current.members[suffix.lower()] = data.read() if data is not None else b""
+                current.members[suffix] = data.read() if data is not None else b""
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise DataError(
-            f"the shard {shard} is damaged after {count} samples ({error}); copy it again"
-        ) from error
+        raise _damaged(shard, count, error) from error
     if current.members:
         yield current
 
 
-def _is_closed(shard: Path) -> bool:
+def _places(shard: Path) -> Iterator[int]:
+    """Where each sample of an uncompressed shard begins; its headers alone are read."""
+    current, count = "", 0
+    try:
+        _check_closed(shard)
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # it keeps them all
+                name = _name_of(member)
+                if name is not None and name[0] != current:
+                    current, count = name[0], count + 1
+                    yield member.offset
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise _damaged(shard, count, error) from error
+
+
+def _name_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """Key and suffix of a member; None where it belongs to no sample."""
+    folder, _, name = member.name.rpartition("/")
+    if not member.isfile() or name.startswith("."):
+        return None
+    stem, _, suffix = name.partition(".")
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
+
+
+def _damaged(shard: Path | str, count: int, error: Exception) -> DataError:
+    return DataError(f"the shard {shard} is damaged after {count} samples ({error}); copy it again")
+
+
+def _check_closed(shard: Path) -> None:
     """A whole tar file ends in two blocks of zeros; tarfile itself takes their lack for an end."""
+    if is_compressed(shard):
+        return
     size = shard.stat().st_size
-    if size < 1024 or size % 512:
-        return False
-    with shard.open("rb") as file:
-        file.seek(-1024, 2)
-        return not any(file.read())
+    if size >= 1024 and size % 512 == 0:
+        with shard.open("rb") as file:
+            file.seek(-1024, 2)
+            if not any(file.read()):
+                return
+    raise DataError(
+        f"the shard {shard} is cut: it lacks the two empty blocks at its end; copy it again"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from regcache_engines.preprocess import Preprocess
@@ -43,8 +43,9 @@ def open_data(
             `torchvision:NAME:ROOT`, or `demo`.
         preprocess: the model's own.
         head: class names of the zero-shot head at hand.
-        limit: largest number of images, balanced over the classes of a folder.
-        seed: chooses the images, and the order of a torchvision data set.
+        limit: largest number of images: balanced over the classes of a folder, drawn over all of a
+            data set of torchvision and of uncompressed shards.
+        seed: chooses the images and their order. Shards come in their own order without `limit`.
         train: the training split, where the data set has one.
         labels: False asks for images alone: no class is looked for, and every label is None.
 
@@ -57,7 +58,7 @@ def open_data(
     if torchvision_sets.is_torchvision(text):
         return _torchvision(text, preprocess, head, limit, seed, train, labels)
     if is_stream(Path(text)):
-        return _shards(text, preprocess, head, limit, labels)
+        return _shards(text, preprocess, head, limit, seed, labels)
     return _folder(Path(text), preprocess, head, limit, seed, labels)
 
 
@@ -179,7 +180,12 @@ def _torchvision(
 
 
 def _shards(
-    text: str, preprocess: Preprocess, head: Sequence[str], limit: int | None, labels: bool
+    text: str,
+    preprocess: Preprocess,
+    head: Sequence[str],
+    limit: int | None,
+    seed: int,
+    labels: bool,
 ) -> ImageStream:
     files = shards.expand(text)
     indices: list[int] = []
@@ -191,16 +197,36 @@ def _shards(
         indices, names = list(range(len(head))), tuple(head)
     elif labels:
         raise DataError(f"{text}: put the class names into classnames.txt beside the shards")
+    samples, length, lines = _samples(text, files, limit, seed)
 
     def items() -> Iterator[Item]:
-        for sample in itertools.islice(shards.samples(files), limit):
+        for sample in samples():
             image = sample.image
             if image is None:
                 raise DataError(f"{text}: sample {sample.key} holds no image")
             label = indices[shards.label_of(sample, text, len(indices))] if labels else None
             yield Item(sample.key, image, label)
 
-    return ImageStream(items, preprocess, text, names)
+    return ImageStream(items, preprocess, text, names, length, left_out=lines)
+
+
+def _samples(
+    text: str, files: Sequence[Path], limit: int | None, seed: int
+) -> tuple[Callable[[], Iterator[shards.Sample]], int | None, tuple[str, ...]]:
+    """What makes the samples, how many there are where it is known, and what has to be said."""
+    if limit is None:
+        return lambda: shards.samples(files), None, ()
+    if any(map(shards.is_compressed, files)):
+        line = (
+            f"{text}: of compressed shards the first {limit} images are taken, which are of the "
+            "first classes where they are sorted by class; unpack them to .tar, and the images are "
+            "drawn from all"
+        )
+        return lambda: itertools.islice(shards.samples(files), limit), None, (line,)
+    drawn, looked = shards.draw(files, limit, seed)
+    line = f"{text}: the images are drawn from {looked} of the {len(files)} shards"
+    lines = (line,) if looked < len(files) else ()
+    return lambda: (shards.read_at(*place) for place in drawn), len(drawn), lines
 
 
 def _demo(

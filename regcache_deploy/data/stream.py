@@ -77,7 +77,8 @@ class ImageStream:
         class_names: what the labels index; empty without labels.
         length: number of items, where it is known.
         decoders: threads that decode; 0 takes one a core, at most 8.
-        left_out: what was there and is not among the items, in words.
+        left_out: what was there and is not among the items, in words; how they were drawn where
+            that was not from all.
         tried, skipped: of the last pass: items opened, and `key: reason` of unreadable ones.
     """
 

@@ -6,13 +6,15 @@ import gzip
 import io
 import tarfile
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from regcache_deploy.data import shards as shards_module
 from regcache_deploy.data import torchvision_sets
-from regcache_deploy.data.shards import expand, read_classes, samples
+from regcache_deploy.data.shards import draw, expand, read_at, read_classes, samples
 from regcache_deploy.data.sources import open_data
 from regcache_deploy.data.stream import ImageStream, Item
 from regcache_deploy.errors import DataError
@@ -139,9 +141,78 @@ def test_a_torchvision_set_against_a_head_that_has_some_of_its_classes(monkeypat
     assert (batch.labels, stream.class_names, stream.length) == (None, (), 2)
 
 
-def test_limit_reads_no_further_than_it_must(shards):
-    (shards / "test-002.tar").write_bytes(b"never opened")
-    assert sum(len(b.keys) for b in open_shards(shards, limit=20).batches(8)) == 20
+def keys_of(folder, limit, seed=0):
+    stream = open_data(str(folder), Preprocess(PREPROCESS), limit=limit, seed=seed, labels=False)
+    batches = list(stream.batches(8))
+    keys = [key for batch in batches for key in batch.keys]
+    assert stream.length == len(keys)
+    # the pixels belong to their key
+    assert [int(p[0, 0, 0]) for b in batches for p in b.pixels] == [int(key) for key in keys]
+    return keys
+
+
+def test_a_limit_draws_from_all_shards_by_seed(shards):
+    """Sorted by class, the first shards hold the first classes alone."""
+    found = keys_of(shards, 12)
+    assert {int(key) // 10 for key in found} == {0, 1, 2}
+    assert found != sorted(found), "the front alone calibrates"
+    assert keys_of(shards, 12) == found
+    assert keys_of(shards, 5) == found[:5]
+    assert set(keys_of(shards, 12, seed=1)) != set(found)
+    for limit in (30, 99):
+        assert sorted(keys_of(shards, limit)) == [f"{i:06d}" for i in range(30)]
+
+
+def test_every_sample_is_as_likely(shards):
+    files = expand(str(shards))
+    drawn = Counter(place for seed in range(300) for place in draw(files, 3, seed)[0])
+    assert len(drawn) == 30
+    assert 10 <= min(drawn.values()) <= max(drawn.values()) <= 55
+
+
+def test_a_draw_reads_members_of_every_kind_of_name(tmp_path):
+    """Long names and those beyond ASCII have headers of their own in front; others are passed."""
+    for name, form in (("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT)):
+        with tarfile.open(tmp_path / f"{name}.tar", "w", format=form) as archive:
+            for index in range(4):
+                stem = f"{'folder' * 30}/{name}é{index}"
+                for end, data in ((".png", jpeg(index)), (".txt", b"x"), ("/.hidden", b"")):
+                    info = tarfile.TarInfo(f"{stem}{end}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    everything = {sample.key: sample for sample in samples(expand(str(tmp_path)))}
+    places, looked = draw(expand(str(tmp_path)), 99, 0)
+    assert (len(places), len(everything), looked) == (8, 8, 2)
+    for place in places:
+        sample = read_at(*place)
+        assert sample == everything[sample.key]
+
+
+def test_a_draw_from_very_many_samples_looks_into_some_shards_and_says_so(shards, monkeypatch):
+    monkeypatch.setattr(shards_module, "MOST_DRAWN_FROM", 15)
+    seen = [{int(key) // 10 for key in keys_of(shards, 20, seed)} for seed in range(8)]
+    assert all(len(each) == 2 for each in seen)
+    assert set.union(*seen) == {0, 1, 2}
+    assert "drawn from 2 of the 3 shards" in open_shards(shards, limit=20).warnings()[0]
+
+
+def test_a_draw_notices_a_cut_shard(shards):
+    (shards / "test-002.tar").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"test-002.tar is cut"):
+        open_shards(shards, limit=2)
+
+
+def test_compressed_shards_are_read_from_the_front_and_it_is_said(shards):
+    packed = gzip.compress((shards / "test-001.tar").read_bytes())
+    (shards / "test-001.tar.gz").write_bytes(packed)
+    for index in range(3):
+        (shards / f"test-{index:03d}.tar").unlink()
+    (shards / "test-002.tar.gz").write_bytes(b"never opened")
+    stream = open_shards(shards, limit=10)
+    assert [key for batch in stream.batches(8) for key in batch.keys] == [
+        f"{i:06d}" for i in range(10, 20)
+    ]
+    assert "sorted by class" in stream.warnings()[0]
 
 
 @pytest.mark.parametrize("cut", [0.5, 0.98])
