@@ -133,6 +133,8 @@ def load_judge_data(bundle: Bundle, data: str | None, limit: int | None, seed: i
     if line := seen_line(provenance, data):
         log.warning("%s", line)
     batches = list(stream.batches(BATCH))
+    for told in stream.warnings():
+        log.warning("%s", told)
     pixels = np.concatenate([batch.pixels for batch in batches])
     labels = None
     if stream.class_names == known and all(batch.labels is not None for batch in batches):

@@ -51,6 +51,8 @@ def load_folder(
             more than 1 % unreadable images, or more images than memory holds.
     """
     listing = scan_folder(path)
+    for line in listing.warnings:
+        log.warning("%s", line)
     head: tuple[str, ...] = ()
     label_of_folder: list[int] = []
     if listing.folders:

@@ -6,7 +6,6 @@ without sub-folders is a flat one: images without labels.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
+from ..work.format import counted
 from ..work.paths import require_folder
 from .tables import is_list, metadata_of, read_table
 
@@ -30,8 +30,6 @@ MAX_UNREADABLE = 0.01
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "images"}
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class FolderListing:
@@ -44,6 +42,7 @@ class FolderListing:
         ignored: files that are no images by their suffix, loose images beside class folders, and
             linked folders inside of classes.
         repeated: lines of a table that name a file again.
+        empty: names of folders without images.
     """
 
     root: Path
@@ -51,15 +50,21 @@ class FolderListing:
     files: tuple[tuple[Path, ...], ...] = field(repr=False)
     ignored: int = 0
     repeated: int = 0
+    empty: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was left out, a line each."""
+        """What was left out, a line each; for whoever reads the images to tell, once."""
         lines = []
+        if self.empty:
+            found = counted(len(self.empty), "folder")
+            lines.append(f"{self.root}: {found} without images: {_first(self.empty)}")
         if self.ignored:
-            lines.append(f"{self.root}: {self.ignored} files are no images of a class; left out")
+            found = counted(self.ignored, "file is no image", "files are no images")
+            lines.append(f"{self.root}: {found} of a class; left out")
         if self.repeated:
-            lines.append(f"{self.root}: {self.repeated} lines name a file again; left out")
+            found = counted(self.repeated, "line names", "lines name")
+            lines.append(f"{self.root}: {found} a file again; left out")
         return tuple(lines)
 
     def name(self, file: Path) -> str:
@@ -121,16 +126,13 @@ def scan_folder(path: Path) -> FolderListing:
                 classes[entry.name] = found
             else:
                 empty.append(entry.name)
+    folders, files = tuple(classes), tuple(classes.values())
     if classes:
         ignored += len(images)
-        listing = FolderListing(path, tuple(classes), tuple(classes.values()), ignored)
     else:
-        listing = FolderListing(path, (), (tuple(images),), ignored)
+        files = (tuple(images),)
+    listing = FolderListing(path, folders, files, ignored, empty=tuple(empty))
     _check(listing)
-    if empty:
-        log.warning("%s: %d folders without images: %s", path, len(empty), _first(empty))
-    for line in listing.warnings:
-        log.warning("%s", line)
     return listing
 
 
@@ -150,8 +152,6 @@ def _scan_table(path: Path) -> FolderListing:
     folders = () if names in ([], [""]) else tuple(names)
     listing = FolderListing(path.parent, folders, files, repeated=len(rows) - len(known))
     _check(listing)
-    for line in listing.warnings:
-        log.warning("%s", line)
     return listing
 
 

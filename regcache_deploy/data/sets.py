@@ -124,13 +124,14 @@ def _refuse_shared(
 
 
 def skipped_lines(*sets: Images) -> tuple[str, ...]:
-    """One warning line for every set with unreadable images."""
-    return tuple(
+    """One warning line for every place with unreadable images; two sets may be of one place."""
+    lines = (
         f"{len(images.skipped)} of {images.tried} images of {images.source} could not be read "
         f"and were left out ({images.skipped[0]}{'; ...' if len(images.skipped) > 1 else ''})"
         for images in sets
         if images.skipped
     )
+    return tuple(dict.fromkeys(lines))
 
 
 def _load(

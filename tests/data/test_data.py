@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -71,18 +70,19 @@ class TestLayouts:
         images = load_folder(tmp_path, CFG)
         assert sorted(labels_of(images)) == [0, 1, 1]
 
-    def test_other_files_are_left_out(self, tmp_path, caplog):
+    def test_other_files_are_left_out(self, tmp_path):
         make_folder(tmp_path, {"cat": 2, "dog": 2, ".hidden": 1})
         (tmp_path / "cat" / "notes.txt").write_text("no image")
         (tmp_path / "cat" / "._000.png").write_text("no image either")
         (tmp_path / "empty").mkdir()
         Image.new("RGB", (9, 9)).save(tmp_path / "loose.png")
-        with caplog.at_level(logging.INFO):
-            listing = scan_folder(tmp_path)
+        listing = scan_folder(tmp_path)
         assert listing.folders == ("cat", "dog")
         assert listing.ignored == 2
-        assert "1 folders without images: empty" in caplog.text
-        assert "2 files are no images of a class" in caplog.text
+        assert listing.warnings == (
+            f"{tmp_path}: 1 folder without images: empty",
+            f"{tmp_path}: 2 files are no images of a class; left out",
+        )
 
     def test_linked_class_folders(self, tmp_path):
         make_folder(tmp_path / "store", {"a": 2, "b": 2})
@@ -175,6 +175,25 @@ class TestBadFiles:
         assert "dog/000.png" in skipped_lines(images)[0]
         assert labels_of(images).count(1) == 59
         assert bool(images.pixels.flatten(1).any(dim=1).all())
+
+    @pytest.mark.parametrize("others", [False, True])
+    def test_each_is_told_once(self, others, tmp_path, caplog):
+        """A folder whose images are searched on and held out is one place; so is one read twice."""
+        places = [self.damage(tmp_path / name, 1) for name in ("one", "two")[: 1 + others]]
+        for place in places:
+            (place / "empty").mkdir()
+            (place / "cat" / "notes.txt").write_text("no image")
+        options = ExportOptions(
+            data=places[0],
+            eval_data=places[1] if others else None,
+            search_images=120 if others else 60,
+            calibration_images=8,
+        )
+        lines = skipped_lines(*load_sets(options, CFG, QUIET))
+        assert len(lines) == len(places)
+        for place in places:
+            for text in ("1 folder without images", "1 file is no image of a class"):
+                assert caplog.text.count(f"{place}: {text}") == 1
 
     def test_many_are_an_error(self, tmp_path):
         with pytest.raises(DataError, match=r"4 of 120 .*dog/.*; \.\.\.\); more than 1%"):

@@ -53,3 +53,14 @@ def test_the_judge_of_a_contract_says_so(tmp_path: Path, caplog: pytest.LogCaptu
     with pytest.raises(DataError, match="too few"):  # fourteen; the line comes before
         load_judge_data(bundle, str(data), None, 0)
     assert "flatter it" in caplog.text
+
+
+def test_what_a_judge_leaves_out_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path)
+    (tmp_path / "data" / "cat" / "notes.txt").write_text("no image")
+    bundle = Bundle.open(write_bundle(tiny_plan(), tmp_path / "own.regcache"))
+    with pytest.raises(DataError, match="too few"):
+        load_judge_data(bundle, str(tmp_path / "data"), None, 0)
+    assert caplog.text.count("1 file is no image of a class") == 1
