@@ -25,12 +25,24 @@ def test_the_place_counts_however_it_is_written(key: str, tmp_path: Path) -> Non
     for place in (str(train), f"{train}/../train", str(tmp_path / "link")):
         assert "flatter" in str(seen_line(made, place))
     assert seen_line(made, str(tmp_path)) is None
-    assert "flatter" in str(seen_line({key: {"data": "torchvision:x:y"}}, "torchvision:x:y"))
     chosen = {"build": {"form": "mixed", "place": str(train)}}
     again = {"recalibrated": {"data": "10 of 20 images", "place": str(train)}}
     assert all("chosen on" in str(seen_line(each, str(train))) for each in (chosen, again))
     for nothing in ({}, {key: None}, {key: {"data": None}}, {key: "x"}):
         assert seen_line(nothing, "demo") is None
+
+
+def test_each_split_is_a_place() -> None:
+    """`eval` takes the test split, `calibrate` the training split; digits are other ones each."""
+    for data in ("torchvision:cifar10:x", "demo"):
+        assert seen_line({"recalibrated": {"data": data}}, data) is None
+        for key in ("recalibrated", "build"):  # by `build`, which judges on what `eval` takes
+            again = {key: {"data": "10 of 20 images", "place": data}}
+            assert "flatter" in str(seen_line(again, data))
+    assert seen_line({"options": {"data": "demo"}}, "demo") is None
+    searched = {"options": {"data": "torchvision:cifar10:x"}}
+    calibrated = searched | {"recalibrated": {"data": "torchvision:cifar10:x"}}
+    assert "flatter" in str(seen_line(calibrated, "torchvision:cifar10:x"))
 
 
 def test_each_shard_is_a_place(tmp_path: Path) -> None:
