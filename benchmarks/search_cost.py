@@ -87,7 +87,9 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 def _find(options: ExportOptions, model: LoadedModel, args: argparse.Namespace) -> FoundChoice:
     reporter = Reporter(quiet=not args.verbose)
     sets = load_image_sets(options, model, reporter, args.parts)
-    return find_choice(options, chosen_baseline(options), model.encoder, sets, reporter)
+    return find_choice(
+        options, chosen_baseline(options, options.seed), model.encoder, sets, reporter
+    )
 
 
 def _seconds(found: FoundChoice) -> float | str:

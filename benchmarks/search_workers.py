@@ -64,7 +64,7 @@ def main() -> None:
     model = planted_vit.load(planted_vit.small(), args.seed)
 
     def find(team: RayTeam | None) -> FoundChoice:
-        baseline = chosen_baseline(options)
+        baseline = chosen_baseline(options, options.seed)
         return find_choice(options, baseline, model.encoder, sets, QUIET, team=team)
 
     def fresh() -> Any:

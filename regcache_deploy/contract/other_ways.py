@@ -63,7 +63,7 @@ class OtherWays:
     Attributes:
         candidates: of the bundle.
         data: selecting images.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of a quantizer's probes.
     """
 
     candidates: Candidates
@@ -105,7 +105,7 @@ class OtherWays:
     def _baseline(self) -> Baseline:
         """The plan's quantizer as it was before a way changed it."""
         plan = self.candidates.plan
-        baseline = baseline_of(plan, self.candidates.calibration)
+        baseline = baseline_of(plan, self.candidates.calibration, self.seed)
         baseline.kept_inputs = None  # the float weights are whole; every way treats its own inputs
         if isinstance(baseline, RepQViT):
             baseline.range_rule = "percentile"

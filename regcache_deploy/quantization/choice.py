@@ -16,15 +16,15 @@ from .quantizers import Bits
 from .settings import AUTO, QuantizerSettings, layer_names
 
 
-def chosen_baseline(settings: QuantizerSettings) -> Baseline:
-    """The quantizer that the user asked for.
+def chosen_baseline(settings: QuantizerSettings, seed: int) -> Baseline:
+    """The quantizer that the user asked for; `seed` as `make_baseline` takes it.
 
     Raises:
         ConfigError: a fold to leave out that this baseline has not.
     """
     bits = Bits(settings.weight_bits, settings.activation_bits)
     baseline = make_baseline(
-        settings.baseline, bits, "paper" if settings.strict_paper else "deploy"
+        settings.baseline, bits, "paper" if settings.strict_paper else "deploy", seed
     )
     if isinstance(baseline, Naive):
         baseline = Naive(bits, baseline.form, cast(Observer, settings.observer))

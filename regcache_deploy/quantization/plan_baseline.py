@@ -10,7 +10,7 @@ from regcache_export.plan import Plan
 
 from ..errors import ConfigError
 from ..work.settings import split_names
-from .baselines import Baseline, make_baseline
+from .baselines import Baseline, Form, make_baseline
 from .baselines.naive import Naive
 from .baselines.repqvit import RepQViT
 from .histogram import Observer
@@ -19,13 +19,14 @@ from .settings import BASELINE_NAMES
 from .simulate import Calibration
 
 
-def baseline_of(plan: Plan, before: Calibration) -> Baseline:
+def baseline_of(plan: Plan, before: Calibration, seed: int | None = None) -> Baseline:
     """The plan's baseline with its bits, its form, its float linears and its treated inputs.
 
     Its folds are switched off: the plan's weights hold them.
 
     Args:
         before: of the plan.
+        seed: as `make_baseline` takes it; None takes the plan's own.
 
     Raises:
         ConfigError: a plan whose ranges no baseline sets by itself.
@@ -41,7 +42,11 @@ def baseline_of(plan: Plan, before: Calibration) -> Baseline:
         )
     first = next(iter(quantized.values()))
     bits = Bits(*(q.bits for q in (first.weight, first.input)))  # type: ignore[attr-defined]
-    baseline = make_baseline(name, bits, "paper" if plan.published else "deploy")
+    if seed is None:
+        own = plan.provenance.get("seed")
+        seed = own if isinstance(own, int) else 0
+    form: Form = "paper" if plan.published else "deploy"
+    baseline = make_baseline(name, bits, form, seed)
     if isinstance(baseline, Naive):
         baseline = Naive(bits, baseline.form, _observer(plan.provenance))
     if isinstance(baseline, RepQViT):

@@ -187,7 +187,7 @@ def _by_sample(
     for part in images():
         reservoir.add(part)
     tokens = before.encoder.embed(reservoir.sample)
-    baseline = baseline_of(plan, before)
+    baseline = baseline_of(plan, before, options.seed)
     after = baseline.calibrate(before.encoder, tokens, regcache=before.regcache)
     return after, StreamedLimits({}, {}, reservoir.seen, reservoir.state_bytes)
 

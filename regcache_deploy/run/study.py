@@ -235,7 +235,7 @@ def run_study(
     if study.merge is not None:
         features["unmerged"] = held_out.features("unmerged", *chosen)
     if published.differences and published.form == "deploy":
-        paper = make_baseline(published.name, published.bits, "paper")
+        paper = make_baseline(published.name, published.bits, "paper", study.options.seed)
         for name in ("baseline", "regcache"):
             features[f"paper/{name}"] = held_out.features(
                 f"{name}, published form", paper, corner_configs(best)[name], found.register
@@ -272,7 +272,7 @@ def decide_study(
     sets = load_image_sets(
         options, model, reporter, parts or parts_of(options.output_dir), options.objective
     )
-    encoder, published = model.encoder, chosen_baseline(options)
+    encoder, published = model.encoder, chosen_baseline(options, options.seed)
     recipe = options.chosen_recipe
     settings = replace(options, two_counts=False) if recipe == PAPER else options
     ranked = options.keep_float == AUTO

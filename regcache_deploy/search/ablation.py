@@ -136,7 +136,7 @@ def run_ablation(
         for name in baselines:
             chosen = QuantizerSettings(baseline=name, bits=width)
             own = sets.for_another_search(encoder.spec.depth)
-            baseline = chosen_baseline(chosen)
+            baseline = chosen_baseline(chosen, settings.seed)
             found = find_choice(settings, baseline, encoder, own, reporter, team=team)
             rows.append(_row(chosen, settings, found, held_out, judge))
     return rows
@@ -197,7 +197,7 @@ def _row(
         if reason:
             cells[variant] = Cell(None, reason)
             continue
-        baseline = chosen_baseline(quantizer)
+        baseline = chosen_baseline(quantizer, settings.seed)
         register: dict[int, Tensor] = found.register
         corner = corners[
             {"clipping": "baseline", "random_sink": "prefix_only"}.get(variant, variant)

@@ -45,7 +45,7 @@ def test_silent_rows_and_columns_of_a_weight(name: str, tmp_path: Path) -> None:
 def test_reduced_weights_fill_seven_bits(tmp_path: Path) -> None:
     """What a CPU without VNNI sums exactly: two products of u8 and s7 fit in 16 bits."""
     encoder = tame_encoder()
-    bits = chosen_baseline(ExportOptions(baseline="naive", reduce_range=True)).bits
+    bits = chosen_baseline(ExportOptions(baseline="naive", reduce_range=True), 0).bits
     calibrated = naive_calibration(encoder, tiny_regcache(encoder), bits)
     path = certified(tmp_path, calibrated, GraphOptions(target="onnxruntime"))
     codes = [

@@ -50,7 +50,7 @@ def test_the_reparametrization_can_be_switched_off() -> None:
     tokens, norm = encoder.embed(tiny_images(8)), "blocks.1.norm1.weight"
     left_out = "layer-scale,key-bias,value-bias"
     folded, plain = (
-        chosen_baseline(ExportOptions(no_fold=names)).calibrate(encoder, tokens)
+        chosen_baseline(ExportOptions(no_fold=names), 0).calibrate(encoder, tokens)
         for names in (left_out, f"{left_out},reparametrization")
     )
     assert not torch.equal(folded.encoder.weights[norm], encoder.weights[norm])
@@ -58,7 +58,7 @@ def test_the_reparametrization_can_be_switched_off() -> None:
     signed = [c.quantization.linears["blocks.1.attn.qkv"].input for c in (folded, plain)]
     assert [quantizer.signed for quantizer in signed] == [True, False]  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="repqvit"):
-        chosen_baseline(ExportOptions(baseline="naive", no_fold="reparametrization"))
+        chosen_baseline(ExportOptions(baseline="naive", no_fold="reparametrization"), 0)
 
 
 def test_some_linears_stay_in_float() -> None:

@@ -195,7 +195,7 @@ def test_options_reach_the_baseline() -> None:
     options = ExportOptions(
         no_fold="value-bias, cls-only", keep_float="blocks.7.fc2,blocks.0.attn.qkv", balance=True
     )
-    baseline = chosen_baseline(options)
+    baseline = chosen_baseline(options, 0)
     assert baseline.folds == ("layer-scale", "key-bias", "value-balance")
     assert baseline.keep_float == {"blocks.7.mlp.fc2", "blocks.0.attn.qkv"}
     assert options.graph.without == ("cls-only",)
@@ -203,9 +203,9 @@ def test_options_reach_the_baseline() -> None:
 
 
 def test_reduced_range_means_seven_bit_weights() -> None:
-    assert chosen_baseline(ExportOptions(reduce_range=True)).bits.weight == 7
-    assert chosen_baseline(ExportOptions(reduce_range=True, bits="W6A6")).bits.weight == 6
-    assert chosen_baseline(ExportOptions()).bits.weight == 8
+    assert chosen_baseline(ExportOptions(reduce_range=True), 0).bits.weight == 7
+    assert chosen_baseline(ExportOptions(reduce_range=True, bits="W6A6"), 0).bits.weight == 6
+    assert chosen_baseline(ExportOptions(), 0).bits.weight == 8
 
 
 @pytest.mark.parametrize(

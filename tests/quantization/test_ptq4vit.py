@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,12 +13,15 @@ from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
 from regcache_deploy.errors import ConfigError, DataError
 from regcache_deploy.quantization.baselines import Form, differences, make_baseline
 from regcache_deploy.quantization.baselines.ptq4vit import SPLITS, PTQ4ViT
+from regcache_deploy.quantization.choice import chosen_baseline
 from regcache_deploy.quantization.nonuniform import ACTIVATION_MINIMUM, TwinGelu, TwinSoftmax
-from regcache_deploy.quantization.plan import make_plan
+from regcache_deploy.quantization.plan import calibration_of, make_plan
+from regcache_deploy.quantization.plan_baseline import baseline_of
 from regcache_deploy.quantization.quantizers import Bits, Uniform
 from regcache_deploy.quantization.simulate import Calibration
+from regcache_deploy.run.options import ExportOptions
 from tests.quantization.baseline_helpers import FORMS, numbers, relative_error
-from tests.tiny_plans import tame_encoder, tiny_images, tiny_regcache
+from tests.tiny_plans import tame_encoder, tiny_images, tiny_plan, tiny_regcache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,6 +133,26 @@ def test_a_later_start_finds_the_same_scales() -> None:
             assert isinstance(got, Uniform)
             assert isinstance(expected, Uniform)
             assert torch.allclose(got.scale, expected.scale)
+
+
+def test_probes_follow_the_seed() -> None:
+    """`--seed` is for every random choice."""
+    options = ExportOptions(baseline="ptq4vit")
+    encoder = tame_encoder(depth=1)
+    tokens = encoder.embed(tiny_images(16, seed=3))
+    found = []
+    for seed in (0, 0, 1):
+        chosen = chosen_baseline(options, seed)
+        assert isinstance(chosen, PTQ4ViT)
+        probes = chosen.fast().prepare(encoder, tokens, 0, None)
+        found.append(next(iter(probes.values.values())))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    made = tiny_plan()
+    plan = replace(made, provenance={**made.provenance, "baseline": "ptq4vit", "seed": 7})
+    for asked, wanted in ((None, 7), (3, 3)):
+        again = baseline_of(plan, calibration_of(plan), asked)
+        assert again.identity()["seed"] == wanted
 
 
 def test_search_is_better_than_naive() -> None:

@@ -256,7 +256,7 @@ def test_the_demo(two_counts: bool) -> None:
     options = ExportOptions(baseline="naive", two_counts=two_counts, **few)  # type: ignore[arg-type]
     model, quiet = load_model("demo"), Reporter(quiet=True)
     sets = load_image_sets(options, model, quiet)
-    baseline = chosen_baseline(options)
+    baseline = chosen_baseline(options, 0)
     found: FoundChoice = find_choice(options, baseline, model.encoder, sets, quiet)
     best = found.result.best
     assert found.cost.share <= 1 / 20

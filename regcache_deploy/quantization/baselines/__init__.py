@@ -19,9 +19,17 @@ def baseline_class(name: str) -> type[Baseline]:
     return BASELINES[name]
 
 
-def make_baseline(name: str, bits: Bits | None = None, form: Form = "deploy") -> Baseline:
-    """A baseline with its default effort. Raises ConfigError for any name but the three."""
-    return baseline_class(name)(bits, form)
+def make_baseline(
+    name: str, bits: Bits | None = None, form: Form = "deploy", seed: int = 0
+) -> Baseline:
+    """A baseline with its default effort. Raises ConfigError for any name but the three.
+
+    `seed` is that of PTQ4ViT's probes; the others choose nothing at random.
+    """
+    found = baseline_class(name)(bits, form)
+    if isinstance(found, PTQ4ViT):
+        found.seed = seed
+    return found
 
 
 def differences(name: str) -> list[str]:
