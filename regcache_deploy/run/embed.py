@@ -85,6 +85,7 @@ def _job(options: EmbedOptions, bundle: Bundle, collection: Collection) -> dict[
     """What has to be equal for parts to belong together. Paths may change, names may not."""
     return {
         "bundle": hashes_of(bundle),
+        "engine": options.engine,
         "parts": len(collection.parts),
         "files": collection.digest(),
     }

@@ -175,6 +175,8 @@ def test_another_job_is_refused(
     other = write_bundle(tiny_plan(seed=7), tmp_path / "t.regcache")
     assert main(words(other, images, whole)) == 2
     assert "(other: bundle)" in capsys.readouterr().err
+    assert main(words(bundle, images, whole, "--engine", "openvino")) == 2
+    assert "(other: engine)" in capsys.readouterr().err
     assert contents(whole) == before
 
 
