@@ -74,12 +74,15 @@ class EmbeddingFolder:
             )
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """The stats of a part that is there, or None."""
+        """The stats of a part that is there, or None, also where they are not ours."""
         try:
             found = json.loads(self._stats(number).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            whole = isinstance(found["sample_count"], int)
+            rows = [(row["image_path"], row["reason"]) for row in found["unreadable"]]
+            whole &= all(isinstance(text, str) for row in rows for text in row)
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        return found if isinstance(found, dict) else None
+        return found if whole else None
 
     def write(
         self,

@@ -149,6 +149,26 @@ def test_a_run_goes_on_with_what_is_missing(
     assert (again["already"], again["images_per_second"]) == (4, None)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        '{"sample_count": "4", "unreadable": []}',
+        '{"sample_count": 4}',
+        '{"sample_count": 4, "unreadable": [{"image_path": "a"}]}',
+        '{"sample_count": 4, "unreadable": [{"image_path": "a", "reason": null}]}',
+    ],
+)
+def test_stats_that_are_not_ours_are_no_part(text: str, tmp_path: Path) -> None:
+    folder = EmbeddingFolder(tmp_path, 1, "jsonl")
+    folder.begin({})
+    folder.write(0, np.ones((4, 2), np.float32), {}, {"sample_count": 4, "unreadable": []})
+    assert folder.finished(0) is not None
+    (tmp_path / "stats/0.json").write_text(text)
+    assert folder.finished(0) is None
+
+
 @pytest.mark.slow
 def test_killed_ten_times_the_union_is_complete(
     whole: Path, bundle: Path, images: Path, tmp_path: Path
