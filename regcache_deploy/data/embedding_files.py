@@ -136,9 +136,18 @@ def _table(columns: Mapping[str, Column], form: str) -> bytes:
     from pyarrow import parquet
 
     buffer = io.BytesIO()
-    table = pyarrow.table({name: pyarrow.array(v, pyarrow.string()) for name, v in columns.items()})
+    arrays = {
+        name: pyarrow.array([_as_utf8(value) for value in values], pyarrow.string())
+        for name, values in columns.items()
+    }
+    table = pyarrow.table(arrays)
     parquet.write_table(table, buffer)
     return buffer.getvalue()
+
+
+def _as_utf8(text: str | None) -> str | None:
+    r"""A file name may be no UTF-8: its other bytes, as in JSON, `\udce9` for the byte E9."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass

@@ -23,7 +23,7 @@ from PIL import Image
 import regcache_engines
 from regcache_deploy.cli.main import main
 from regcache_deploy.data.decoders import Decoders
-from regcache_deploy.data.embedding_files import EmbeddingFolder
+from regcache_deploy.data.embedding_files import Column, EmbeddingFolder
 from regcache_deploy.data.parts import Picture, open_collection
 from regcache_deploy.errors import DataError
 from regcache_export.bundle import write_bundle
@@ -315,6 +315,24 @@ def test_parquet_holds_the_rows_in_order(
     files = sorted((tmp_path / "o/metadata").iterdir())
     paths = [p for f in files for p in parquet.read_table(f)["image_path"].to_pylist()]
     assert paths == rows(whole)[0]
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_file_name_that_is_no_utf8_has_its_row(form: str, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    folder = EmbeddingFolder(tmp_path, 1, form)
+    folder.begin({})
+    columns: dict[str, Column] = {"image_path": ["a.png", name], "caption": [None, "é"]}
+    if form == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        folder.write(0, np.ones((2, 2), np.float32), columns, {})
+        found = parquet.read_table(tmp_path / "metadata/metadata_0.parquet").to_pydict()
+        assert found == {"image_path": ["a.png", r"caf\udce9.png"], "caption": [None, "é"]}
+        return
+    folder.write(0, np.ones((2, 2), np.float32), columns, {})
+    lines = (tmp_path / "metadata/metadata_0.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["image_path"] for line in lines] == ["a.png", name]
+    assert rb"caf\udce9.png" in lines[1]
 
 
 @pytest.mark.skipif(not AUTOFAISS, reason="REGCACHE_AUTOFAISS_PYTHON names no interpreter with it")
