@@ -10,6 +10,8 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 JPEG = ("JPEG", "MPO")
 """Pillow's names of the format; the second one holds several pictures."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
+"""What files may hold, whatever they are named. Pillow knows forty more: for PostScript it starts
+Ghostscript, and in the rarest of them most faults of its decoders were found."""
 
 TIMM_FIELDS = frozenset({"crop_pct", "crop_mode"})
 """Fields beside open_clip's that ask for timm's transform: resize to size / crop_pct, then crop."""
@@ -121,7 +127,7 @@ class Preprocess:
         return self(image)
 
     def read(self, source: Path | str | bytes) -> Pixels:
-        """An image file, or its bytes -> uint8 `[H, W, 3]`, RGB.
+        """An image file of one of `FORMATS`, or its bytes -> uint8 `[H, W, 3]`, RGB.
 
         The pixels are taken as stored: like open_clip, it does not follow the EXIF orientation.
 
@@ -134,7 +140,8 @@ class Preprocess:
         try:
             if not isinstance(source, bytes) and place.exists() and not place.is_file():
                 raise DataError("not a file")  # a named pipe would be waited for
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else place) as image:
+            opened = io.BytesIO(source) if isinstance(source, bytes) else place
+            with Image.open(opened, formats=_formats()) as image:
                 return self.opened(image)
         except (DataError, MemoryError):
             raise
@@ -235,6 +242,12 @@ def reason(error: Exception, path: Path) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"<_io\.BytesIO[^>]*>", "the file", text)
     return text.replace(repr(str(path)), "the file").replace(str(path), "the file")
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow knows; before 11.3 it had no AVIF."""
+    return FORMATS if find_spec("PIL.AvifImagePlugin") else FORMATS[:-1]
 
 
 def _ratio_kept(have: Sequence[int], want: Sequence[int], choose: Any) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from regcache_deploy.errors import ConfigError, DataError
-from tests.attacks.fault import FIXED, SMALL, Act, Fault, Place
+from tests.attacks.fault import FIXED, SMALL, Act, Fault, Outcome, Place
+from tests.attacks.watch import run_apart
 
 
 def images(change: Callable[[Path, Place], object], *more: str) -> Act:
@@ -210,6 +211,21 @@ def templates(text: bytes) -> Act:
     return act
 
 
+def postscript(place: Place) -> Outcome:
+    """PostScript named .jpg, where there is a Ghostscript to start."""
+    folder, program = place.images(), place.root / "bin" / "gs"
+    for path in folder.rglob("*.png"):
+        box = b"%%BoundingBox: 0 0 40 36\n%%EndComments\n%%EOF\n"
+        path.with_suffix(".jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n" + box)
+        path.unlink()
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch '{place.canary}'\n")
+    program.chmod(0o755)
+    found = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["eval", str(place.bundle()), "--data", str(folder)]
+    return run_apart(place, words, 60, PATH=found)
+
+
 def calibrated(change: Callable[[Path, Place], object]) -> Act:
     def act(place: Place) -> list[str]:
         folder, run = place.images(), place.run()
@@ -270,6 +286,8 @@ FAULTS = [
     fault("calibrate-empty", "an empty folder, to calibrate", calibrated(emptied)),
     goes_on("names", "names with line feeds, no UTF-8, and a dash", images(awkward_names)),
     goes_on("circle", "a folder that holds itself", images(circle)),
+    fault("postscript", "PostScript named .jpg, which Pillow has a program run", postscript,
+          quick=False),
     fault("climbing", "a shard with a file named ../../x", shard(climbing)),
     goes_on("text-bombs", "a PNG with 64 MiB of text", images(every(chunk_bomb, 64))),
 ]  # fmt: skip

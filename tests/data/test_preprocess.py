@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from regcache_deploy.compat import import_open_clip
 from regcache_deploy.data.images import Images
@@ -114,6 +115,29 @@ def test_truncated_file_says_why(tmp_path):
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match="truncated"):
         Preprocess(CLIP | CONFIGS["clip"]).read(path)
+
+
+def test_no_file_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is named."""
+    path, seen = tmp_path / "image.jpg", tmp_path / "seen"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 36\n%%EndComments\n%%EOF\n")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {seen}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(DataError, match="cannot identify image file the file"):
+            Preprocess(CLIP | CONFIGS["clip"]).read(source)
+    assert not seen.exists()
+
+
+@pytest.mark.parametrize("form", "jpeg mpo png webp gif bmp tiff ppm avif".split())
+def test_a_file_is_what_it_holds_whatever_it_is_named(tmp_path: Path, form: str) -> None:
+    if form == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / "image.jpg"
+    more = {"save_all": True, "append_images": [picture((40, 30), "RGB")]} if form == "mpo" else {}
+    picture((40, 30), "RGB").save(path, form, **more)
+    assert Preprocess(CLIP | CONFIGS["clip"]).read(path).shape == (224, 224, 3)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
