@@ -30,6 +30,7 @@ MOST_DRAWN_FROM = 200_000
 """Samples whose place is looked up for a draw: about 20 s on one core, from a local disk."""
 
 LABEL, CAPTION = "cls", "txt"
+PARTS = (*IMAGE_SUFFIXES, f".{LABEL}", f".{CAPTION}")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -230,6 +231,8 @@ def read_samples(shard: Path | str, file: Any = None) -> Iterator[Sample]:
                         count += 1
                         yield current
                     current = Sample(key)
+                if suffix in current.members:
+                    raise ValueError(f"{member.name} is there twice")
                 data = archive.extractfile(member)
                 current.members[suffix] = data.read() if data is not None else b""
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
@@ -255,16 +258,27 @@ def _places(shard: Path) -> Iterator[int]:
 
 
 def _name_of(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """Key and suffix of a member; None where it belongs to no sample."""
+    """Key and suffix of a member; None where it belongs to no sample.
+
+    Raises:
+        ValueError: a link in place of a part of a sample: a stream is past its file.
+    """
     folder, _, name = member.name.rpartition("/")
-    if not member.isfile() or name.startswith("."):
-        return None
     stem, _, suffix = name.partition(".")
-    return f"{folder}/{stem}" if folder else stem, suffix.lower()
+    suffix = suffix.lower()
+    if name.startswith("."):
+        return None
+    if (member.islnk() or member.issym()) and f".{suffix}" in PARTS:
+        raise ValueError(
+            f"{member.name} is a link to {member.linkname}; pack with tar's -h --hard-dereference"
+        )
+    return (f"{folder}/{stem}" if folder else stem, suffix) if member.isfile() else None
 
 
 def _damaged(shard: Path | str, count: int, error: Exception) -> DataError:
-    return DataError(f"the shard {shard} is damaged after {count} samples ({error}); copy it again")
+    return DataError(
+        f"the shard {shard} is damaged after {count} samples ({error}); make or copy it again"
+    )
 
 
 def _check_closed(shard: Path) -> None:

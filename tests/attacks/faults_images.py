@@ -179,6 +179,24 @@ def climbing(path: Path) -> None:
         archive.addfile(entry, io.BytesIO(b"text"))
 
 
+def hard_link(path: Path) -> None:
+    """As tar packs the second name of a file."""
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("0024.png")
+        entry.type, entry.linkname = tarfile.LNKTYPE, "0023.png"
+        archive.addfile(entry)
+
+
+def one_name(path: Path) -> None:
+    """The last image once more, under its own name."""
+    with tarfile.open(path, "a") as archive:
+        image = io.BytesIO()
+        Image.new("RGB", (40, 36)).save(image, "PNG")
+        entry = tarfile.TarInfo("0023.png")
+        entry.size = len(image.getvalue())
+        archive.addfile(entry, io.BytesIO(image.getvalue()))
+
+
 def label_out_of_range(path: Path) -> None:
     with tarfile.open(path, "a") as archive:
         image = io.BytesIO()
@@ -266,6 +284,8 @@ FAULTS = [
     ),
     fault("shard-cut", "a shard cut off", shard(cut_archive)),
     fault("shard-label", "a label beyond the classes", shard(label_out_of_range)),
+    fault("shard-link", "a shard with an image as a hard link", shard(hard_link), says="link"),
+    fault("shard-twice", "a shard with one name twice", shard(one_name), says="twice"),
     fault("names-gap", "an empty line among the names", shard(nothing, b"bus\n\ndog\nsun\n")),
     fault("names-latin", "names in Latin-1", shard(nothing, b"bus\ncaf\xe9\ndog\nsun\n")),
     fault("names-few", "fewer names than labels", shard(nothing, b"bus\ncat\n")),

@@ -241,6 +241,32 @@ def test_a_cut_compressed_shard_is_an_error(shards):
         list(samples([shards / "test-000.tar.gz"]))
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_is_no_image_that_is_not_there(tmp_path, kind):
+    """tar writes a second name of one file as a link, which a stream cannot follow."""
+    path = tmp_path / "linked.tar"
+    write_shard(path, range(3), labels=False)
+    with tarfile.open(path, "a") as archive:
+        for name in ("000003.md", "000003.png"):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "000002.png"
+            archive.addfile(info)
+    with pytest.raises(DataError, match=r"after 2 samples \(000003.png is a link to 000002.png"):
+        list(samples([path]))
+
+
+@pytest.mark.parametrize("again", ["000002.png", "000002.PNG"])
+def test_a_name_twice_is_not_one_sample(tmp_path, again):
+    path = tmp_path / "twice.tar"
+    write_shard(path, range(3))
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo(again)
+        info.size = len(jpeg(9))
+        archive.addfile(info, io.BytesIO(jpeg(9)))
+    with pytest.raises(DataError, match=rf"after 2 samples \({again} is there twice"):
+        list(samples([path]))
+
+
 def test_a_missing_shard_is_named(shards):
     (shards / "test-001.tar").unlink()
     with pytest.raises(DataError, match=r"1 of 3 shards are missing.*test-001"):
