@@ -78,11 +78,13 @@ class Collection:
         source: as the user named it.
         parts: in order.
         images: how many; None for shards, which are not opened for it.
+        ignored: files of a folder that are no images by their suffix, and linked folders in it.
     """
 
     source: str
     parts: tuple[Part, ...] = field(repr=False)
     images: int | None
+    ignored: int = 0
 
     def digest(self) -> str:
         """SHA-256 of the cut: names and their order, not the images' bytes."""
@@ -108,18 +110,20 @@ def open_collection(text: str, part_images: int) -> Collection:
     if REMOTE in text or is_shards(text) or (BRACES.search(text) and not Path(text).exists()):
         shards = _remote_shards(text) if REMOTE in text else [str(p) for p in expand(text)]
         return Collection(text, tuple(Part(i, (s,), True) for i, s in enumerate(shards)), None)
-    path = Path(text)
+    path, ignored = Path(text), 0
     if is_list(path):
         files = [str(file) for file, _ in read_table(path)]
     elif path.is_dir():
-        files = [str(file) for file in images_below(path)[0]]
+        found, ignored = images_below(path)
+        files = [str(file) for file in found]
     else:
         raise DataError(f"{text}: no folder, list (.txt) or shard (.tar) is there; check the path")
     if not files:
         raise DataError(f"{text} holds no images")
     starts = range(0, len(files), part_images)
     parts = (tuple(files[start : start + part_images]) for start in starts)
-    return Collection(text, tuple(Part(i, each) for i, each in enumerate(parts)), len(files))
+    cut = tuple(Part(i, each) for i, each in enumerate(parts))
+    return Collection(text, cut, len(files), ignored)
 
 
 def _remote_shards(text: str) -> list[str]:

@@ -33,7 +33,8 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
 
     Returns:
         For JSON: `output`, `parts` of this partition, `already` finished ones, `images` embedded
-        and `unreadable` in all of them, `seconds` and `images_per_second` of this run.
+        and `unreadable` in all of them, `ignored` files of the folder, `seconds` and
+        `images_per_second` of this run.
 
     Raises:
         BundleError, EngineError: no bundle, or it does not run.
@@ -45,6 +46,9 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
     bundle = Bundle.open(options.bundle)
     with reporter.stage(f"listing {options.data}"):
         collection = open_collection(options.data, options.part_images)
+    if collection.ignored:
+        what = "files are no images by their name, or folders behind links; left out"
+        log.warning("%s: %d %s", options.data, collection.ignored, what)
     folder = EmbeddingFolder(options.output, digits(collection.parts), options.metadata)
     folder.begin(_job(options, bundle, collection))
     mine = of_partition(collection.parts, *options.partition)
@@ -66,6 +70,7 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
         "already": len(mine) - len(todo),
         "images": sum(part["sample_count"] for part in stats),
         "unreadable": len(unreadable),
+        "ignored": collection.ignored,
         "seconds": seconds,
         "images_per_second": embedded / seconds if todo else None,
     }

@@ -118,6 +118,22 @@ def test_what_cannot_be_read_is_counted_and_listed(whole: Path) -> None:
     assert {"start_time", "end_time", "read_duration", "inference_duration"} <= stats[0].keys()
 
 
+def test_what_is_left_out_of_a_folder_is_counted(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+        (place / "a.png").write_bytes(jpeg(1))
+    (folder / "b.heic").write_bytes(jpeg(2))
+    (folder / "more").symlink_to(elsewhere)
+    assert main(words(bundle, folder, tmp_path / "out")) == 0
+    printed = capsys.readouterr()
+    assert "2 files are no images by their name, or folders behind links; left out" in printed.err
+    found = json.loads(printed.out)
+    assert (found["images"], found["ignored"]) == (1, 2)
+
+
 def test_partitions_give_the_same_files(
     whole: Path, bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
