@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DataError
@@ -43,6 +43,7 @@ class FolderListing:
             linked folders inside of classes.
         repeated: lines of a table that name a file again.
         empty: names of folders without images.
+        unnamed: images of a folder that its metadata do not name.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class FolderListing:
     ignored: int = 0
     repeated: int = 0
     empty: tuple[str, ...] = ()
+    unnamed: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -62,6 +64,9 @@ class FolderListing:
         if self.ignored:
             found = counted(self.ignored, "file is no image", "files are no images")
             lines.append(f"{self.root}: {found} of a class; left out")
+        if self.unnamed:
+            found = counted(self.unnamed, "image is", "images are")
+            lines.append(f"{self.root}: {found} not in its metadata; left out")
         if self.repeated:
             found = counted(self.repeated, "line names", "lines name")
             lines.append(f"{self.root}: {found} a file again; left out")
@@ -108,7 +113,8 @@ def scan_folder(path: Path) -> FolderListing:
     require_folder(path)
     table = metadata_of(path)
     if table is not None:
-        return _scan_table(table)
+        listing = _scan_table(table)
+        return replace(listing, unnamed=_unnamed(path, listing))
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
@@ -153,6 +159,11 @@ def _scan_table(path: Path) -> FolderListing:
     listing = FolderListing(path.parent, folders, files, repeated=len(rows) - len(known))
     _check(listing)
     return listing
+
+
+def _unnamed(folder: Path, listing: FolderListing) -> int:
+    named = {os.path.normpath(file) for files in listing.files for file in files}
+    return sum(os.path.normpath(file) not in named for file in images_below(folder)[0])
 
 
 def looks_like_splits(folders: Sequence[str]) -> str | None:

@@ -252,6 +252,16 @@ def test_a_file_that_a_list_names_twice_counts_once(photographs: Path, tmp_path:
         scan_folder(list_file)
 
 
+def test_images_that_the_metadata_do_not_name_are_counted(photographs: Path) -> None:
+    """datasets' image folders refuse them; here as every other file that is left out."""
+    names = [f"class{number % 3}/{number:03d}.png" for number in range(40)]
+    (photographs / "metadata.csv").write_text("\n".join(["file_name", "./" + names[0], *names[1:]]))
+    listing = scan_folder(photographs)
+    assert (len(listing), listing.unnamed) == (40, 20)
+    said = f"{photographs}: 20 images are not in its metadata; left out"
+    assert open_data(str(photographs), Preprocess(CONFIG)).warnings() == (said,)
+
+
 @pytest.mark.parametrize("name", ["list.txt", "metadata.csv", "metadata.jsonl"])
 def test_a_byte_order_mark_is_no_part_of_a_name(name: str, photographs: Path) -> None:
     lines = {
