@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from .documents import read_document
+from .documents import parse_json, read_document
 from .errors import ConfigError
 from .head import head_bytes
 from .text import Embeddings, TextTower
@@ -90,12 +91,17 @@ def read_prompts(choice: str) -> tuple[str, ...]:
     """Templates of a file, one a line with `{}` or `{c}` for the class, or a single one.
 
     Raises:
-        ConfigError: no such file, an empty one, or a line without a place for the class.
+        ConfigError: no such file, an empty one, or a line without a place for the class; or JSON,
+            as clip_benchmark keeps them, whose brackets would become part of the prompts.
     """
     path = Path(choice)
     if not path.is_file() and "{" not in choice:
         raise ConfigError(f"--templates {choice}: no such file, and no prompt with {{}}")
     lines = [line.strip() for line in (_lines(path) if path.is_file() else [choice])]
+    with suppress(ValueError):
+        found = parse_json("\n".join(lines))
+        if found and isinstance(found, (dict, list)):  # {} alone is the name alone
+            raise ConfigError(f"--templates {choice} is JSON; write one template a line, no more")
     templates = tuple(line.replace("{c}", "{}") for line in lines if line)
     wrong = next((line for line in templates if not has_one_place(line)), None)
     if wrong is not None:

@@ -295,6 +295,10 @@ def test_words_of_the_command_line(tmp_path: Path) -> None:
         read_prompts("openai")
     with pytest.raises(ConfigError, match="once"):
         read_prompts("{} and {}")
+    assert read_prompts("{}") == ("{}",)
+    path.write_text('{"imagenet1k": ["a photo of a {c}."]}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="is JSON"):
+        read_prompts(str(path))
     path.write_text("great white shark\n \ncat\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="name 2 is empty"):
         read_classes(str(path))  # dropped, every later label is one too low
