@@ -19,6 +19,9 @@
  * scratch memory of one thread; make one per thread. A context keeps its model alive, so the two
  * may be freed in either order.
  *
+ * Fork: ONNX Runtime does not survive it. In a forked child regcache_embed fails, and freeing gives
+ * no memory back; open the model in the child.
+ *
  * Network: none. ONNX Runtime's own releases send usage data unless ORT_DISABLE_TELEMETRY is 1 when
  * they load, so the first regcache_model_open sets it in the environment, unless it has a value. A
  * program whose other threads read the environment meanwhile sets it itself, before they start.

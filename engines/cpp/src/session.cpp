@@ -9,6 +9,8 @@
 #include <system_error>
 #include <thread>
 
+#include <unistd.h>
+
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -39,7 +41,8 @@ Session::Session(const Bundle &bundle, const regcache_model_params &params)
       type_(bundle.manifest.takes_bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
                                         : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
       height_(bundle.preprocess.height),
-      width_(bundle.preprocess.width) {
+      width_(bundle.preprocess.width),
+      process_(getpid()) {
     const int limit = core_limit();
     const bool limited = !params.threads && limit && unsigned(limit) < usable_cores();
     session_ = load(bundle, params, limited ? limit : params.threads);
@@ -48,6 +51,12 @@ Session::Session(const Bundle &bundle, const regcache_model_params &params)
 #ifdef __GLIBC__
     malloc_trim(0);  // the weights as they were in the file: half of what loading took
 #endif
+}
+
+Session::~Session() {
+    if (getpid() == process_) return;
+    static_cast<void>(session_.release());
+    static_cast<void>(single_.release());
 }
 
 // `threads`: inside an operator; 0 leaves that to ONNX Runtime, one per physical core.
@@ -159,6 +168,10 @@ std::size_t Session::image_bytes() const {
 }
 
 void Session::run(const void *input, std::size_t count, float *features, Codes &codes) const {
+    // it would wait for locks as other threads held them at the fork
+    if (getpid() != process_)
+        failed("the model was opened before the process forked, and ONNX Runtime does not survive "
+               "that; open it in the child");
     const auto *bytes = static_cast<const std::uint8_t *>(input);
     const bool spread = workers_ > 1 && count >= workers_;
     const auto counts = piece_counts(count, piece_ ? piece_ : count, spread ? workers_ : 1);

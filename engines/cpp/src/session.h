@@ -16,13 +16,18 @@ public:
     // Throws Error: the provider or the model does not load, or the graph is not what the manifest
     // and the preprocessing say.
     Session(const Bundle &bundle, const regcache_model_params &params);
+    // In a forked child it lets go of nothing: ONNX Runtime would wait for its threads, which are
+    // the parent's.
+    ~Session();
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
 
     // Batches run in pieces of a few images, which stay in the cache, where the graph says how many
     // tokens it has (docs/cpu.md); the features are the same bit for bit.
     // `input`: float32 or uint8 [count, 3, height, width], or uint8 [count, height, width, 3] where
     // `interleaved` -> `features` [count, dim]. The codes of the probes come back in `codes`, one
     // vector per probe.
-    // Throws Error: ONNX Runtime failed, or gave NaN.
+    // Throws Error: ONNX Runtime failed, or gave NaN; or the process forked since it was loaded.
     void run(const void *input, std::size_t count, float *features,
              std::vector<std::vector<std::uint8_t>> &codes) const;
 
@@ -53,6 +58,7 @@ private:
     std::int64_t height_, width_, dim_ = 0, batch_ = 0;
     bool interleaved_ = false;
     std::vector<std::string> names_;  // input, features, probes
+    int process_;                     // that loaded it
 };
 
 }  // namespace regcache

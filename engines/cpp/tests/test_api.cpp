@@ -8,6 +8,9 @@
 #include <thread>
 #include <vector>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "regcache.h"
 
 namespace {
@@ -187,6 +190,43 @@ void work(const char *bundle, const char *png) {
     regcache_context_free(context);
 }
 
+// A forked child has none of the parent's threads: nothing may wait for them.
+void forked(const char *bundle) {
+    auto params = regcache_model_default_params();
+    params.threads = 2;
+    params.pieces = 1;
+    regcache_model *model = nullptr, *own = nullptr;
+    regcache_context *context = nullptr, *fresh = nullptr;
+    EXPECT(regcache_model_open(bundle, &params, &model) == REGCACHE_OK);
+    EXPECT(regcache_context_create(model, &context) == REGCACHE_OK);
+    if (!context) return;
+    const std::vector<uint8_t> pixels(4 * regcache_model_pixels_size(model), 99);
+    std::vector<float> wanted(4 * std::size_t(regcache_model_output_dim(model))), found(wanted);
+    EXPECT(regcache_embed(context, pixels.data(), 4, wanted.data()) == REGCACHE_OK);
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60);  // ends a child that waits for ever
+        int wrong = regcache_embed(context, pixels.data(), 4, found.data()) !=
+                    REGCACHE_RUNTIME_FAILED;
+        wrong |= std::strstr(regcache_last_error(), "forked") ? 0 : 2;
+        regcache_context_free(context);
+        regcache_model_free(model);
+        wrong |= regcache_model_open(bundle, &params, &own) == REGCACHE_OK ? 0 : 4;
+        wrong |= regcache_context_create(own, &fresh) == REGCACHE_OK ? 0 : 8;
+        wrong |= regcache_embed(fresh, pixels.data(), 4, found.data()) == REGCACHE_OK ? 0 : 16;
+        regcache_context_free(fresh);
+        regcache_model_free(own);
+        _exit(wrong | (found == wanted ? 0 : 32));
+    }
+    int status = 0;
+    EXPECT(child > 0 && waitpid(child, &status, 0) == child);
+    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    EXPECT(regcache_embed(context, pixels.data(), 4, found.data()) == REGCACHE_OK);
+    EXPECT(found == wanted);
+    regcache_context_free(context);
+    regcache_model_free(model);
+}
+
 // The process has its ONNX Runtime by now: another one is refused, and the same one is not.
 void library(const char *bundle) {
     auto params = regcache_model_default_params();
@@ -212,6 +252,7 @@ int main(int argc, char **argv) {
     providers(argv[1]);
     work(argv[1], argv[2]);
     pieces(argv[1]);
+    forked(argv[1]);
     library(argv[1]);
     return failures ? 1 : 0;
 }
