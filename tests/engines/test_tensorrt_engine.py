@@ -14,6 +14,7 @@ import pytest
 from regcache_engines.errors import EngineError
 from regcache_engines.tensorrt import builder as builder_module
 from regcache_engines.tensorrt import engine as engine_module
+from regcache_engines.tensorrt import slot as slot_module
 from regcache_engines.tensorrt.builder import EngineBuilder
 from regcache_engines.tensorrt.engine import TensorRTEngine, split_batch
 from regcache_engines.tensorrt.probe import Probe
@@ -72,6 +73,37 @@ def test_a_stream_that_cannot_be_captured(
         engine.infer(images(2))
         engine.infer(images(2))
     assert "capture" not in fake.log
+
+
+def test_a_capture_that_fails_costs_no_features(
+    fake: FakeDevice,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(stream: int) -> Any:
+        fake.capturing = None
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(fake, "end_capture", fails)
+    with TensorRTEngine(write(tmp_path)) as engine:
+        for _ in range(2):
+            batch = images(4)
+            np.testing.assert_allclose(engine.infer(batch), expected(batch), rtol=1e-6)
+    assert [entry for entry in fake.log if entry != "synchronize"] == ["execute 4"] * 2
+    assert caplog.text.count("could not be captured") == 1
+
+
+def test_graphs_are_no_more_than_a_bound(
+    fake: FakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_module, "MOST_GRAPHS", 2)
+    with TensorRTEngine(write(tmp_path)) as engine:
+        for count in (1, 2, 3, 1, 3):
+            batch = images(count)
+            np.testing.assert_allclose(engine.infer(batch), expected(batch), rtol=1e-6)
+    assert fake.log.count("capture") == 2
+    assert fake.log.count("launch") == 1
 
 
 @pytest.mark.parametrize("kind", ["Runtime", "Builder"])

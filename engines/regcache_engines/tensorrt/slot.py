@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from .sidecar import Sidecar
 
 FLOAT_BYTES = 4
 
+MOST_GRAPHS = 32
+"""Batch sizes that are captured; each graph holds memory of its own. Others run without."""
+
+log = logging.getLogger(__name__)
+
 
 class Slot:
     """What one call of `infer` works with, alone.
@@ -21,7 +27,7 @@ class Slot:
         engine: deserialized.
         device: memory and streams.
         sidecar: names, shapes, largest batch.
-        cuda_graphs: capture each batch size once, replay it afterwards.
+        cuda_graphs: capture each batch size once, up to `MOST_GRAPHS`, replay it afterwards.
 
     Raises:
         EngineError: out of memory.
@@ -65,8 +71,14 @@ class Slot:
         device.synchronize(stream)
         features = self._staged_features.array[:size].view(np.float32)
         result = features.reshape(count, self._sidecar.output_dim).copy()
-        if graph is None and self._use_graphs:
-            self._capture(count)
+        if graph is None and self._use_graphs and len(self._graphs) < MOST_GRAPHS:
+            try:
+                self._capture(count)
+            except Exception as error:  # of whichever library; the features are there
+                self._use_graphs = False
+                log.warning(
+                    "a batch of %d could not be captured (%s): no CUDA graphs", count, error
+                )
         return result
 
     def close(self) -> None:
