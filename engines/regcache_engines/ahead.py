@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from .container import within_cpu_limit
+from .container import usable_cpus, within_cpu_limit
 
 AHEAD = 4
 """Items in flight, per worker."""
@@ -21,7 +20,7 @@ Result = TypeVar("Result")
 
 def default_workers() -> int:
     """Threads that decode: one a core, or what a container leaves of them, at most 8."""
-    return within_cpu_limit(min(MOST_WORKERS, os.cpu_count() or 1))
+    return within_cpu_limit(min(MOST_WORKERS, usable_cpus()))
 
 
 def map_ahead(

@@ -7,6 +7,7 @@ in files of their control group and of all groups above it.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +36,13 @@ def memory_limit(root: Path = ROOT) -> int | None:
         if limit is not None:
             limits.append(limit)
     return min(limits, default=None)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on; a container that is given some of them has no other."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def within_cpu_limit(cores: int, root: Path = ROOT) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regcache_engines.bundle import PREPROCESS, Bundle
-from regcache_engines.container import within_cpu_limit
+from regcache_engines.container import usable_cpus, within_cpu_limit
 from regcache_engines.preprocess import Preprocess
 
 from ..data.decoders import Decoders
@@ -188,7 +188,7 @@ class PartStation:
                     f"a worker has no folder {self.working_folder} ({error.strerror}), where "
                     f"{self._relative[0]} would be; pass absolute paths that all machines share"
                 ) from error
-        cores = max(1, int(within_cpu_limit(os.cpu_count() or 1) * place.share))
+        cores = max(1, int(within_cpu_limit(usable_cpus()) * place.share))
         options, bundle = self.options, Bundle.open(self.options.bundle)
         if hashes_of(bundle) != self.hashes:
             raise DataError(f"{options.bundle} is another bundle on a worker's machine")

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from regcache_engines.container import within_cpu_limit
+from regcache_engines.container import usable_cpus, within_cpu_limit
 
 from ..compat import require
 from ..errors import ConfigError, RegCacheError
@@ -88,7 +88,7 @@ class RayTeam:
         gpus = int(device.type == CUDA)
         if workers.isdecimal():
             self.size = int(workers)
-            threads = threads or max(1, within_cpu_limit(os.cpu_count() or 1) // self.size)
+            threads = threads or max(1, within_cpu_limit(usable_cpus()) // self.size)
             if gpus and self.size > torch.cuda.device_count():
                 raise ConfigError(
                     f"--workers {workers}: each takes a GPU, and this machine has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from regcache_deploy.data import folder as data_folder
 from regcache_deploy.errors import DataError
 from regcache_deploy.work import memory as work_memory
 from regcache_engines import onnxruntime_session, pieces
-from regcache_engines.container import cpu_limit, memory_limit, within_cpu_limit
+from regcache_engines.ahead import default_workers
+from regcache_engines.container import cpu_limit, memory_limit, usable_cpus, within_cpu_limit
 
 GIB = 2**30
 V2 = {"proc/self/cgroup": "0::/pod/app\n"}
@@ -95,6 +97,19 @@ def test_cores_within_the_limit(tmp_path: Path) -> None:
     assert within_cpu_limit(1, root) == 1
     root = write(tmp_path, {"sys/fs/cgroup/pod/app/cpu.max": "1000 100000"})
     assert within_cpu_limit(64, root) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_a_set_of_cpus_is_a_limit() -> None:
+    """As `docker run --cpuset-cpus` and `taskset` give one; the machine has more."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        found = usable_cpus(), default_workers(), pieces.physical_cores()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert found == (1, 1, 1)
+    assert usable_cpus() == len(before)
 
 
 def test_the_defaults_keep_the_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
