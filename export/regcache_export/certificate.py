@@ -6,8 +6,8 @@
    block (see `compare`), and the hash of every node's codes is stored; what is in front of the
    blocks and behind them is compared as floats;
 2. parameters: a hash of every constant and of every node, so that a later change has a name; of
-   the rest of the model (`header_hash`); and of the files beside the model that decide what it
-   answers: preprocessing, zero-shot head;
+   the rest of the model (`header_hash`); of the files beside the model that decide what it
+   answers: preprocessing, zero-shot head, text tower; and of the manifest's entries (`claims`);
 3. runtime: with optimizations the features and classes are the same;
 4. equality is judged by bounds that stand in the file.
 
@@ -29,6 +29,7 @@ import numpy as np
 
 from regcache_engines.bundle import PREPROCESS, TEXT_FEATURES, Bundle
 from regcache_engines.onnxruntime_session import import_onnxruntime
+from regcache_engines.text_config import TEXT_FILES
 
 from .certificate_files import CERTIFICATE, IMAGES_KEY, SCHEMA
 from .compare import (
@@ -61,8 +62,11 @@ MAX_DIFFERENT = 1e-4
 MAX_FLOAT_ERROR = 1e-4
 """Largest difference of a block's output, relative to its largest value."""
 
-BESIDE = (PREPROCESS, TEXT_FEATURES)
+BESIDE = (PREPROCESS, TEXT_FEATURES, *TEXT_FILES)
 """Files that decide the answer as much as the model does."""
+
+BESIDE_BEFORE = (PREPROCESS, TEXT_FEATURES)
+"""Those of certificates without a hash of the manifest."""
 
 NO_CODES = "multiples of the step in float: the zero point is none of the codes"
 

@@ -42,7 +42,7 @@ def read_certificate(bundle: Bundle) -> tuple[dict[str, Any], npt.NDArray[np.uin
         raise BundleError(
             f"{bundle.path}/{CERTIFICATE} has schema {schema}, and this version reads {SCHEMA}"
         )
-    for section in ("parameters", "code_sha256", "files"):
+    for section in ("parameters", "code_sha256", "files", "manifest"):
         if not isinstance(document.get(section, {}), dict):
             raise BundleError(f"{bundle.path}/{CERTIFICATE} has no readable '{section}'")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):

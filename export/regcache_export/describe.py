@@ -74,12 +74,13 @@ def metadata(
         essentials["tokens"] = plan.encoder.num_tokens
     if plan_sha256:
         essentials["plan_sha256"] = plan_sha256
-    return {f"regcache.{key}": _text(essentials[key]) for key in sorted(essentials)}
+    return {f"regcache.{key}": metadata_text(essentials[key]) for key in sorted(essentials)}
 
 
 def _is_linear(name: str) -> bool:
     return name.split(".", 2)[-1] in LINEARS
 
 
-def _text(value: Any) -> str:
+def metadata_text(value: Any) -> str:
+    """A value as the metadata have it."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -10,6 +10,7 @@ from regcache_engines.bundle import MANIFEST, MODEL, Bundle
 
 from .certificate import (
     BESIDE,
+    BESIDE_BEFORE,
     Evidence,
     Subject,
     collect,
@@ -22,6 +23,7 @@ from .certificate import (
     subject_of,
 )
 from .certificate_files import CERTIFICATE, read_certificate
+from .claims import false_claims, other_entries
 from .errors import BundleError, VerificationError
 from .float32_copy import in_float32
 from .onnx_proto import ModelProto, parse_model
@@ -45,7 +47,8 @@ class Report:
         hashed: nodes whose codes were held against the stored hash; 0 where fewer images were run.
         pairs: `images`, and those with the `same` pairs of merged tokens as the reference; None
             where nothing is merged.
-        unknown: files that the certificate, of an older version, says nothing of.
+        unknown: files, the manifest among them, that the certificate, of an older version, says
+            nothing of.
         problem: what is wrong, with the first divergent node, or None.
     """
 
@@ -112,10 +115,15 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
         same_codes=1 - len(other) / max(len(hashes), 1),
         hashed=len(hashes),
         pairs=evidence.pairs,
-        unknown=() if "files" in document else tuple(file_hashes(bundle)),
+        unknown=_unknown(bundle, document),
         optimized=optimized,
         problem=_problem(
-            model, changed, _changed_beside(bundle, model, document), other, evidence, optimized
+            model,
+            changed,
+            _changed_beside(bundle, model, document, subject),
+            other,
+            evidence,
+            optimized,
         ),
         details={"changed": changed[:20], "other_codes": other[:20]},
     )
@@ -134,19 +142,30 @@ def _changed_parameters(model: ModelProto, document: Mapping[str, Any]) -> list[
     return changed + [entry for entry in stored if entry not in found]
 
 
-def _changed_beside(bundle: Bundle, model: ModelProto, document: Mapping[str, Any]) -> list[str]:
+def _names_of_files(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files beside the model that a certificate of its version has hashes of."""
+    if "files" not in document:
+        return ()
+    return BESIDE if "manifest" in document else BESIDE_BEFORE
+
+
+def _unknown(bundle: Bundle, document: Mapping[str, Any]) -> tuple[str, ...]:
+    known = _names_of_files(document)
+    files = [name for name in file_hashes(bundle) if name not in known]
+    return (*files, *([] if "manifest" in document else [MANIFEST]))
+
+
+def _changed_beside(
+    bundle: Bundle, model: ModelProto, document: Mapping[str, Any], subject: Subject
+) -> list[str]:
     """What else than the model's nodes and constants is not the certified one, in words."""
-    found = file_hashes(bundle)
-    stored = document.get("files", found)
-    names = [name for name in BESIDE if found.get(name) != stored.get(name)]
+    found, stored = file_hashes(bundle), document.get("files", {})
+    names = [name for name in _names_of_files(document) if found.get(name) != stored.get(name)]
     # older certificates have no hash of it
     if header_hash(model) != document.get("header", header_hash(model)):
         names.append(f"inputs, outputs, operator sets, functions or metadata of {MODEL}")
-    if bundle.manifest.get("regcache") != document["regcache"]:
-        names.append(f"'regcache' in {MANIFEST}")
-    if bundle.manifest.get("merge") != document.get("merge"):
-        names.append(f"'merge' in {MANIFEST}")
-    return names
+    names += [f"'{name}' in {MANIFEST}" for name in other_entries(bundle.manifest, document)]
+    return [*names, *(false_claims(bundle, model, subject) if not names else [])]
 
 
 def _load_model(bundle: Bundle) -> ModelProto:

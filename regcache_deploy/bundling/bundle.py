@@ -94,16 +94,16 @@ class BundleWriter:
             agreement = replace(agreement, control=control.mean_cosine, control_top1=control.top1)
         try:
             agreement.check()
+            calibrated = sets.search.pixels[: len(sets.calibration_tokens)].numpy()
+            manifest = manifest | {"agreement": agreement.to_json()}
+            manifest |= monitor_entry(draft, calibrated, self.batch_size, self.threads)
             pixels = sets.search.pixels[: self.certificate_images]
-            certify_bundle(draft, plan, self.graph, calibration, pixels)
+            certify_bundle(draft, plan, self.graph, calibration, pixels, manifest)
         except VerificationError as error:
             rejected = self.path.with_suffix(".rejected")
             shutil.rmtree(rejected, ignore_errors=True)
             draft.rename(rejected)
             raise VerificationError(f"{error}; the bundle is kept as {rejected}") from error
-        calibrated = sets.search.pixels[: len(sets.calibration_tokens)].numpy()
-        found = {"agreement": agreement.to_json()}
-        found |= monitor_entry(draft, calibrated, self.batch_size, self.threads)
         plan.save(self.path.parent)  # not earlier: it replaces that of an earlier bundle
-        seal_bundle(draft, self.path, manifest | found)
+        seal_bundle(draft, self.path, manifest)
         return agreement

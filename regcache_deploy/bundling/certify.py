@@ -32,6 +32,7 @@ from regcache_export.certificate import (
     parameter_hashes,
 )
 from regcache_export.certificate_files import CERTIFICATE, IMAGES
+from regcache_export.claims import entry_hashes
 from regcache_export.compare import Forced, Simulated, leading
 from regcache_export.float32_copy import in_float32
 from regcache_export.graph import build_model
@@ -226,6 +227,7 @@ def certify_bundle(
     options: GraphOptions,
     calibration: Calibration,
     pixels: Tensor,
+    manifest: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare a bundle with the simulation and put the certificate into it.
 
@@ -234,6 +236,7 @@ def certify_bundle(
         plan, options: what it was written from.
         calibration: the simulation.
         pixels: uint8 `[n, H, W, 3]`; they travel in the bundle, so that anyone can verify it.
+        manifest: further entries that the bundle will be sealed with.
 
     Returns:
         The certificate.
@@ -281,6 +284,7 @@ def certify_bundle(
         "parameters": parameter_hashes(shipped),
         "header": header_hash(shipped),
         "files": file_hashes(bundle),
+        "manifest": entry_hashes({**bundle.manifest, **(manifest or {})}),
     }
     document = make_document(subject, evidence, extra, f"torch {torch.__version__}")
     add_files(path, {CERTIFICATE: json_bytes(document), IMAGES: images_file(images)})

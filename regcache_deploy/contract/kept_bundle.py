@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,18 @@ def write_kept(
         with gone_at_the_end(draft):
             found = copy_text(bundle, draft)
             if kept.form != FLOAT:
-                found |= certify_again(draft, chosen, candidates)
+                found |= certify_again(draft, chosen, candidates, found)
             chosen.save(folder)
             return seal_bundle(draft, path, found)
 
 
-def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, Any]:
+def certify_again(
+    place: Path, plan: Plan, candidates: Candidates, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
     """Give the bundle a certificate of its own, on the images of the first one's.
+
+    Args:
+        manifest: what else the bundle will be sealed with.
 
     Returns:
         The manifest's `monitor` on these images, or nothing without probes or without images.
@@ -68,5 +74,7 @@ def certify_again(place: Path, plan: Plan, candidates: Candidates) -> dict[str, 
     except BundleError:
         return {}  # nothing to certify on; `regcache verify` says so
     calibration, images = calibration_of(plan), torch.from_numpy(pixels)
-    certify_bundle(place, plan, candidates.options_for(plan), calibration, images)
-    return monitor_entry(place, pixels)
+    monitor = monitor_entry(place, pixels)
+    more = {**manifest, **monitor}
+    certify_bundle(place, plan, candidates.options_for(plan), calibration, images, more)
+    return monitor

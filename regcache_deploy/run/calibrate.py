@@ -261,9 +261,9 @@ def _write(
     with held(options.output):
         draft = write_bundle(plan, options.output / "calibrated.unverified", options=graph)
         with gone_at_the_end(draft):
-            certify_bundle(draft, plan, graph, calibration, pixels)
             found = monitor_entry(draft, pixels.numpy())
             found |= _text_of_the_first(options.plan, first, draft)
+            certify_bundle(draft, plan, graph, calibration, pixels, found)
             plan.save(options.output)
             return seal_bundle(draft, options.output / CALIBRATED, found)
 

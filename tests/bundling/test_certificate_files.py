@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import onnx
 import pytest
 from safetensors.numpy import save
 
+from regcache_deploy.bundling.certify import certify_bundle
 from regcache_deploy.cli.main import main
 from regcache_deploy.errors import BundleError
+from regcache_engines.bundle import MANIFEST, TEXT_FEATURES, Bundle
 from regcache_engines.bundle import PREPROCESS as PREPROCESS_FILE
-from regcache_engines.bundle import TEXT_FEATURES, Bundle
+from regcache_engines.text_config import TEXT_FILES
 from regcache_export import certificate
 from regcache_export.bundle import add_files, write_bundle
 from regcache_export.certificate_files import CERTIFICATE, IMAGES
+from regcache_export.claims import entry_hashes
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
-from tests.bundling.certificate_helpers import calibration, certified, plan_of
+from tests.bundling.certificate_helpers import calibration, certified, pixels, plan_of
 from tests.cpp.damages import edit_manifest
 from tests.export.graph_helpers import rewrite
 
@@ -50,7 +54,24 @@ def other_regcache(path: Path) -> None:
     edit_manifest(path, lambda manifest: manifest["regcache"].update(delete_count=7))
 
 
+def said(**entries: Any) -> Callable[[Path], None]:
+    return lambda path: edit_manifest(path, lambda manifest: manifest.update(entries))
+
+
+def said_of_the_graph(**entries: Any) -> Callable[[Path], None]:
+    return lambda path: edit_manifest(path, lambda m: m["graph"].update(entries))
+
+
+def a_text_tower(path: Path) -> None:
+    add_files(path, dict.fromkeys(TEXT_FILES, b"x"))
+
+
 BESIDE = {
+    "accuracy": (said(accuracy={"fp32": 1.0}), "'accuracy' in manifest.json"),
+    "bits": (said(bits="W4A4"), "'bits' in manifest.json"),
+    "caution": (said(provenance={"caution": ""}), "'provenance' in manifest.json"),
+    "tokens": (said_of_the_graph(tokens_out=1), "'graph' in manifest.json"),
+    "text tower": (a_text_tower, " and ".join(TEXT_FILES)),
     "preprocessing": (other_preprocessing, PREPROCESS_FILE),
     "another head": (other_head, TEXT_FEATURES),
     "no head": (no_head, TEXT_FEATURES),
@@ -75,12 +96,72 @@ def test_an_older_certificate_says_nothing_of_the_files_beside(
     path = certified(tmp_path, calibration(), GraphOptions())
     assert verify_bundle(Bundle.open(path)).unknown == ()
     document = json.loads((path / CERTIFICATE).read_text())
-    del document["files"]
+    del document["manifest"]
+    a_text_tower(path)
+    for known, unknown in (
+        (document, (*TEXT_FILES, MANIFEST)),
+        ({**document, "files": None}, (PREPROCESS_FILE, TEXT_FEATURES, *TEXT_FILES, MANIFEST)),
+    ):
+        kept = {name: value for name, value in known.items() if value is not None}
+        add_files(path, {CERTIFICATE: json.dumps(kept).encode()})
+        report = verify_bundle(Bundle.open(path))
+        assert (report.problem, report.unknown) == (None, unknown)
+        assert main(["verify", str(path)]) == 0
+        assert f"of an older version: {', '.join(unknown)}" in capsys.readouterr().out
+
+
+def certified_again(path: Path) -> None:
+    """The certificate's hashes of the manifest, written by somebody who changed it."""
+    bundle = Bundle.open(path)
+    document = json.loads(bundle.read(CERTIFICATE)) | {"manifest": entry_hashes(bundle.manifest)}
     add_files(path, {CERTIFICATE: json.dumps(document).encode()})
-    report = verify_bundle(Bundle.open(path))
-    assert (report.problem, report.unknown) == (None, (PREPROCESS_FILE, TEXT_FEATURES))
-    assert main(["verify", str(path)]) == 0
-    assert f"of an older version: {PREPROCESS_FILE}, {TEXT_FEATURES}" in capsys.readouterr().out
+
+
+FALSE: dict[str, dict[str, Any]] = {
+    "bits": {"bits": "W4A4"},
+    "quantized_linears": {"quantized_linears": 1},
+    "strict_paper": {"strict_paper": True},
+    "model": {"model": "another"},
+    "merge": {"merge": {"counts": [1]}},
+    "graph.tokens": {"graph": {"tokens": 1}},
+    "graph.tokens_out": {"graph": {"tokens_out": 1}},
+    "graph.target": {"graph": {"target": "onnxruntime"}},
+    "graph.input": {"graph": {"input": {"name": "image", "dtype": "float32", "shape": [1]}}},
+    "graph.opset": {"graph": {"opset": 13}},
+    "graph.probes": {"graph": {"probes": [{"low": 0, "high": 255}]}},
+}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_verify_holds_the_manifest_against_the_graph_itself(name: str, tmp_path: Path) -> None:
+    """Whoever writes a manifest can write its hashes into the certificate, too."""
+    path = certified(tmp_path, calibration(), GraphOptions(probes=1))
+    assert verify_bundle(Bundle.open(path)).problem is None
+
+    def change(manifest: dict[str, Any]) -> None:
+        for entry, value in FALSE[name].items():
+            if entry == "graph":
+                value = {**manifest[entry], **value}
+                value["probes"] = [manifest[entry]["probes"][0] | p for p in value["probes"]]
+            manifest[entry] = value
+
+    edit_manifest(path, change)
+    certified_again(path)
+    problem = verify_bundle(Bundle.open(path)).problem
+    assert problem == f"'{name}' in manifest.json: not what was certified"
+
+
+def test_verify_holds_what_is_said_of_the_text_tower_against_its_file(tmp_path: Path) -> None:
+    from tests.text_bundles import text_bundle
+
+    calibrated = calibration()
+    path = text_bundle(tmp_path / "text.regcache", plan=plan_of(calibrated))
+    certify_bundle(path, plan_of(calibrated), GraphOptions(), calibrated, pixels())
+    assert verify_bundle(Bundle.open(path)).problem is None
+    edit_manifest(path, lambda manifest: manifest["text"].update(weights_sha256="0" * 64))
+    certified_again(path)
+    problem = verify_bundle(Bundle.open(path)).problem
+    assert problem == "'text.weights_sha256' in manifest.json: not what was certified"
 
 
 def test_only_codes_that_were_compared_count_as_the_same(

@@ -159,7 +159,7 @@ def test_a_mixed_bundle_has_its_own_certificate(run_folder, tmp_path):
     candidates = Candidates.of(bundle, run_folder, tmp_path, Reporter(quiet=True))
     mixed = candidates.mixed_plan(frozenset({"blocks.0.mlp.fc1"}))
     place = write_bundle(mixed, tmp_path / "m.regcache")
-    certify_again(place, mixed, candidates)
+    certify_again(place, mixed, candidates, {})
     report = verify_bundle(Bundle.open(place))
     report.check()
     assert report.images == 3

@@ -48,8 +48,8 @@ def deployed_folder(place: Path) -> Path:
     plan = replace(plan_of(calibrated), labels=("cat", "dog", "été", "four"))
     plan.save(place)
     made = write_bundle(plan, place / "t.regcache", options=options)
-    certify_bundle(made, plan, options, calibrated, pixels())
     with_text(made, plan.encoder.output_dim)
+    certify_bundle(made, plan, options, calibrated, pixels())
     draw = np.random.default_rng(0)
     for name in ("cat", "dog", "four"):
         (place / "data" / name).mkdir(parents=True)
