@@ -13,19 +13,22 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError, ConfigError, DataError
 from .jpeg_scans import too_many_scans
+from .png_chunks import SIGNATURE, plain_png
 from .preprocess_config import output_size, preprocess_problem
 
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit of harmless size (0.25 GiB of RGB): above it Pillow only warns at first."""
+
+MAX_FILE = 1 << 30
 
 MAX_RESIZED = 1 << 30
 """A photograph of 1 x 1,000,000 pixels would be resized to 224 x 224,000,000."""
@@ -138,10 +141,7 @@ class Preprocess:
 
         place = Path("the file") if isinstance(source, bytes) else Path(source)
         try:
-            if not isinstance(source, bytes) and place.exists() and not place.is_file():
-                raise DataError("not a file")  # a named pipe would be waited for
-            opened = io.BytesIO(source) if isinstance(source, bytes) else place
-            with Image.open(opened, formats=_formats()) as image:
+            with _opened(source, place) as file, Image.open(file, formats=_formats()) as image:
                 return self.opened(image)
         except (DataError, MemoryError):
             raise
@@ -233,6 +233,22 @@ def in_layout(pixels: Pixels, layout: str | None, config: Mapping[str, Any]) -> 
         return Preprocess(config).in_layout(pixels, layout)
     except ConfigError as error:
         raise BundleError(str(error)) from error
+
+
+def _opened(source: Path | str | bytes, place: Path) -> BinaryIO:
+    """An image file for Pillow; a PNG without what its pixels do not depend on."""
+    if not isinstance(source, bytes):
+        if place.exists() and not place.is_file():
+            raise DataError("not a file")  # a named pipe would be waited for
+        if place.stat().st_size > MAX_FILE:
+            raise DataError(f"{place.stat().st_size} bytes are too many")
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else place.open("rb")
+    start = file.read(len(SIGNATURE))
+    file.seek(0)
+    if start != SIGNATURE:
+        return file
+    with file:
+        return io.BytesIO(plain_png(file.read()))
 
 
 def reason(error: Exception, path: Path) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.cpp.programs import dump, python_reads, run
 from tests.data.awkward_images import jpeg_of_scans, png
+from tests.data.odd_pngs import REFUSED, TAKEN
 
 
 def bad_images(folder: Path) -> dict[Path, str]:
@@ -79,6 +80,20 @@ def test_a_wrong_checksum_is_refused_by_both(release: Path, bundle: Path, tmp_pa
     statuses, _, _ = dump(release, bundle, paths, tmp_path / "out")
     assert all(line.startswith("REGCACHE_IMAGE_DAMAGED ") for line in statuses), statuses
     assert not any(python_reads(bundle, path) for path in paths)
+
+
+def test_png_files_are_judged_as_in_python(
+    release: Path, sanitized: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """`tests/engines/test_png_chunks.py` has Python's side of the table."""
+    files = TAKEN | REFUSED
+    paths = [tmp_path / f"{name}.png" for name in files]
+    for path, data in zip(paths, files.values(), strict=True):
+        path.write_bytes(data)
+    for folder in (release, sanitized):
+        statuses, *_ = dump(folder, bundle, paths, tmp_path / "out")
+        judged = dict(zip(files, (line == "ok" for line in statuses), strict=True))
+        assert judged == dict.fromkeys(TAKEN, True) | dict.fromkeys(REFUSED, False)
 
 
 def test_what_stands_behind_the_rows_of_a_jpeg_is_judged_as_in_python(
