@@ -36,20 +36,50 @@ export async function preprocess(file, config) {
   return cropped(image, halfEven((w - width) / 2), halfEven((h - height) / 2), width, height);
 }
 
-// The stored pixels: no turning by EXIF, no colour management.
+// The stored pixels: no turning by EXIF, no colour management. Pillow resizes transparent images,
+// palettes and 16 bits in their own way, which a browser does not show.
 async function decode(file) {
-  const options = {
-    imageOrientation: "none", colorSpaceConversion: "none", premultiplyAlpha: "none",
-  };
-  const bitmap = await createImageBitmap(file, options);
+  const stored = new Blob(withoutExif(new Uint8Array(await file.arrayBuffer())));
+  const bitmap = await createImageBitmap(stored, { colorSpaceConversion: "none" });
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d");
   context.drawImage(bitmap, 0, 0);
   const rgba = context.getImageData(0, 0, width, height).data;
   const data = new Uint8Array(3 * width * height);
-  for (let i = 0; i < width * height; i++)
+  for (let i = 0; i < width * height; i++) {
+    if (rgba[4 * i + 3] !== 255) throw new Error("this example takes no transparent images");
     for (let c = 0; c < 3; c++) data[3 * i + c] = rgba[4 * i + c];
+  }
   return { data, width, height };
+}
+
+// A file in pieces, without what says how to turn it: browsers follow that also where they are
+// asked not to.
+function withoutExif(bytes) {
+  const text = (from, to) => String.fromCharCode(...bytes.subarray(from, to));
+  const view = new DataView(bytes.buffer);
+  if (text(0, 4) === "RIFF" && text(8, 12) === "WEBP") return [bytes]; // nobody turns these
+  const kept = [];
+  let at;
+  if (text(0, 3) === "\xff\xd8\xff") {
+    kept.push(bytes.subarray(0, (at = 2)));
+    while (at + 4 <= bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda) {
+      const end = bytes[at + 1] === 0xff ? at + 1 : at + 2 + view.getUint16(at + 2);
+      if (bytes[at + 1] !== 0xe1) kept.push(bytes.subarray(at, end));
+      at = end;
+    }
+  } else if (text(0, 8) === "\x89PNG\r\n\x1a\n") {
+    const [bits, colour] = bytes.subarray(24, 26);
+    if (bits !== 8 || colour === 3)
+      throw new Error("this example takes PNG of 8 bits a channel, without a palette");
+    kept.push(bytes.subarray(0, (at = 8)));
+    while (at + 12 <= bytes.length) {
+      const end = at + 12 + view.getUint32(at);
+      if (text(at + 4, at + 8) !== "eXIf") kept.push(bytes.subarray(at, end));
+      at = end;
+    }
+  } else throw new Error("this example takes JPEG, PNG and WebP");
+  return [...kept, bytes.subarray(at)];
 }
 
 // Every row resized to `width`, with antialiasing, in Pillow's fixed-point arithmetic.

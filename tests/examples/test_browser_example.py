@@ -53,7 +53,8 @@ PAGE = """<!doctype html>
   const clip = await openBundle("bundle");
   const images = [], texts = [];
   for (const name of %s)
-    images.push([...await clip.embedImage(await (await fetch(name)).blob())]);
+    images.push(await clip.embedImage(await (await fetch(name)).blob())
+      .then((found) => [...found], (error) => error.message));
   for (const sentence of %s) texts.push([...await clip.embedText(sentence)]);
   await post({ images, texts });
 </script>
@@ -163,3 +164,40 @@ def test_both_towers_give_the_runtimes_embeddings(mode: str, site: Path) -> None
     cosines = (np.array(found["texts"]) * texts).sum(axis=1)
     print(f"{mode}: lowest cosine of a text {cosines.min():.7f}")
     assert (cosines >= 0.9999).all()
+
+
+def test_photographs_are_taken_as_stored_or_refused(site: Path) -> None:
+    """Turned by EXIF as phones do, grey, CMYK; what a browser shows otherwise is refused."""
+    shutil.rmtree(site / "bundle", ignore_errors=True)
+    bundle = text_bundle(site / "bundle", int8_side(), square_plan("shortest"))
+    draw = np.random.default_rng(0)
+    small = Image.fromarray(draw.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    image, turned = small.resize((90, 60), Image.Resampling.BICUBIC), Image.Exif()
+    turned[0x0112] = 6
+    taken = {"t.jpg": image, "t.png": image, "t.webp": image}
+    for name, each in taken.items():
+        each.save(site / name, exif=turned)
+    taken |= {"p.jpg": image, "l.png": image.convert("L"), "opaque.png": image.convert("RGBA")}
+    taken |= {"cmyk.jpg": image.convert("CMYK")}
+    clear = image.convert("RGBA")
+    clear.putalpha(254)
+    sixteen = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    refused = {"clear.png": clear, "palette.png": image.convert("P"), "sixteen.png": sixteen}
+    refused |= {"clear.webp": clear, "x.gif": image.convert("P")}
+    for name, each in (taken | refused).items():
+        if not (site / name).exists():
+            each.save(site / name)
+    (site / "cut.jpg").write_bytes((site / "t.jpg").read_bytes()[:30])
+    html = (EXAMPLE / "index.html").read_text(encoding="utf-8")
+    imports = html.split('<script type="importmap">', 1)[1].split("</script>", 1)[0]
+    names = [*taken, *refused, "cut.jpg"]
+    found = in_chromium(site, PAGE % (imports, json.dumps(names), "[]"))
+    assert "error" not in found, found
+    answers = dict(zip(names, found["images"], strict=True))
+    with regcache_engines.open(bundle) as clip:
+        for name in taken:
+            cosine = float(np.dot(answers[name], clip.embed_images(site / name)[0]))
+            assert cosine >= 0.9999, name
+    for name in refused:
+        assert "this example takes" in answers[name], name
+    assert isinstance(answers["cut.jpg"], str)
