@@ -16,13 +16,15 @@ numbers that the same search found, on the same quantizer, with all sinks delete
 
 The first `--search` photographs of the folder, in the order of the encoder's seed, plant, calibrate
 and choose; the others judge. Finished rows of an earlier run into the same file are kept, and so
-are finished parts in `--parts`, so that a long run can be interrupted.
+are finished parts in `--parts`, so that a long run can be interrupted. Rows of the same point with
+other weights, photographs or options end the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +48,7 @@ from regcache_deploy.encoders.load import load_model
 from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.encoders.names import NATURAL
 from regcache_deploy.encoders.regcache import RegCache, RegCacheConfig
+from regcache_deploy.errors import ConfigError, RegCacheError
 from regcache_deploy.evaluation import Score, compare_paired
 from regcache_deploy.evaluation.corners import corner_configs, simulate
 from regcache_deploy.evaluation.image_sets import ImageSets, load_image_sets
@@ -56,6 +59,9 @@ from regcache_deploy.run.study import Study, decide_study
 from regcache_deploy.search.embedder import Embedder
 from regcache_deploy.search.ways import TITLES
 from regcache_deploy.work.progress import Reporter
+
+POINT = ("kind", "ratio", "seed")
+"""Columns of a point of the curve."""
 
 BATCH = 16
 NOTHING = RegCacheConfig(0, 0, 0, 0)
@@ -86,7 +92,7 @@ class Subject:
 
     @property
     def key(self) -> dict[str, Any]:
-        """Columns that say which measurement a row is of."""
+        """Columns that say which measurement a row is of: a point of the curve, and made how."""
         return {
             "kind": self.kind,
             "ratio": float(self.ratio),
@@ -94,11 +100,35 @@ class Subject:
             "search_images": len(self.sets.search),
             "calibration_images": self.options.calibration_images,
             "n": self.sets.judged,
+            **self.made_of,
+        }
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """The part of the key that files from before do not have."""
+        return {
+            "weights": self.model.weights_sha256()[:16],
+            "photographs": self.sets.search.fingerprint()[:16],
+            "budget_fraction": self.options.budget_fraction,
         }
 
     def has(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of the CSV is of this subject on these photographs."""
-        return all(str(row.get(name)) == str(value) for name, value in self.key.items())
+        """Whether a row of the CSV is of this point of the curve.
+
+        Raises:
+            ConfigError: it is, but of other weights, photographs or options: the table and the
+                picture would take the mean of both.
+        """
+        own = self.key
+        if any(str(row.get(name)) != str(own[name]) for name in POINT):
+            return False
+        for name in own.keys() - self.made_of.keys():
+            if str(row.get(name)) != str(own[name]):
+                raise ConfigError(_other(row, name, own[name]))
+        for name, value in self.made_of.items():
+            if (row.get(name) or str(value)) != str(value):
+                raise ConfigError(_other(row, name, value))
+        return True
 
     @cached_property
     def sets(self) -> ImageSets:
@@ -130,6 +160,14 @@ class Outcome:
 
     features: Tensor
     choice: str = ""
+
+
+def _other(row: Mapping[str, Any], name: str, value: Any) -> str:
+    point = ", ".join(str(row[part]) for part in POINT)
+    return (
+        f"the file has rows of {point} with {name} {row.get(name)}, and this run has {value}; "
+        "choose another --output"
+    )
 
 
 Run = Callable[[Subject], Outcome]
@@ -272,6 +310,14 @@ def measure(subject: Subject, ways: Sequence[Way], done: set[str]) -> Iterator[d
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    try:
+        return run(args)
+    except RegCacheError as error:
+        print(f"severity: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     machine = describe_machine()
     path = args.output / f"severity-{environment_name(machine)}.csv"

@@ -16,6 +16,7 @@ from regcache_deploy.compat import import_open_clip
 from regcache_deploy.encoders.load_natural import preprocess_cfg
 from regcache_deploy.encoders.model import LoadedModel
 from regcache_deploy.encoders.timm_vit import from_timm
+from regcache_deploy.errors import ConfigError
 from regcache_deploy.run.options import ExportOptions
 
 
@@ -83,7 +84,12 @@ def test_rows_are_paired_with_fp32_and_kept(
     with path.open(newline="") as file:
         read = list(csv.DictReader(file))
     assert all(tiny.has(row) for row in read)
-    assert not tiny.has(read[0] | {"n": "400"})
+    assert not tiny.has(read[0] | {"seed": "1"})
+    before = {name: value for name, value in read[0].items() if name not in tiny.made_of}
+    assert tiny.has(before)  # a file from before does not say it
+    for name in ("n", "search_images", *tiny.made_of):
+        with pytest.raises(ConfigError, match=f"36.0, 0 with {name} 7, and"):
+            tiny.has(read[0] | {name: "7"})
     done = {row["way"] for row in read}
     assert not list(severity.measure(tiny, [way for way in ways if way.name in done], done))
     picture = severity_plot.draw(read, [way.name for way in severity.WAYS])
