@@ -19,6 +19,7 @@ Peers: `pip install '.[peers]'`; ModelOpt clashes with it and takes an environme
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -46,7 +47,9 @@ from regcache_deploy.search.statistics import bootstrap_means
 
 SPEED_REFERENCE = "onnxruntime_fp32"
 NNCF = "nncf"
-EVALUATION_BATCH = 8
+EVALUATION_BATCH = 1
+"""A tool that sets its ranges while it runs sets them for the whole batch, so that what it makes of
+an image hangs on the others."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         rows = compare(work, [p for p in peers(args.modelopt_python) if wanted(p, args)], args)
     what = "peers" if args.batches else "peer_accuracy"
-    name = f"{what}-{args.model.lower()}-{environment_name(machine)}.csv"
+    model = re.sub(r"[^a-z0-9.]+", "-", args.model.lower())  # timm/NAME is no folder
+    name = f"{what}-{model}-{environment_name(machine)}.csv"
     args.output.mkdir(parents=True, exist_ok=True)
     day = {"measured_at": time.strftime("%Y-%m-%d", time.gmtime())}
     columns = environment_columns(machine, describe_machine())

@@ -55,6 +55,14 @@ def test_auto_row_names_its_way(tmp_path):
         work.notes["nncf"]  # nobody asked for it
 
 
+def test_a_model_with_a_slash_has_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "compare", lambda *_: [{"peer": "x"}])
+    words = ["--model", "timm/vit_tiny_patch16_224", "--output", str(tmp_path)]
+    assert peers.main(words) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("peers-timm-vit-tiny-patch16-224-")
+
+
 def test_on_a_busy_machine_nothing_is_timed(tmp_path):
     """Accuracy does not hang on the load; a file without times is not one of `peers-*`."""
     only = ["--only", "dynamic_quint8", "--images", "6", "--search-images", "6"]

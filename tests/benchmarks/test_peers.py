@@ -82,6 +82,16 @@ def test_every_row_is_paired_with_nncf_too(tmp_path):
     assert "nncf_acc1_difference" not in by["nncf"]
 
 
+def test_no_image_is_judged_by_those_beside_it(tmp_path):
+    """`quantize_dynamic` has one range for a batch: features are those of each image alone."""
+    peer = {peer.name: peer for peer in all_peers()}["dynamic"]
+    work = demo_work(tmp_path)
+    path = peer.make(work)
+    features, _ = peers.embed(work, peer, path)
+    alone = [peer.open(work, path, image.numpy())() for image in work.held_out.batches(1)]
+    assert np.array_equal(features, np.concatenate(alone))
+
+
 def test_our_own_failure_is_no_reason(tmp_path):
     known = {peer.name: peer for peer in all_peers()}
     broken = Peer("ours", "ours", "regcache-deploy", "none", crash, known["torch_eager"].open)
