@@ -101,6 +101,9 @@ def lines(tables: Sequence[list[Row]]) -> list[str]:
         for rows, row in zip(tables, found, strict=True):
             cells += [accuracy(row)] if judged(rows) else []
             cells.append(latency(row))
+            if row is None or row["reason"]:
+                why = row["reason"] if row else "not asked for"
+                missing.append(f"{known[0]['title']} with {title(rows[0])} ({why})")
         out.append("| " + " | ".join(cells) + " |")
     out += ["", *(about(rows) for rows in tables)]
     if missing:

@@ -227,6 +227,16 @@ def test_readme_table_is_of_the_last_machine(tmp_path):
     assert readme.read_text() == "no markers"
 
 
+def test_readme_table_says_why_a_cell_is_empty():
+    demo, vit = readme_rows("demo"), readme_rows("vit")
+    failed = dict.fromkeys(vit[1], "") | {"peer": "tuned_regcache", "title": "ours"}
+    lines = peer_readme.lines([demo, [vit[0], failed | {"reason": "no memory"}]])
+    assert "| ours | -2.5 [-4.0, -1.0] | 2.0 (×2.5), 9.0 (×2.1) |  |  |" in lines
+    assert lines[-1] == "- Not run: ours with vit, 48 pixels (no memory); TRT (no GPU)."
+    lines = peer_readme.lines([demo, vit[:1]])
+    assert "ours with vit, 48 pixels (not asked for)" in lines[-1]
+
+
 def test_cosine_where_there_is_no_top1():
     cells = peer_table.accuracy(
         row(acc1="", mean_cosine="0.98765", mean_cosine_low="0.98", mean_cosine_high="0.99")
