@@ -38,6 +38,8 @@ from regcache_deploy.work.progress import Reporter
 
 DEMOS = ["demo", *VARIANTS]
 KEY = ("model", "pretrained", "baseline", "bits", "seed", "n_search", "calibration_images")
+USUAL = {"data": "", "limit": "", "budget_fraction": str(ExportOptions.budget_fraction)}
+"""Columns that a file from before does not have; its rows are of these."""
 
 
 @torch.no_grad()
@@ -58,6 +60,7 @@ def rows_of(study: Study) -> Iterator[dict[str, Any]]:
         "search_metric": search.name,
         "n_search": len(study.sets.search),
         "calibration_images": len(study.sets.calibration_tokens),
+        **more_key(options),
         "caution": study.model.caution or "",
     }
     if isinstance(search, InstanceTop1):  # as the race had it
@@ -104,6 +107,25 @@ def rows_of(study: Study) -> Iterator[dict[str, Any]]:
         yield judged(way)
 
 
+def more_key(options: ExportOptions) -> dict[str, str]:
+    """The columns of `USUAL`."""
+    values = (options.data, options.limit, options.budget_fraction)
+    texts = ("" if value is None else str(value) for value in values)
+    return dict(zip(USUAL, texts, strict=True))
+
+
+def finished(rows: list[dict[str, Any]], options: ExportOptions) -> list[dict[str, Any]]:
+    """Rows of these options among those of an earlier run."""
+    numbers = (options.seed, options.search_images, options.calibration_images)
+    wanted = (options.model, options.pretrained or "", options.baseline, options.bits)
+    own = dict(zip(KEY, (*wanted, *map(str, numbers)), strict=True)) | more_key(options)
+
+    def of(row: dict[str, Any], name: str) -> str:
+        return str(row.get(name, "")) or USUAL.get(name, "")
+
+    return [row for row in rows if all(of(row, name) == value for name, value in own.items())]
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
     """The chosen way beside the best one and FP32, in one line; values in per cent of images."""
     ways = {row["way"]: float(row["value"]) for row in rows}
@@ -142,9 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             budget_fraction=args.budget_fraction,
             recipe=AUTO,
         )
-        numbers = (seed, args.search_images, args.calibration_images)
-        wanted = (model, args.pretrained or "", args.baseline, bits, *map(str, numbers))
-        found = [row for row in rows if tuple(str(row[name]) for name in KEY) == wanted]
+        found = finished(rows, options)
         if not found:
             if model not in models:
                 models[model] = load_model(model, args.pretrained)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from regcache_deploy.run.options import ExportOptions
 from regcache_deploy.run.study import decide_study
 from regcache_deploy.work.progress import Reporter
 from tests.search.search_helpers import encoder_and_images
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 
 
 def test_a_row_for_every_way_that_was_raced(tmp_path: Path) -> None:
@@ -63,3 +67,16 @@ def test_the_summary_names_the_best_and_the_chosen() -> None:
         "m W8A8 seed 0: FP32 95.00, chosen quantizer 93.00, best regcache 94.00, "
         "behind it 1.00, behind FP32 2.00"
     )
+
+
+def test_rows_of_other_photographs_or_options_are_not_taken() -> None:
+    options = ExportOptions(model="demo", search_images=6, calibration_images=3)
+    with (RESULTS / "ways-demo.csv").open(newline="", encoding="utf-8") as file:
+        before = list(csv.DictReader(file))
+    assert ways.finished(before, ExportOptions(model="demo"))  # as it was written
+    row = dict(zip(ways.KEY, ("demo", "", "repqvit", "W8A8", "0", "6", "3"), strict=True))
+    row |= ways.more_key(options)
+    assert ways.finished([row], options) == [row]
+    assert ways.finished([row | dict.fromkeys(ways.USUAL, "")], options)  # beside newer rows
+    for changes in ({"data": Path("b")}, {"limit": 40}, {"budget_fraction": 0.01}, {"seed": 1}):
+        assert not ways.finished([row], replace(options, **changes))
