@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
             planted, found = plant(model.encoder, shown, planting)
             log.info("ratio %g seed %d: %s", ratio, seed, found)
             name = f"r{ratio:g}-s{seed}.safetensors"
-            write = partial(_write, preprocess=model.preprocess, planting=planting)
+            write = partial(
+                _write, preprocess=model.preprocess, planting=planting, seen=len(photos)
+            )
             write(args.output / f"planted-{name}", planted, found, None)
             if lessons is None:
                 continue
@@ -93,8 +95,10 @@ def _write(
     how: Adaptation | None,
     preprocess: dict[str, object],
     planting: Planting,
+    seen: int,
 ) -> None:
     facts = {
+        "photographs": seen,
         "model": NATURAL,
         "planting": planting.to_json(),
         "adaptation": how.to_json() if how else None,

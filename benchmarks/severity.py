@@ -356,6 +356,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     for path in args.encoders:
         content = read_encoder(path)
         plant, kind = content.facts["planting"], content.facts["adaptation"]
+        require_held_out(path, content.facts, args.search)
         model = replace(
             healthy,
             pretrained=str(path),
@@ -367,6 +368,19 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         own = replace(options, seed=seed)
         found.append(Subject(model, plant["ratio"], name, seed, own, **common))
     return sorted(found, key=lambda s: (s.kind, s.ratio, s.seed))
+
+
+def require_held_out(path: Path, facts: Mapping[str, Any], search: int) -> None:
+    """Raise ConfigError where an encoder was made with photographs that would judge it.
+
+    A file from before does not say with how many; it was made with 100.
+    """
+    seen = facts.get("photographs", 100)
+    if seen > search:
+        raise ConfigError(
+            f"{path} was made with {seen} photographs, and behind the first {search} they judge; "
+            f"take --search {seen}"
+        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

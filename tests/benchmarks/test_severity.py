@@ -95,3 +95,12 @@ def test_rows_are_paired_with_fp32_and_kept(
     picture = severity_plot.draw(read, [way.name for way in severity.WAYS])
     assert b"<svg" in picture
     assert picture != severity_plot.draw([], [way.name for way in severity.WAYS])
+
+
+def test_no_photograph_judges_that_made_the_encoder() -> None:
+    severity.require_held_out(Path("x"), {"photographs": 100}, 100)
+    severity.require_held_out(Path("x"), {}, 100)
+    for facts in ({"photographs": 150}, {}):
+        seen = facts.get("photographs", 100)
+        with pytest.raises(ConfigError, match=f"made with {seen} photographs.*--search {seen}"):
+            severity.require_held_out(Path("x"), facts, 99)
