@@ -30,9 +30,10 @@ def head_for(folders: Sequence[str]) -> tuple[str, ...]:
         folders: names of class folders, of all image sets that the head must serve.
 
     Raises:
-        DataError: fewer than two classes, or the folders are splits.
+        DataError: fewer than two classes, a name that is not in UTF-8, or the folders are splits.
     """
     refuse_splits(folders)
+    _refuse_bytes(folders)
     if any(is_wnid(folder) for folder in folders):
         return imagenet_names()
     names = {_plain(folder): folder.replace("_", " ").strip() for folder in sorted(folders)}
@@ -131,6 +132,17 @@ def _lookup(head: tuple[str, ...]) -> dict[str, list[int]]:
     for index, name in enumerate(head):
         table.setdefault(_plain(name), []).append(index)
     return table
+
+
+def _refuse_bytes(folders: Sequence[str]) -> None:
+    """A name in another encoding is no text that a model or a bundle could take."""
+    for folder in folders:
+        try:
+            folder.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the name of class folder {folder!r} is not in UTF-8; rename it"
+            ) from error
 
 
 def _refuse_twins(folders: Sequence[str]) -> None:

@@ -7,9 +7,11 @@ DIR/metadata.csv, .jsonl  `file_name` (relative to DIR) and, where there is one,
 from __future__ import annotations
 
 import csv
-import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from regcache_engines.documents import parse_json
 
 from ..errors import DataError
 
@@ -35,17 +37,27 @@ def read_table(path: Path) -> list[Row]:
     """Rows of a list or of metadata, in order.
 
     Raises:
-        DataError: it cannot be read, has no column of files, or only some rows have a class.
+        DataError: it cannot be read, has no column of files, a name that no file can have, or only
+            some rows have a class.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a mark in front
-            rows = [(path.parent / name, label) for name, label in _rows(path, file)]
+            rows = [(_place(path, name), label) for name, label in _rows(path, file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"the table {path} cannot be read: {error}") from error
     named = sum(label is not None for _, label in rows)
     if 0 < named < len(rows):
         raise DataError(f"{path}: {named} of {len(rows)} rows have a class; give all of them one")
     return rows
+
+
+def _place(path: Path, name: str) -> Path:
+    try:
+        if b"\0" not in os.fsencode(name):
+            return path.parent / name
+    except UnicodeEncodeError:  # half of a character from two, by JSON's escapes
+        pass
+    raise DataError(f"{path} names the file {name!r}, and no file can have that name")
 
 
 def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, str | None]]:
@@ -62,7 +74,7 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, str | None]]:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                found = parse_json(line)
             except ValueError as error:
                 raise DataError(f"{path}: line {number} is no JSON: {error}") from error
             yield _row(path, found if isinstance(found, dict) else {})

@@ -75,6 +75,29 @@ def one_image(folder: Path, place: Place) -> None:
     (folder / "only.png").write_bytes(kept)
 
 
+def listed(make: Callable[[list[str]], str], name: str = "metadata.jsonl") -> Act:
+    """An export on lists of its own for the search and the evaluation."""
+
+    def act(place: Place) -> list[str]:
+        first = place.images()
+        second = Path(shutil.copytree(first, place.given / "others"))
+        for folder in (first, second):
+            names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+            (folder / name).write_text(make(names))
+        return [*place.export(images=first), "--eval-data", str(second)]
+
+    return act
+
+
+def rows(names: list[str], more: str) -> str:
+    good = (f'{{"file_name": "{name}", "label": "{name[:3]}"}}' for name in names)
+    return "\n".join([*good, more])
+
+
+def class_in_latin(folder: Path, place: Place) -> None:
+    (folder / "cat").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
+
+
 def splits(folder: Path, place: Place) -> None:
     for name in ("train", "val"):
         shutil.copytree(folder, place.temporary / "x")
@@ -286,6 +309,13 @@ FAULTS = [
     fault("shard-label", "a label beyond the classes", shard(label_out_of_range)),
     fault("shard-link", "a shard with an image as a hard link", shard(hard_link), says="link"),
     fault("shard-twice", "a shard with one name twice", shard(one_name), says="twice"),
+    fault("list-zero", "a file name with a zero byte", listed(
+        lambda n: rows(n, '{"file_name": "a\\u0000.png", "label": "cat"}'))),
+    fault("list-half", "a file name with half a surrogate pair", listed(
+        lambda n: rows(n, '{"file_name": "\\ud800.png", "label": "cat"}'))),
+    fault("list-deep", "100,000 lists in each other in the metadata", listed(
+        lambda n: rows(n, "[" * 100_000))),
+    fault("class-latin", "a class folder in Latin-1", images(class_in_latin), says="UTF-8"),
     fault("names-gap", "an empty line among the names", shard(nothing, b"bus\n\ndog\nsun\n")),
     fault("names-latin", "names in Latin-1", shard(nothing, b"bus\ncaf\xe9\ndog\nsun\n")),
     fault("names-few", "fewer names than labels", shard(nothing, b"bus\ncat\n")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 
 import pytest
@@ -94,3 +95,10 @@ def test_folders_that_only_punctuation_parts_are_named(pair):
 def test_one_class_by_two_wnid_names():
     folders = ["n01440764", "n01440764_tench"]
     assert class_indices(folders, head_for(folders)) == [0, 0]
+
+
+def test_a_name_in_another_encoding_is_no_class() -> None:
+    """It became a label that no bundle can hold, found when all else was done."""
+    folder = os.fsdecode(b"caf\xe9")
+    with pytest.raises(DataError, match=r"class folder 'caf\\udce9' is not in UTF-8; rename it"):
+        head_for(["dog", folder])

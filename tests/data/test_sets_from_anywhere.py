@@ -158,6 +158,9 @@ def test_a_table_names_files_and_classes(form: str, labels: bool, photographs: P
         ("list.txt", "a.png\tcat\nb.png\n", "1 of 2 rows have a class"),
         ("metadata.csv", "path,label\na.png,cat\n", "no column 'file_name'"),
         ("metadata.jsonl", '{"file_name": "a.png"}\nnonsense\n', "line 2 is no JSON"),
+        ("metadata.jsonl", "[" * 200_000 + "\n", "line 1 is no JSON"),
+        ("list.txt", "a.png\nb\0.png\n", r"names the file 'b\\x00.png'"),
+        ("metadata.jsonl", '{"file_name": "\\ud800.png"}\n', r"names the file '\\ud800.png'"),
         ("list.txt", "\n", "holds no images"),
     ],
 )
