@@ -99,6 +99,7 @@ def _script(command: str, argv: Sequence[str] | None) -> int:
 
 def guard(action: Callable[[], int]) -> int:
     """Run `action`; a mistake of the user ends in one line on stderr, a bug in a traceback."""
+    _open_closed_streams()
     _print_anything()
     try:
         try:
@@ -139,6 +140,25 @@ def guard(action: Callable[[], int]) -> int:
         if error.errno in _FORBIDDEN:
             hint = "check its owner and mode, or choose another path"
         return _fail(f"cannot use {where}: {error.strerror}; {hint}", ConfigError.exit_code)
+
+
+def _open_closed_streams() -> None:
+    """What daemons and `>&-` close leads nowhere.
+
+    Its number would go to the next file that is opened, and whatever a library prints, into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        mode = os.O_WRONLY if number else os.O_RDONLY
+        try:
+            os.fstat(number)
+        except OSError:
+            handle = os.open(os.devnull, mode)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+        setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
 def _print_anything() -> None:

@@ -241,6 +241,16 @@ def closed_pipe(place: Place) -> Outcome:
     return Outcome(0 if process.wait() in (0, 141) else process.returncode, err=said)
 
 
+def closed_streams(words_of: Words) -> Act:
+    """Nothing is open, as some daemons start their children."""
+
+    def act(place: Place) -> Outcome:
+        before = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+        return run_apart(place, words_of(place), 120, before=before)
+
+    return act
+
+
 WHOLE = ("natural-vit-s14-naive.regcache", "plan.json", "plan.safetensors", "results.csv")
 """What an export has finished when memory ends behind it; judged to be whole."""
 
@@ -282,6 +292,10 @@ FAULTS = [
     fault("full-stdout", "no room for what is printed", limited(
         lambda p: ["doctor"], lambda p: Limits(stdout=Path("/dev/full"))), error=ConfigError),
     fault("closed-pipe", "nobody reads what is printed", closed_pipe, error=None),
+    fault("closed-eval", "an evaluation without stdin, stdout and stderr",
+          closed_streams(evaluate), error=None),
+    fault("closed-export", "an export without stdin, stdout and stderr",
+          closed_streams(Place.export), error=None),
     # with 40 MiB it may end inside of the C library, which aborts (127) on thread-local data
     fault("memory-export", "16 MiB of memory for an export", limited(
         Place.export, lambda p: Limits(memory_bytes=16 * MIB)), error=RegCacheError,

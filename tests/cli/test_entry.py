@@ -35,6 +35,35 @@ def test_python_m_is_regcache(arguments: tuple[str, ...], code: int) -> None:
     assert (done.stderr.startswith("regcache: error: ")) is (code != 0)
 
 
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code"),
+    [("01", ("--version",), 0), ("2", ("nonsense",), 2), ("012", ("doctor",), 0)],
+)
+def test_closed_streams_lead_nowhere(closed: str, arguments: tuple[str, ...], code: int) -> None:
+    """As daemons have them; a number that is free would go to the next file that is written."""
+    program = (
+        "import os, sys\n"
+        "from regcache_deploy.cli.main import main\n"
+        "code = main(sys.argv[2:])\n"
+        "nowhere = os.stat(os.devnull)\n"
+        "for number in map(int, sys.argv[1]):\n"
+        "    assert os.path.samestat(os.fstat(number), nowhere)\n"
+        "sys.exit(code)\n"
+    )
+    closing = " ".join(f"{number}>&-" for number in closed)
+    command = ["sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, "-c", program]
+    done = subprocess.run(
+        [*command, closed, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_registered_for_the_end_is_run_and_all_is_flushed() -> None:
     """The interpreter's own end is left out, but not what others rely on."""
     code = (
