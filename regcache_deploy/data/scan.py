@@ -120,12 +120,12 @@ def scan_folder(path: Path) -> FolderListing:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     visible = [entry for entry in entries if not entry.name.startswith(".")]
-    loose = [Path(entry.path) for entry in visible if not entry.is_dir()]
+    loose = [Path(entry.path) for entry in visible if not _is_folder(entry)]
     images = [file for file in loose if _is_image(file)]
     classes: dict[str, tuple[Path, ...]] = {}
     ignored, empty = len(loose) - len(images), []
     for entry in visible:
-        if entry.is_dir():
+        if _is_folder(entry):
             found, skipped = images_below(Path(entry.path))
             ignored += skipped
             if found:
@@ -209,6 +209,13 @@ def images_below(folder: Path) -> tuple[tuple[Path, ...], int]:
             else:
                 skipped += 1
     return tuple(found), skipped
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _is_image(path: Path) -> bool:

@@ -160,6 +160,11 @@ def circle(folder: Path, place: Place) -> None:
     (folder / "cat" / "again").symlink_to(folder)
 
 
+def dead_links(folder: Path, place: Place) -> None:
+    for name, target in (("circle", "circle"), ("long", "x" * 300)):
+        (folder / name).symlink_to(target)
+
+
 def linked_out(folder: Path, place: Place) -> None:
     """A class is a link to a folder without images."""
     (folder / "secret").symlink_to(place.outside)
@@ -335,6 +340,7 @@ FAULTS = [
     fault("calibrate-cut", "every image cut off, to calibrate", calibrated(every(truncated))),
     fault("calibrate-empty", "an empty folder, to calibrate", calibrated(emptied)),
     goes_on("names", "names with line feeds, no UTF-8, and a dash", images(awkward_names)),
+    goes_on("dead-links", "links to themselves, and to what cannot be", images(dead_links)),
     goes_on("circle", "a folder that holds itself", images(circle)),
     fault("postscript", "PostScript named .jpg, which Pillow has a program run", postscript,
           quick=False),

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         state = path.lstat()
-        size = state.st_size if path.is_file() and not path.is_symlink() else 0
+        size = state.st_size if stat.S_ISREG(state.st_mode) else 0
         found[str(path.relative_to(folder))] = (state.st_mode >> 12, size, state.st_mtime_ns)
     return {name: entry[:2] if entry[0] == 4 else entry for name, entry in found.items()}
 

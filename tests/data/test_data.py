@@ -84,6 +84,13 @@ class TestLayouts:
             f"{tmp_path}: 2 files are no images of a class; left out",
         )
 
+    def test_links_that_lead_nowhere_are_left_out(self, tmp_path, caplog):
+        make_folder(tmp_path, {"cat": 2, "dog": 2})
+        for name, target in (("circle", "circle"), ("long", "x" * 300), ("gone", "nowhere")):
+            (tmp_path / name).symlink_to(target)
+        assert load_folder(tmp_path, CFG).class_names == ("cat", "dog")
+        assert "3 files are no images of a class; left out" in caplog.text
+
     def test_linked_class_folders(self, tmp_path):
         make_folder(tmp_path / "store", {"a": 2, "b": 2})
         (tmp_path / "view").mkdir()
