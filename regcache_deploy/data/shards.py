@@ -8,6 +8,7 @@ a shard that ends between two of them, without a word, and half a sample where i
 from __future__ import annotations
 
 import heapq
+import os
 import random
 import re
 import tarfile
@@ -52,20 +53,26 @@ class Sample:
 def is_shards(text: str) -> bool:
     """Whether a path names shards: a tar file, a brace pattern, or a folder of tar files."""
     path = Path(text)
-    return text.endswith(SUFFIXES) or (path.is_dir() and bool(_tars(path)))
+    return bool(_tars(path)) if path.is_dir() else text.endswith(SUFFIXES)
 
 
 def expand(text: str) -> list[Path]:
     """Files of `DIR`, `name.tar` or `name-{000..012}.tar`, in order.
 
     Raises:
-        DataError: a file of the pattern is missing, or the folder holds no tar file.
+        DataError: a file of the pattern is missing, or the folder holds no tar file, or images
+            beside them.
     """
     path = Path(text)
     if path.is_dir():
         found = _tars(path)
         if not found:
             raise DataError(f"{path} holds no shards (*.tar)")
+        if image := _first_image(path):
+            raise DataError(
+                f"{path} holds shards ({found[0].name}) and images ({image}); name the shards "
+                f"({path}/NAME.tar), or move them out of the folder of images"
+            )
         return found
     names = braces(text)
     missing = [name for name in names if not Path(name).is_file()]
@@ -205,6 +212,16 @@ def label_of(sample: Sample, shard_source: str, classes: int) -> int:
 
 def _tars(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
+
+
+def _first_image(folder: Path) -> str | None:
+    """Of a folder and all below."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                return os.path.relpath(os.path.join(parent, name), folder)
+    return None
 
 
 def read_samples(shard: Path | str, file: Any = None) -> Iterator[Sample]:

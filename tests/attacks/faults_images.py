@@ -225,6 +225,13 @@ def one_name(path: Path) -> None:
         archive.addfile(entry, io.BytesIO(image.getvalue()))
 
 
+def archive_among_images(folder: Path, place: Place) -> None:
+    """One class, packed and left where it was."""
+    with tarfile.open(folder / "cat.tar", "w") as archive:
+        for path in sorted((folder / "cat").iterdir()):
+            archive.add(path, path.name)
+
+
 def label_out_of_range(path: Path) -> None:
     with tarfile.open(path, "a") as archive:
         image = io.BytesIO()
@@ -312,6 +319,8 @@ FAULTS = [
     ),
     fault("shard-cut", "a shard cut off", shard(cut_archive)),
     fault("shard-label", "a label beyond the classes", shard(label_out_of_range)),
+    fault("shard-among", "a tar file in a folder of images, to calibrate",
+          calibrated(archive_among_images), says="shards"),
     fault("shard-link", "a shard with an image as a hard link", shard(hard_link), says="link"),
     fault("shard-twice", "a shard with one name twice", shard(one_name), says="twice"),
     fault("list-zero", "a file name with a zero byte", listed(

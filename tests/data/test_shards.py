@@ -14,6 +14,7 @@ from PIL import Image
 
 from regcache_deploy.data import shards as shards_module
 from regcache_deploy.data import torchvision_sets
+from regcache_deploy.data.parts import open_collection
 from regcache_deploy.data.shards import draw, expand, read_at, read_classes, samples
 from regcache_deploy.data.sources import open_data
 from regcache_deploy.data.stream import ImageStream, Item
@@ -265,6 +266,25 @@ def test_a_name_twice_is_not_one_sample(tmp_path, again):
         archive.addfile(info, io.BytesIO(jpeg(9)))
     with pytest.raises(DataError, match=rf"after 2 samples \({again} is there twice"):
         list(samples([path]))
+
+
+def test_an_archive_left_among_images_is_not_all_of_them(shards):
+    """ImageNet's own, unpacked where it lies: the images beside it were left out without a word."""
+    (shards / "n01440764").mkdir()
+    (shards / "n01440764" / "0.JPEG").write_bytes(jpeg(0))
+    said = r"holds shards \(test-000.tar\) and images \(n01440764/0.JPEG\); name the shards"
+    for open_it in (open_shards, lambda place: open_collection(str(place), 10)):
+        with pytest.raises(DataError, match=said):
+            open_it(shards)
+    assert open_shards(shards / "test-000.tar").class_names == CLASSES
+
+
+def test_a_folder_is_no_shard_for_its_name(tmp_path):
+    folder = tmp_path / "photographs.tar"
+    folder.mkdir()
+    for value in range(2):
+        (folder / f"{value}.png").write_bytes(jpeg(value))
+    assert open_shards(folder).length == 2
 
 
 def test_a_missing_shard_is_named(shards):
