@@ -50,14 +50,20 @@ def given(settings: type, values: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_configuration(values: Mapping[str, Any], as_json: bool) -> None:
-    """Print the resolved configuration on stdout; the text form is a valid `--config` file."""
+    """Print the resolved configuration on stdout; both forms are valid `--config` files."""
     if as_json:
-        print(json.dumps(values, indent=1))
+        print(json.dumps(values, indent=1, default=str))
         return
     for name, value in values.items():
         if value is not None:
-            # JSON scalars are YAML scalars, with the quotes that awkward strings need.
-            sys.stdout.write(f"{name.replace('_', '-')}: {json.dumps(value)}\n")
+            # JSON is YAML, with the quotes that awkward strings need.
+            sys.stdout.write(f"{name.replace('_', '-')}: {json.dumps(value, default=str)}\n")
+
+
+def print_arguments(args: argparse.Namespace, **resolved: Any) -> None:
+    """`print_configuration` for a command without settings classes."""
+    values = {name: value for name, value in vars(args).items() if name not in _OF_THIS_CALL}
+    print_configuration(values | resolved, args.json)
 
 
 def _add(group: argparse._ArgumentGroup, field: Field[Any], kind: Any) -> None:
@@ -77,5 +83,7 @@ def _add(group: argparse._ArgumentGroup, field: Field[Any], kind: Any) -> None:
         help=text.replace("%", "%%") + shown,
     )
 
+
+_OF_THIS_CALL = ("config", "dry_run", "json", "verbosity")
 
 _METAVARS = {float: "X", int: "N", Path: "DIR"}

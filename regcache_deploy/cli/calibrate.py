@@ -17,7 +17,7 @@ from ..work.invocation import typed
 from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed, in_range
-from .arguments import add_settings
+from .arguments import add_settings, print_arguments
 from .common import (
     QUIET,
     add_common_arguments,
@@ -87,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or place.with_name(f"{place.name}-{_suffix(args)}")
     require_writable(output)
     if args.dry_run:
-        values = {**vars(args), "plan": str(args.plan), "output": str(output)}
-        print(json.dumps(values, indent=1, default=str))
+        print_arguments(args, output=output)
         return 0
     if not (args.plan / "plan.json").is_file():
         from regcache_export.plan import Plan

@@ -113,6 +113,8 @@ def _words(path: Path, name: str, value: Any, action: argparse.Action) -> list[s
         if value:
             return [f"--{name}"]
         return [f"--no-{name}"] if f"--no-{name}" in action.option_strings else []
+    if action.nargs == "+" and value == []:  # a default, as `--dry-run` prints it
+        return []
     if action.nargs in _SEVERAL:
         return [f"--{name}", *_some(path, name, value, action)]
     return [f"--{name}={_one(path, name, value)}"]

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..work.format import counted
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, in_range
-from .arguments import print_configuration
+from .arguments import print_arguments
 from .common import QUIET, add_common_arguments, add_workers_arguments, require_workers
 
 HELP = "embed a collection of images, for autofaiss and clip-retrieval"
@@ -94,13 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if args.engine not in ENGINES:
         raise ConfigError(f"--engine {args.engine}: take one of {', '.join(ENGINES)}")
     if args.dry_run:
-        names = ("data", "output", "partition", "part_images", "metadata", "engine")
-        values = {
-            name: getattr(args, name)
-            for name in (*names, "batch_size", "threads", "decoders", "workers")
-        }
-        values["output"] = str(args.output)
-        print_configuration(values, as_json=args.json)
+        print_arguments(args)
         return 0
     from ..run.embed import embed
     from ..run.embed_parts import EmbedOptions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ..errors import ConfigError
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed, in_range
+from .arguments import print_arguments
 from .common import (
     QUIET,
     add_common_arguments,
@@ -111,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print. Returns the exit code."""
     _check(args)
     if args.dry_run:
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        print(json.dumps({k: v for k, v in values.items() if k != "images"}, indent=1, default=str))
+        print_arguments(args)
         return 0
     check_bundle(args.bundle)
     reporter = Reporter(quiet=args.verbosity == QUIET)

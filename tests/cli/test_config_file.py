@@ -60,6 +60,26 @@ def test_the_line_wins(capsys, config):
     assert (found["bundle"], found["data"], found["on"]) == ("c.regcache", "photos", "simulated")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval b.regcache --data demo --transfer x y --on fp32,simulated --no-keep --limit 9",
+        "eval b.regcache --images a.png --plan p --top 2",
+        "calibrate run --data demo --images 7 --observer mse",
+        "embed b.regcache --data d --output o --partition 1/3 --metadata jsonl --threads 2",
+    ],
+)
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_what_a_dry_run_prints_is_a_file(capsys, config, monkeypatch, tmp_path, words, form):
+    monkeypatch.chdir(tmp_path)
+    words = words.split()
+    wanted = resolved(capsys, *words)
+    assert not {"config", "dry_run", "json", "verbosity"} & wanted.keys()
+    assert cli.main([*words, "--dry-run", "--json"][: len(words) + 1 + (form == "json")]) == 0
+    path = config(capsys.readouterr().out)
+    assert resolved(capsys, words[0], "--config", path) == wanted
+
+
 def test_what_stands_nowhere_is_missing(capsys, config):
     path = config("observer: mse\n")
     assert "are required: DIR, --data" in failure(capsys, "calibrate", "--config", path)
