@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..work.json_file import json_text
 from ..work.paths import beside, require_writable_file
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, check_bundle
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     document = bench_document(rows, machine, describe_machine(), how)
     try:
         if args.json:
-            print(json.dumps(document, indent=1))
+            print(json_text(document))
         else:
             print_table(document)
         sys.stdout.flush()

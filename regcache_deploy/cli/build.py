@@ -10,7 +10,6 @@ linears in float, or the float file, in this order.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compat import install_advice, require
 from ..errors import ConfigError
+from ..work.json_file import json_text
 from ..work.paths import beside, require_writable
 from ..work.progress import Reporter
 from ..work.settings import check_seed
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     for node, found in broken.items():
         log.warning("%s did not become what the check promised; it is in: %s", node, found)
     if args.json:
-        print(json.dumps(_document(result), indent=1))
+        print(json_text(_document(result)))
     else:
         kinds = ", ".join(f"{count} {kind}" for kind, count in result.sidecar.layers.items())
         print(f"{'found' if result.reused else 'built'} {result.path}\nlayers: {kinds}")
@@ -291,7 +291,7 @@ def _run_contract(args: argparse.Namespace) -> int:
     )
     document = run_contract(args.bundle, options, reporter)
     if args.json:
-        print(json.dumps(document, indent=1))
+        print(json_text(document))
     else:
         print_contract(document)
     return 0

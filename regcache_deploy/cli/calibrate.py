@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from regcache_engines.documents import read_json
 from ..errors import ConfigError
 from ..quantization.settings import QuantizerSettings, check_observer_of
 from ..work.invocation import typed
+from ..work.json_file import json_text
 from ..work.paths import require_writable
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, check_seed, in_range
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     )
     found = recalibrate(options, reporter)
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json_text(found))
         return 0
     print_ranges(found)
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..compat import require
 from ..errors import BundleError
+from ..work.json_file import json_text
 from .common import add_common_arguments
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from regcache_export.checks import check_file
 
     report = check_file(args.bundle, read_model(args.bundle))
-    print(json.dumps(report.to_json(), indent=1) if args.json else "\n".join(table(report)))
+    print(json_text(report.to_json()) if args.json else "\n".join(table(report)))
     return BundleError.exit_code if report.findings else 0
 
 

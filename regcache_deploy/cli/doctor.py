@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 import sys
@@ -18,6 +17,7 @@ from regcache_engines.errors import EngineError
 from regcache_engines.onnxruntime_session import import_onnxruntime, installed_distributions
 
 from .. import __version__
+from ..work.json_file import json_text
 from .common import add_common_arguments
 
 HELP = "versions, installed extras, and what will work on this machine"
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings on stdout. Returns 0: a missing extra is no fault."""
     findings = diagnose()
     if args.json:
-        print(json.dumps(findings, indent=1))
+        print(json_text(findings))
     else:
         print("\n".join(_lines(findings)))
     return 0

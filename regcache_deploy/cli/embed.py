@@ -7,12 +7,12 @@ A killed run goes on with the parts that are not there yet.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..work.format import counted
+from ..work.json_file import json_text
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, in_range
 from .arguments import print_arguments
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     )
     found = embed(options, Reporter(quiet=args.verbosity == QUIET))
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json_text(found))
         return 0
     rate = found["images_per_second"]
     speed = "nothing was left to do" if rate is None else f"{rate:.1f} images/s in this run"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from ..work.json_file import json_text
 from ..work.paths import require_writable_file
 from ..work.progress import Reporter
 from ..work.settings import MAX_THREADS, in_range
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         }
     atomic_write_bytes(args.output, data)
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json_text(found))
     else:
         print(
             f"{args.output}: {found['classes']} classes, {found['templates']} templates, "

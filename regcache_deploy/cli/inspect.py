@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..work.json_file import json_text
 from .common import add_common_arguments
 
 HELP = "what is in a bundle; with two, what differs"
@@ -44,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
     first, *others = (inspect_bundle(path) for path in args.bundle)
     if not others:
-        print(json.dumps(first, indent=1) if args.json else "\n".join(lines_of(first, _width())))
+        print(json_text(first) if args.json else "\n".join(lines_of(first, _width())))
         return 0
     second = others[0]
     found = differences(first, second)
     if args.json:
-        print(json.dumps({"a": first, "b": second, "differences": found}, indent=1))
+        print(json_text({"a": first, "b": second, "differences": found}))
     else:
         print("\n".join(difference_lines(first, second, found)))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..encoders.library_names import open_clip_names, timm_names
 from ..encoders.names import TIMM
 from ..errors import ConfigError
+from ..work.json_file import json_text
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, load_libraries
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         some = f"the {len(chosen)} encoders named" if len(chosen) > 1 else "the one encoder named"
         log.warning("%s like '%s': none is supported; --refused says why", some, args.pattern)
     if args.json:
-        print(json.dumps([entry.to_json() for entry in entries], indent=1))
+        print(json_text([entry.to_json() for entry in entries]))
         return 0
     print_table(entries)
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..work.format import count_text, counted, percent
+from ..work.json_file import json_text
 from ..work.progress import Reporter
 from .common import QUIET, add_common_arguments, check_bundle
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with reporter.stage("recomputing the certificate"):
         report = verify_bundle(Bundle.open(args.bundle), args.images)
     if args.json:
-        print(json.dumps(report.to_json(), indent=1))
+        print(json_text(report.to_json()))
     elif report.problem is None:
         optimized = report.optimized
         top1 = ""

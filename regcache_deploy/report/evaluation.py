@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from regcache_engines.files import atomic_write_bytes
 from ..evaluation.bundle_evaluation import Session
 from ..evaluation.records import Record
 from ..work.format import difference_text, p_text, plain
-from ..work.json_file import write_json
+from ..work.json_file import json_text, write_json
 from ..work.paths import beside
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
 
@@ -71,7 +70,7 @@ def records_json(session: Session, records: Sequence[Record]) -> list[dict[str, 
 def print_images(session: Session, results: list[dict[str, Any]], as_json: bool) -> None:
     """Top classes of single images."""
     if as_json:
-        print(json.dumps(document(session, results), indent=1))
+        print(json_text(document(session, results)))
         return
     _caution(session)
     for result in results:
@@ -83,7 +82,7 @@ def print_images(session: Session, results: list[dict[str, Any]], as_json: bool)
 def print_records(session: Session, records: Sequence[Record], as_json: bool) -> None:
     """One line per data set, task and runner."""
     if as_json:
-        print(json.dumps(document(session, records_json(session, records)), indent=1))
+        print(json_text(document(session, records_json(session, records))))
         return
     console = stdout_console()
     _caution(session)

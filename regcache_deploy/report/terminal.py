@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..work.format import (
     value_text,
 )
 from ..work.invocation import typed
+from ..work.json_file import json_text
 from ..work.terminal import add_row, new_table, place, prose, show, stdout_console
 from .result import CORNERS, ExportResult
 from .verdict import accuracy_sentence, next_commands, speed_sentence
@@ -54,7 +54,7 @@ def print_result(
     """
     document = result.to_json()
     if as_json:
-        print(json.dumps(document, indent=1))
+        print(json_text(document))
         return
     console = stdout_console()
     if result.caution:
@@ -86,7 +86,7 @@ def print_result(
 def print_search(result: ExportResult, as_json: bool = False) -> None:
     """Print a search: one JSON object, or the tables."""
     if as_json:
-        print(json.dumps(result.to_json(), indent=1))
+        print(json_text(result.to_json()))
         return
     console = stdout_console()
     if result.caution:

@@ -7,6 +7,7 @@ rooms.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,8 @@ def setting(default: Any, text: str, metavar: str | None = None) -> Any:
 
 
 def in_range(option: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Raise ConfigError unless `low <= value <= high`; None is always in range."""
-    if value is None or (value >= low and (high is None or value <= high)):
+    """Raise ConfigError unless `low <= value <= high`; None is in range, infinity never is."""
+    if value is None or (low <= value < math.inf and (high is None or value <= high)):
         return
     limits = f"at least {low}" if high is None else f"{low} to {high}"
     raise ConfigError(f"{option} {value} is out of range: take {limits}")

@@ -230,7 +230,9 @@ def test_a_fixed_batch_gives_a_reason_for_other_sizes(tmp_path, capsys):
     bundle = write_bundle(
         plan, tmp_path / "b.regcache", options=GraphOptions(batch=2, pixels="nhwc")
     )
-    found = bench_json(capsys, bundle, "--batch", "1,2", "--engine", "onnxruntime")
+    words = ["--batch", "1,2", "--engine", "onnxruntime", "--seconds", "inf"]
+    found = bench_json(capsys, bundle, *words)
+    assert found["settings"]["seconds"] is None, "Infinity is no JSON"
     by = {(row["precision"], row["infer_batch_size"]): row["reason"] for row in found["rows"]}
     assert by["int8", 2] == by["fp32", 2] == ""
     assert by["int8", 1] == by["fp32", 1] == "the graph has a fixed batch of 2, not 1"

@@ -290,6 +290,7 @@ def test_a_search_without_outliers_ends_with_no_gain(tmp_path: Path, capsys: Any
         (["--delete-count", "36"], 2, "at least one must stay"),
         (["--ranking", "norm"], 2, "block_input, fc2_input"),
         (["--memory", "0"], 2, "--memory"),
+        (["--memory", "inf"], 2, "--memory inf is out of range"),
         (["--objective", "top2"], 2, "top1"),
         (["--error", "2"], 2, "0.001 to 0.5"),
         (
