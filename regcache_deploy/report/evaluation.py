@@ -141,9 +141,10 @@ def write_csv(path: Path, session: Session, records: Sequence[Record]) -> None:
 def keep_records(session: Session, records: Sequence[Record], data: str) -> None:
     """Leave the records beside the bundle for the page.
 
-    A later run of the same bundle on the same data replaces them: the name ends in a hash of both,
-    since two folders may have the same name, or one without Latin letters. A bundle may lie where
-    nobody may write, and is evaluated all the same.
+    A later run of the same bundle on the same data replaces them where it is of the same runners
+    and as many images: the name ends in a hash of all four, since two folders may have the same
+    name, or one without Latin letters. A bundle may lie where nobody may write, and is evaluated
+    all the same.
     """
     tasks = "-".join(sorted({record.task for record in records} - {"fidelity"}) or ["fidelity"])
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{Path(data).name or data}-{tasks}").strip("-.")
@@ -151,8 +152,10 @@ def keep_records(session: Session, records: Sequence[Record], data: str) -> None
     more = {"data": data, "model_sha256": graph}
     found = document(session, records_json(session, records)) | more
     where = str(Path(data).resolve()) if Path(data).exists() else data
-    key = f"{where}\0{graph}".encode(errors="surrogateescape")
-    path = beside(session.path) / f"eval-{words}-{hashlib.sha256(key).hexdigest()[:8]}.json"
+    counts = sorted({record.n for record in records})
+    key = "\0".join((where, graph, *session.on, *map(str, counts)))
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    path = beside(session.path) / f"eval-{words}-{digest[:8]}.json"
     try:
         write_json(path, found)
     except OSError as error:

@@ -203,6 +203,23 @@ def test_records_of_folders_of_one_name_stand_beside_each_other(run_folder, caps
     assert {found["model_sha256"] for found in kept} == {digest}
 
 
+def test_a_look_at_fewer_runners_or_images_replaces_no_comparison(run_folder, capsys, tmp_path):
+    home = tmp_path / "run"
+    shutil.copytree(run_folder, home, ignore=shutil.ignore_patterns("eval-*.json"))
+    words = (home / "t.regcache", "--data", run_folder / "data", "--on")
+    for on, more in (
+        ("fp32,onnxruntime", ()),
+        ("onnxruntime", ()),
+        ("fp32,onnxruntime", ("--limit", 4)),
+        ("fp32,onnxruntime", ()),
+    ):
+        run_json(capsys, *words, on, *more)
+    kept = [json.loads(file.read_text()) for file in home.glob("eval-*.json")]
+    whole = max(record["n"] for found in kept for record in found["results"])
+    found = sorted((len(each["on"]), each["results"][0]["n"]) for each in kept)
+    assert found == [(1, whole), (2, 4), (2, whole)]
+
+
 def test_a_place_that_is_no_utf_8_has_a_csv(run_folder, capsys, tmp_path):
     place = tmp_path / os.fsdecode(b"caf\xe9")
     try:
