@@ -95,6 +95,7 @@ def _compare(args: argparse.Namespace) -> dict[str, str]:
     for option in ("bundle", "bench", "triton"):
         if getattr(args, option):
             raise ConfigError(f"--{option} goes with one run, not with {len(args.runs)}")
+    _refuse_unread(args, f"and {len(args.runs)} runs are compared without it")
     output = args.output or beside(args.runs[0]) / "compare.html"
     write_comparison([(folder, load_document(folder)) for folder in args.runs], output)
     return {"report": str(output)}
@@ -109,6 +110,10 @@ def _report(args: argparse.Namespace) -> dict[str, str]:
     reporter = Reporter(quiet=args.verbosity == QUIET or args.json)
     output = args.output or folder / "report.html"
     bundle = args.bundle or find_bundle(folder)
+    if bundle is None:
+        _refuse_unread(args, f"and {folder} holds no bundle")
+    elif not args.layers:
+        _refuse_unread(args, "which --no-layers leaves out")
     document = load_document(folder, args.bench, bundle)
     if bundle is not None:
         with reporter.stage("reading the bundle"):
@@ -129,6 +134,15 @@ def _report(args: argparse.Namespace) -> dict[str, str]:
     with reporter.stage("drawing the page"):
         write_page(folder, document, output)
     return written
+
+
+def _refuse_unread(args: argparse.Namespace, why: str) -> None:
+    """Raise ConfigError for an option of the error by layer where none is measured."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name in ("device", "threads"):
+        if getattr(args, name) != parser.get_default(name):
+            raise ConfigError(f"--{name} is of the error by layer, {why}; leave it out")
 
 
 def find_bundle(folder: Path) -> Path | None:

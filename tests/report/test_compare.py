@@ -161,6 +161,14 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert text.count("<img ") == 1
     assert main(["report", *runs, "--triton", str(tmp_path)]) == 2
     assert "--triton goes with one run" in capsys.readouterr().err
+    for more, said in (
+        ([*runs, "--device", "cuda:1"], "--device is of the error by layer, and 2 runs are"),
+        ([*runs, "--threads", "2"], "--threads is of the error by layer"),
+        ([runs[0], "--threads", "2"], "holds no bundle"),
+        ([runs[0], "--bundle", runs[1], "--no-layers", "--device", "cpu"], "--no-layers leaves"),
+    ):
+        assert main(["report", *more]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_link_leads_to_a_folder_of_any_name(tmp_path: Path) -> None:
