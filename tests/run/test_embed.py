@@ -185,6 +185,27 @@ def test_stats_that_are_not_ours_are_no_part(text: str, tmp_path: Path) -> None:
     assert folder.finished(0) is None
 
 
+def test_two_runs_that_write_one_part_at_once_both_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler starts a task again whose first process goes on."""
+    one, other = (EmbeddingFolder(tmp_path, 1, "jsonl") for _ in range(2))
+    one.begin({})
+    columns: dict[str, Column] = {"image_path": ["a", "b"]}
+    part = (0, np.ones((2, 2), np.float32), columns, {"sample_count": 2, "unreadable": []})
+    rename, between = os.replace, [other]
+
+    def replace_late(source: str, target: Path) -> None:
+        if between:
+            between.pop().write(*part)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    one.write(*part)
+    assert one.finished(0) is not None
+    assert not list(tmp_path.rglob(".*"))
+
+
 @pytest.mark.slow
 def test_killed_ten_times_the_union_is_complete(
     whole: Path, bundle: Path, images: Path, tmp_path: Path
