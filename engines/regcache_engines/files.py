@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,23 +17,51 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary name beside `path`, flush it to disk, and rename.
+    """Write `data` to a hidden name beside `path`, flush it to disk, and rename.
 
-    A reader sees the old file or the new one, also after a power cut; a failure leaves no
-    temporary file.
+    A reader sees the old file or the new one, also after a power cut; a failure leaves no draft,
+    and what a killed process left is overwritten by the next that writes `path`.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    draft, handle = _draft_of(path)
+    posix = os.name == "posix"  # elsewhere no open file is renamed
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "wb", closefd=not posix) as file:
+            file.truncate()
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.chmod(draft, 0o666 & ~_umask())
+        os.replace(draft, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        Path(draft).unlink(missing_ok=True)
         raise
+    finally:
+        if posix:
+            os.close(handle)
     sync_folder(path.parent)
+
+
+def _draft_of(path: Path) -> tuple[str, int]:
+    """Name and handle of a file that nobody else writes to while the handle is open.
+
+    The name is the same for every process, so that a killed one's is used again, and locked;
+    where somebody else has it, or nothing can be locked, it is a fresh one.
+    """
+    name = path.parent / f".{path.name}.draft"
+    if os.name == "posix":
+        with suppress(OSError):
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            if _lock_file(handle) and _is_alone(name, handle):
+                return str(name), handle
+            os.close(handle)
+    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    return fresh, handle
+
+
+def _is_alone(name: Path, handle: int) -> bool:
+    """Whether this is what the name still leads to, and a file that has no other name."""
+    own, there = os.fstat(handle), os.lstat(name)
+    return os.path.samestat(own, there) and stat.S_ISREG(own.st_mode) and own.st_nlink == 1
 
 
 def sync_folder(folder: Path) -> None:
@@ -141,18 +170,24 @@ def _lock(folder: Path, wait: bool) -> int | None:
     """
     if os.name != "posix":
         return None
-    import fcntl
-
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
+    if _lock_file(handle, wait):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _lock_file(handle: int, wait: bool = False) -> bool:
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
-        os.close(handle)
-        return None
-    return handle
+        return False
+    return True
 
 
 @contextmanager

@@ -11,10 +11,8 @@ and a part counts once its `stats/N.json` is there.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +41,11 @@ class EmbeddingFolder:
         path: the folder.
         digits: width of a part's number in names.
         form: of the metadata: `parquet` (needs pyarrow), or `jsonl`, one object a line.
-        opened: when this run began; what is unfinished and older is of a killed one.
     """
 
     path: Path
     digits: int
     form: str = "parquet"
-    opened: float = field(default_factory=time.time)
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Make the folders; the job is written down, or is the one that was.
@@ -108,11 +104,6 @@ class EmbeddingFolder:
         np.save(array, (rows / lengths).astype(np.float16))
         embeddings = self.path / f"img_emb/img_emb_{name}.npy"
         table = self.path / f"metadata/metadata_{name}.{self.form}"
-        for path in (embeddings, table, self._stats(number)):
-            for left in path.parent.glob(f".{path.name}.*"):
-                with contextlib.suppress(FileNotFoundError):
-                    if left.stat().st_mtime < self.opened:  # else another run writes it just now
-                        left.unlink()
         atomic_write_bytes(embeddings, array.getvalue())
         atomic_write_bytes(table, _table(columns, self.form))
         atomic_write_bytes(self._stats(number), json.dumps(stats, indent=1).encode())

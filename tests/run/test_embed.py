@@ -153,7 +153,7 @@ def test_a_run_goes_on_with_what_is_missing(
     shutil.copytree(whole, output)
     (output / "stats/1.json").unlink()
     (output / "img_emb/img_emb_1.npy").write_bytes(b"half")
-    for name in ("img_emb/.img_emb_1.npy.x7", "metadata/.metadata_1.jsonl.x7", "stats/.1.json.x7"):
+    for name in ("img_emb/.img_emb_1.npy.draft", "stats/.1.json.draft"):
         (output / name).write_bytes(b"of a killed run")
     kept = (output / "img_emb/img_emb_0.npy").stat().st_ino
     found = run(bundle, images, output, capsys=capsys)
