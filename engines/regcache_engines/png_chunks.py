@@ -48,7 +48,7 @@ def _check(name: bytes, held: bytes, before: list[bytes], form: bytes) -> None:
     """Raise ValueError for a chunk that libpng refuses. `form`: bits and type of the pixels."""
     indices = form[1:] == bytes([_PALETTE])
     if name == b"IHDR":
-        fits = not before and len(held) == 13 and held[10:12] == b"\0\0"
+        fits = not before and len(held) == 13 and held[10:12] == b"\0\0" and held[12] < 2
     elif name == b"PLTE":
         fits = before == [b"IHDR"] and bool(held) and not (indices and not _is_palette(held))
     elif name == b"IDAT":

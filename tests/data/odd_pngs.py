@@ -42,6 +42,12 @@ def with_end(end: bytes) -> bytes:
     return file(IHDR, ROWS, end)
 
 
+def of_a_pixel(last: bytes) -> bytes:
+    """A pixel looks the same in every interlacing."""
+    form = struct.pack(">IIBB", 1, 1, 8, 0) + last
+    return file(chunk(b"IHDR", form), chunk(b"IDAT", zlib.compress(b"\0\5")), IEND)
+
+
 def of_palette(*chunks: bytes) -> bytes:
     return file(chunk(b"IHDR", header(3)), *chunks, INDICES, IEND)
 
@@ -82,6 +88,7 @@ REFUSED = {
     "a long header": file(chunk(b"IHDR", header() + b"\0"), ROWS, IEND),
     "another compression": file(chunk(b"IHDR", header(last=b"\1\0\0")), ROWS, IEND),
     "another filter": file(chunk(b"IHDR", header(last=b"\0\1\0")), ROWS, IEND),
+    "another interlacing": of_a_pixel(b"\0\0\2"),
     "two palettes": of_palette(PALETTE, PALETTE),
     "no palette": of_palette(),
     "an empty palette": of_palette(chunk(b"PLTE")),
