@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -166,6 +168,13 @@ def test_a_thread_inside_cannot_close(loaded: Loaded, monkeypatch: pytest.Monkey
     monkeypatch.setattr(loaded.engine, "_features", closes)
     with pytest.raises(EngineError, match="inside"):
         loaded.engine.infer(loaded.batches[0])
+
+
+@pytest.mark.parametrize("action", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_engine_is_not_pickled(action: Callable[[Any], Any], loaded: Loaded) -> None:
+    """A spawned process gets the path; Python's own words were of a lock inside."""
+    with pytest.raises(EngineError, match="pass the bundle's path"):
+        action(loaded.engine)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
