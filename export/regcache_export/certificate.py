@@ -178,6 +178,11 @@ def collect(
     merging = {i for i, n in enumerate(subject.merge.counts) if n} if subject.merge else set()
     if merging != tensors.pairs.keys():
         raise BundleError("graph and certificate disagree on which blocks merge tokens")
+    deleting = (
+        {regcache.delete_block} if (regcache := subject.regcache) and regcache.deletes else set()
+    )
+    if deleting != tensors.positions.keys():
+        raise BundleError("graph and certificate disagree on which block deletes tokens")
     missing = sorted(tensors.codes.keys() - subject.offsets.keys())
     missing += sorted(subject.offsets.keys() - tensors.codes.keys())
     if missing:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .errors import BundleError
 from .survivors import Array, Left, Pairs
 from .trace import Tensors, Trace
 
@@ -226,7 +227,8 @@ def compare_trace(
 
 def _compare_positions(node: str, positions: Array, simulated: Simulated) -> NodeCount:
     """Rank by rank: both sides sort the patches by norm, so that equal ranks have equal norms."""
-    assert simulated.positions is not None
+    if simulated.positions is None:
+        raise BundleError("graph and certificate disagree on where a block deletes tokens")
     different = positions != simulated.positions
     off_tie = different
     if simulated.norms is not None:

@@ -93,7 +93,12 @@ def verify_bundle(bundle: Bundle, limit: int | None = None) -> Report:
     # codes are compared in float32, whatever the body is rounded to
     subject = subject_of(document, in_float32(model), bundle.preprocess)
     changed = _changed_parameters(model, document)
-    evidence = collect(subject, pixels)
+    try:
+        evidence = collect(subject, pixels)
+    except (ArithmeticError, IndexError, KeyError, ValueError) as error:
+        raise BundleError(
+            f"{CERTIFICATE} describes another encoder than {MODEL} holds ({error}); export it again"
+        ) from error
     counts = list(evidence.comparison.counts.values())
     head = bundle.text_features if bundle.has_text_features else None
     optimized = compare_optimized(bundle, subject, pixels, evidence.features, head)

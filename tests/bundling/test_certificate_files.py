@@ -221,6 +221,31 @@ def test_a_certificate_with_a_list_for_an_object(section: str, tmp_path: Path) -
         verify_bundle(Bundle.open(path))
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        ("encoder", {"patch_size": [8, 4]}, "describes another encoder"),
+        ("encoder", {"heads": 2}, "describes another encoder"),
+        ("encoder", {"num_prefix_tokens": 7}, "describes another encoder"),
+        ("regcache", {"delete_count": 1}, "describes another encoder"),
+        ("regcache", {"delete_count": 0}, "which block deletes tokens"),
+        ("regcache", {"delete_block": 0}, "which block deletes tokens"),
+        ("regcache", {"delete_at": "nowhere"}, "where a block deletes tokens"),
+        ("offsets", {"blocks.0.attn.qkv": 10**9}, "describes another encoder"),
+    ],
+)
+def test_a_certificate_of_another_encoder(
+    section: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = certified(tmp_path, calibration(), GraphOptions())
+    document = json.loads((path / CERTIFICATE).read_text())
+    assert document[section].keys() >= change.keys()
+    document[section] |= change
+    add_files(path, {CERTIFICATE: json.dumps(document).encode()})
+    with pytest.raises(BundleError, match=said):
+        verify_bundle(Bundle.open(path))
+
+
 def test_a_head_of_another_encoder(tmp_path: Path) -> None:
     path = certified(tmp_path, calibration(), GraphOptions())
     described = {"labels": "[]", "logit_scale": "1"}
