@@ -38,7 +38,11 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
 }
 """Ray would report to its makers, print what it thinks of lost workers on stdout, and have its
-workers wait for everybody else (niceness 15). It reads the second word when it is imported."""
+workers wait for everybody else (niceness 15). It reads the second word when it is imported.
+
+Of its own processes it asks a token besides: they listen on every interface of the machine, and
+run what they are sent.
+"""
 
 ASKED_TOKEN = "; a cluster that asks for a token needs RAY_AUTH_MODE=token here, too"
 """Ray's client does not say more than that it has waited."""
@@ -79,7 +83,8 @@ class RayTeam:
     ) -> None:
         if device.type not in (CPU, CUDA):
             raise ConfigError(f"--workers: workers compute on cpu or cuda, not on {device.type}")
-        for name, value in SETTINGS.items():
+        own = {"RAY_AUTH_MODE": "token"} if workers.isdecimal() else {}
+        for name, value in (SETTINGS | own).items():
             os.environ.setdefault(name, value)
         self._ray = require("ray", "scale")
         self._own = not self._ray.is_initialized()

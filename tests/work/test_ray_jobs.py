@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import pytest
+import torch
 
-from regcache_deploy.work.ray_team import _Waiting, rooms_of
+from regcache_deploy.errors import ConfigError
+from regcache_deploy.work.ray_team import _Waiting, open_team, rooms_of
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -42,3 +46,16 @@ def test_no_job_waits_for_a_worker_that_never_comes() -> None:
     assert taken == [(0, "a"), (3, "d"), (2, "c"), None]  # that of 1 is left to it
     assert waiting.take(1, away={2}) == (1, "b")
     assert not waiting
+
+
+@pytest.mark.parametrize(("workers", "mode"), [("2", "token"), ("auto", None)])
+def test_processes_of_its_own_ask_for_a_token(
+    workers: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They listen on every interface; a cluster has settings of its own."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # so that it is as it was behind the test
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(ConfigError, match="ray"), open_team(workers, torch.device("cpu"), 1):
+        pass
+    assert os.environ.get("RAY_AUTH_MODE") == mode
