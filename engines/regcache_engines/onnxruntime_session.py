@@ -157,7 +157,7 @@ def installed_distributions() -> list[str]:
     found = []
     for name in DISTRIBUTIONS:
         try:
-            metadata.version(name)
+            metadata.distribution(name)  # unread: it opens no file, which may be one too many
         except metadata.PackageNotFoundError:
             continue
         found.append(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import regcache_engines
 from regcache_deploy.errors import EngineError, RegCacheError
 from regcache_engines import load_engine
 from tests.attacks.children import call_child
@@ -195,6 +197,34 @@ def little_memory(place: Place) -> list[str]:
     return [problem] if problem else []
 
 
+def no_descriptors(place: Place) -> list[str]:
+    """Connections hold all of them: what is open goes on, and opening is an error of its own."""
+    bundle = place.bundle()
+    pixels = np.zeros((8, 32, 24, 3), np.uint8)
+
+    def child() -> None:
+        with regcache_engines.open(bundle, threads=2) as clip:
+            expected = clip.embed_images(pixels[:1])[0]
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            held = [os.open(os.devnull, os.O_RDONLY)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 1, most))
+            try:
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                pass
+            if not (clip.embed_images(pixels) == expected).all():
+                raise SystemError("other embeddings")
+            try:
+                regcache_engines.open(bundle)
+                raise SystemError("a bundle was opened without a file")
+            except RegCacheError:
+                pass
+
+    problem = call_child(child, 60)
+    return [problem] if problem else []
+
+
 def verify(place: Place) -> list[str]:
     return ["verify", str(place.bundle())]
 
@@ -215,5 +245,6 @@ FAULTS = [
         quick=False,
         traced=True,
     ),
+    fault("descriptors", "no file descriptor left", checked(no_descriptors)),
     fault("memory", "a batch beyond the memory limit", checked(little_memory), quick=False),
 ]

@@ -22,6 +22,7 @@ from regcache_engines.onnxruntime_session import (
     EXACT_PRODUCTS,
     NO_TELEMETRY,
     SLEEP_BETWEEN_CALLS,
+    installed_distributions,
     open_session,
 )
 from regcache_export.bundle import write_bundle
@@ -100,6 +101,19 @@ def modules_with(pattern: str, *packages: Any) -> list[str]:
         for path in Path(str(package.__file__)).parent.rglob("*.py")
         if re.search(pattern, path.read_text(encoding="utf-8"))
     )
+
+
+def test_looking_for_two_distributions_opens_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service without a free file number got OSError from its first batch of arrays."""
+
+    def none_left(*arguments: Any, **keywords: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    found = installed_distributions()
+    assert found
+    monkeypatch.setattr("io.open", none_left)
+    monkeypatch.setattr("builtins.open", none_left)
+    assert installed_distributions() == found
 
 
 def test_no_other_module_makes_a_session() -> None:
