@@ -90,7 +90,7 @@ def seal_bundle(draft: Path, folder: Path, extra_manifest: Mapping[str, Any] | N
 
     Raises:
         BundleError: the draft is not a whole bundle, or as in `write_bundle`.
-        ConfigError: the disk refuses.
+        ConfigError: the disk refuses, or SOURCE_DATE_EPOCH is no time.
     """
     _check_replaceable(folder)
     created = {"created": _now()}
@@ -104,9 +104,14 @@ def seal_bundle(draft: Path, folder: Path, extra_manifest: Mapping[str, Any] | N
 
 def _now() -> str:
     """UTC to the second; SOURCE_DATE_EPOCH's time where it is set, for reproducible builds."""
-    given = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = int(given) if given.isdecimal() else time.time()
-    return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        now = int(given) if given else time.time()
+        return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH is {given!r:.40}: take seconds since 1970, or unset it"
+        ) from error
 
 
 def add_files(path: Path, files: Mapping[str, bytes]) -> None:

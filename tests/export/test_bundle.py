@@ -347,3 +347,17 @@ def test_preprocessing_must_be_an_object(bundle: Path) -> None:
     rewrite(bundle, "preprocess_cfg.json", b"[1]")
     with pytest.raises(BundleError, match="JSON object"):
         _ = Bundle.open(bundle).preprocess
+
+
+@pytest.mark.parametrize("given", ["1764513480000", "9" * 30, "yesterday", "-1e3"])
+def test_a_time_that_is_none_is_refused_by_its_name(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Milliseconds, as some builds set them, ended in a traceback; words were passed over."""
+    draft = write_bundle(tiny_plan(), tmp_path / "draft.regcache")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", given)
+    with pytest.raises(ConfigError, match=r"SOURCE_DATE_EPOCH is '.*': take seconds since 1970"):
+        seal_bundle(draft, tmp_path / "sealed.regcache")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    sealed = seal_bundle(draft, tmp_path / "sealed.regcache")
+    assert Bundle.open(sealed).manifest["created"] == "1970-01-01T00:00:00+00:00"
