@@ -25,6 +25,9 @@ from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats, hashes_
 if TYPE_CHECKING:
     from ..work.workers import Team
 
+TICK = 1e-9
+"""Seconds that anything takes; some clocks see none pass."""
+
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +123,7 @@ def _embed_parts(
             advance = stack.enter_context(reporter.stage("images", known))
             done = _seen(team.answers(station, parts), advance)
         for count, (place, stats) in enumerate(done, 1):
-            images, seconds = stats["sample_count"], stats["total_duration"]
+            images, seconds = stats["sample_count"], max(stats["total_duration"], TICK)
             total += images
             log.info(
                 "part %d (%d of %d): %d images, %.1f images/s, %.0f %% of the time in the engine",

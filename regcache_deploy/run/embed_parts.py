@@ -112,17 +112,18 @@ class PartEmbedder:
         Raises:
             DataError: a damaged shard, or not a single readable image.
         """
-        began, clock = time.time(), _Clock()
+        began, ticks, clock = time.time(), time.monotonic(), _Clock()
         found = self._gather(part, clock, advance)
         if not found.paths:
             raise DataError(_nothing(part, found))
         rows, writing = np.concatenate(found.rows), time.time()
+        took = time.monotonic() - ticks  # a clock that is set meanwhile may step back
         stats = {
             "start_time": began,
             "end_time": writing,
             "read_duration": clock.read,
             "inference_duration": clock.inference,
-            "total_duration": writing - began,
+            "total_duration": took,
             "sample_count": len(found.paths),
             "unreadable": found.unreadable,
         }

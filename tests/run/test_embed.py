@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -116,6 +117,18 @@ def test_what_cannot_be_read_is_counted_and_listed(whole: Path) -> None:
     assert name.endswith(f"1/{BROKEN:02d}.png")
     assert "identify" in reason
     assert {"start_time", "end_time", "read_duration", "inference_duration"} <= stats[0].keys()
+
+
+@pytest.mark.parametrize("step", [0.0, -3600.0])
+def test_a_clock_that_is_set_meanwhile_harms_nothing(
+    step: float, bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time servers set clocks back: a part took no time, or less."""
+    times = itertools.count(1.8e9, step) if step else itertools.repeat(1.8e9)
+    monkeypatch.setattr("regcache_deploy.run.embed_parts.time.time", lambda: next(times))
+    assert main(words(bundle, images, tmp_path / "out")) == 0
+    for path in (tmp_path / "out/stats").iterdir():
+        assert json.loads(path.read_text())["total_duration"] > 0
 
 
 def test_what_is_left_out_of_a_folder_is_counted(
