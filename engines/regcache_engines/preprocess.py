@@ -116,11 +116,13 @@ class Preprocess:
         """A PIL image that may not be decoded yet -> uint8 `[H, W, 3]`, RGB.
 
         Raises:
-            DataError: too many pixels, or a JPEG of too many scans, or as `__call__`.
+            DataError: too many pixels, a JPEG of too many scans, PostScript, or as `__call__`.
         """
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"{image.width} x {image.height} pixels are too many")
         file = getattr(image, "fp", None)  # None once it is decoded
+        if file is not None and image.format == "EPS":  # Pillow would start Ghostscript on it
+            raise DataError("PostScript is a program, not an image; convert it")
         if file is not None and image.format in JPEG:
             place = file.tell()
             file.seek(0)

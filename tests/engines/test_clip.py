@@ -224,8 +224,10 @@ def test_an_opened_picture_is_held_to_the_limits_of_a_file(
     jpeg = io.BytesIO()
     Image.fromarray(noise()).save(jpeg, "JPEG")
     assert np.array_equal(clip.embed_images(Image.open(jpeg)), clip.embed_images(jpeg.getvalue()))
-    scans = io.BytesIO(jpeg_of_scans(4000, 200))
+    scans, program = io.BytesIO(jpeg_of_scans(4000, 200)), io.BytesIO()
+    Image.fromarray(noise()).save(program, "EPS")
     for most, file, message in (
+        (16_000_000, program, "PostScript is a program"),
         (16_000_000, scans, "too many scans"),
         (1199, jpeg, "30 x 40 pixels are too many"),
     ):
