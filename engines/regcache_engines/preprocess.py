@@ -258,8 +258,8 @@ def reason(error: Exception, path: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"<_io\.BytesIO[^>]*>", "the file", text)
-    return text.replace(repr(str(path)), "the file").replace(str(path), "the file")
+    text = text.replace(repr(str(path)), "the file").replace(str(path), "the file")
+    return re.sub(r"<_io\.\w+[^>]*>", "the file", text)
 
 
 @lru_cache(maxsize=1)
