@@ -194,6 +194,39 @@ def test_out_of_memory_says_what_to_lower(
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
 
 
+def test_warnings_of_the_builder_are_passed_on(
+    builder: EngineBuilder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real = builder._trt
+    said = ["Weights of layer fc1 are beyond float16.", *(f"warning {i}" for i in range(9))]
+
+    class Anxious:
+        def __init__(self, logger: Any) -> None:
+            self._builder, self._logger = real.Builder(logger), logger
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._builder, name)
+
+        def build_serialized_network(self, network: Any, config: Any) -> Any:
+            for text in [said[0], *said]:
+                self._logger.log(real.ILogger.WARNING, text)
+            return self._builder.build_serialized_network(network, config)
+
+    class Module:
+        Builder = Anxious
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    monkeypatch.setattr(builder, "_trt", Module())
+    build(builder, small(), tmp_path)
+    found = [record.getMessage() for record in caplog.records]
+    assert found == [f"tensorrt_rtx: {text}" for text in said[:5]]
+
+
 def test_full_tensorrt_without_a_gpu_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> EngineBuilder:
     tensorrt = SimpleNamespace(
         Builder=lambda logger: SimpleNamespace(build_serialized_network=lambda n, c: PLAN)
     )
-    logger = SimpleNamespace(messages=[], errors=[])
+    logger = SimpleNamespace(messages=[], errors=[], warnings=[])
     for name, answer in {
         "make_logger": logger,
         "parse": (None, None),

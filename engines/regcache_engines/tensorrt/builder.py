@@ -23,6 +23,9 @@ from .probe import EngineName, Probe, import_runtime, probe
 from .sidecar import Sidecar, cache_key
 from .trt_api import configure, create, make_logger, parse, read_contract
 
+MOST_WARNINGS = 5
+"""Of the builder's own that are passed on: weights beyond float16, for example."""
+
 log = logging.getLogger(__name__)
 
 
@@ -184,6 +187,8 @@ class EngineBuilder:
             raise EngineError(_build_message(self.engine, [*logger.errors, reason])) from error
         if plan is None:
             raise EngineError(_build_message(self.engine, logger.errors))
+        for message in list(dict.fromkeys(logger.warnings))[:MOST_WARNINGS]:
+            log.warning("%s: %s", self.engine, message.strip())
         data = bytes(plan)
         timings = bytes(cache.serialize()) if cache is not None else None
         layers = layers_from_log(logger.messages)

@@ -11,17 +11,22 @@ from .build_options import BuildOptions, OnProgress
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that keeps errors, and the verbose messages that dump layers."""
+    """A logger that keeps errors and warnings, and the verbose messages that dump layers."""
+    warning = getattr(trt.ILogger, "WARNING", None)
 
     class Recorder(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.warnings: list[str] = []
             self.messages: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
+            elif severity == warning:
+                if "logger passed into" not in message:  # of the one before: nothing of the build
+                    self.warnings.append(message)
             elif "LayerType: " in message:
                 self.messages.append(message)
 
