@@ -29,6 +29,9 @@ WRAPPERS = (
 
 MAX_WRAPPINGS = 8
 
+LFS_POINTER = b"version https://git-lfs."
+"""What a checkout without Git LFS has in place of a large file."""
+
 PREFIXES = ("module.", "ema_model.")
 """What DataParallel and averages put in front of every name."""
 
@@ -86,7 +89,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"no checkpoint file at {path}")
     try:
+        with path.open("rb") as file:
+            front = file.read(len(LFS_POINTER))
+        if front == LFS_POINTER:
+            raise ModelError(f"{path} is a pointer of Git LFS, not the weights; run: git lfs pull")
+        if not front:
+            raise ModelError(f"{path} is empty; download or copy it again")
         content = _read(path)
+    except ModelError:
+        raise
     except Exception as error:  # torch, safetensors and pickle each raise their own kinds
         raise ModelError(f"{path} does not fit or cannot be read: {explain(error)}") from error
     for _ in range(MAX_WRAPPINGS):  # a pickle may hold itself

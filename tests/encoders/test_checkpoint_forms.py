@@ -176,6 +176,17 @@ def test_what_would_run_code_is_named(clip, tmp_path, content, named):
     assert "weights_only" not in message
 
 
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"", "is empty")],
+)
+def test_what_is_there_in_place_of_weights(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ModelError, match=said):
+        read_state_dict(tmp_path / name)
+
+
 def test_a_torn_file_has_a_short_message(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"<html>not found")
     with pytest.raises(ModelError, match=r"cannot be read: Unsupported operand 60$"):
