@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from regcache_engines.documents import read_json
 from regcache_engines.preprocess import Preprocess
 
 from ..errors import DataError
 from .stream import ImageStream, Item
+from .tables import check_inside
 
 MAX_CAPTIONS = 1 << 30
 """Bytes; COCO's own are 90 MiB."""
@@ -52,12 +55,13 @@ def read_captions(root: Path, captions: Path | None = None, limit: int | None = 
         limit: number of images.
 
     Raises:
-        DataError: no such file, not of this format, empty, or an image is missing.
+        DataError: no such file, not of this format, empty, or an image is missing, there twice, or
+            outside of the data set.
     """
     file = captions if captions is not None else _find(root)
     try:
         document = read_json(file, MAX_CAPTIONS)
-        names = {_id(entry["id"]): _text(entry["file_name"]) for entry in document["images"]}
+        names = _names(document["images"], root, file)
         pairs = [(_id(e["image_id"]), _text(e["caption"])) for e in document["annotations"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -86,15 +90,25 @@ def read_captions(root: Path, captions: Path | None = None, limit: int | None = 
     return Captions(tuple(images), tuple(flat), tuple(owner), str(file))
 
 
-def _id(value: object) -> int | str:
+def _names(entries: Iterable[Mapping[str, Any]], root: Path, file: Path) -> dict[int | str, str]:
+    names: dict[int | str, str] = {}
+    for entry in entries:
+        number, name = _id(entry["id"]), _text(entry["file_name"])
+        check_inside(name, root, file)
+        if names.setdefault(number, name) != name:
+            raise DataError(f"{file}: image {number} is there twice, as {names[number]} and {name}")
+    return names
+
+
+def _id(value: Any) -> int | str:
     if not isinstance(value, (int, str)):
         raise TypeError(f"an image's id is no {type(value).__name__}")
     return value
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!s:.60} is no text")
+def _text(value: Any) -> str:
+    if not isinstance(value, str):  # a null would be the caption "None"
+        raise TypeError(f"{value!r:.40} is no text")
     return value
 
 

@@ -51,6 +51,19 @@ def read_table(path: Path) -> list[Row]:
     return rows
 
 
+def check_inside(name: str, root: Path, source: Path) -> None:
+    """Raise DataError where a file that came with a data set names an image outside of its folder.
+
+    Images travel in bundles: a data set of somebody else's must not choose them from a whole disk.
+    """
+    folder = root.absolute()
+    if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(folder)):
+        raise DataError(
+            f"{source} names {name!r}, which is outside of its data set; a list of your own "
+            "(LIST.txt) may name any file"
+        )
+
+
 def _place(path: Path, name: str) -> Path:
     try:
         if b"\0" not in os.fsencode(name):
@@ -84,4 +97,5 @@ def _row(path: Path, row: Mapping[str, object]) -> tuple[str, str | None]:
     name, label = row.get(FILE), row.get(LABEL)
     if not isinstance(name, str) or not name:
         raise DataError(f"{path} has no column '{FILE}', or a row without it")
+    check_inside(name, path.parent, path)
     return name, None if label is None or label == "" else str(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import struct
@@ -92,6 +93,22 @@ def listed(make: Callable[[list[str]], str], name: str = "metadata.jsonl") -> Ac
 def rows(names: list[str], more: str) -> str:
     good = (f'{{"file_name": "{name}", "label": "{name[:3]}"}}' for name in names)
     return "\n".join([*good, more])
+
+
+def captions(*more: dict[str, object], caption: str | None = "a cat") -> Act:
+    """An evaluation on captions of images of one folder, and on more of them."""
+
+    def act(place: Place) -> list[str]:
+        data = place.images() / "cat"
+        entries = [{"id": i, "file_name": f"{i:02}.png"} for i in range(4)]
+        texts = [{"image_id": i, "caption": caption} for i in range(4)]
+        document = {"images": [*entries, *more], "annotations": texts}
+        file = place.given / "captions.json"
+        file.write_text(json.dumps(document))
+        words = ["eval", str(place.bundle()), "--task", "retrieval", "--data", str(data)]
+        return [*words, "--captions", str(file)]
+
+    return act
 
 
 def class_in_latin(folder: Path, place: Place) -> None:
@@ -329,6 +346,13 @@ FAULTS = [
         lambda n: rows(n, '{"file_name": "\\ud800.png", "label": "cat"}'))),
     fault("list-deep", "100,000 lists in each other in the metadata", listed(
         lambda n: rows(n, "[" * 100_000))),
+    fault("list-outside", "metadata that name images outside of their folder", listed(
+        lambda n: rows(n, '{"file_name": "../../outside/a.png", "label": "cat"}')), says="outside"),
+    fault("captions-outside", "captions of images outside of their folder", captions(
+        {"id": 9, "file_name": "../dog/00.png"}), says="outside"),
+    fault("captions-twice", "captions of an image that is two files", captions(
+        {"id": 0, "file_name": "01.png"}), says="twice"),
+    fault("captions-null", "a caption that is null", captions(caption=None), says="no text"),
     fault("class-latin", "a class folder in Latin-1", images(class_in_latin), says="UTF-8"),
     fault("names-gap", "an empty line among the names", shard(nothing, b"bus\n\ndog\nsun\n")),
     fault("names-latin", "names in Latin-1", shard(nothing, b"bus\ncaf\xe9\ndog\nsun\n")),

@@ -161,6 +161,8 @@ def test_a_table_names_files_and_classes(form: str, labels: bool, photographs: P
         ("metadata.jsonl", "[" * 200_000 + "\n", "line 1 is no JSON"),
         ("list.txt", "a.png\nb\0.png\n", r"names the file 'b\\x00.png'"),
         ("metadata.jsonl", '{"file_name": "\\ud800.png"}\n', r"names the file '\\ud800.png'"),
+        ("metadata.csv", "file_name\n/etc/a.png\n", "'/etc/a.png', which is outside"),
+        ("metadata.jsonl", '{"file_name": "x/../../a.png"}\n', "which is outside of its data set"),
         ("list.txt", "\n", "holds no images"),
     ],
 )
