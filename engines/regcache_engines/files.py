@@ -21,7 +21,12 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
     A reader sees the old file or the new one, also after a power cut; a failure leaves no draft,
     and what a killed process left is overwritten by the next that writes `path`.
+
+    Raises:
+        OSError: the disk refuses, or what is there is no file: a device or a pipe would be gone.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is no regular file", str(path))
     draft, handle = _draft_of(path)
     posix = os.name == "posix"  # elsewhere no open file is renamed
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
@@ -43,10 +44,25 @@ def require_writable(path: Path, option: str = "--output") -> None:
 
 
 def require_writable_file(path: Path, option: str) -> None:
-    """Raise ConfigError where the file `path` could not be written, its folder made first."""
+    """Raise ConfigError where the file `path` could not be written, its folder made first.
+
+    It is replaced as a whole, so that a device, a pipe or what is printed to would be gone.
+    """
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; name a file in it")
+    if path.exists() and (not path.is_file() or _is_printed_to(path)):
+        raise ConfigError(f"{option} {path} is no file that could be replaced; name another one")
     require_writable(path.absolute().parent, option)
+
+
+def _is_printed_to(path: Path) -> bool:
+    """`/dev/stdout` is a file where stdout is one."""
+    found = path.stat()
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(number), found):
+                return True
+    return False
 
 
 def require_own_plan(output: Path, bundle: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,25 @@ def a_file(place: Place) -> Path:
     path = place.given / "file"
     path.write_bytes(b"")
     return path
+
+
+def table_to(make: Callable[[Path], object], command: str = "eval", option: str = "--csv") -> Act:
+    """A file of results in place of something that is no file."""
+
+    def act(place: Place) -> list[str]:
+        path = place.given / "table.csv"
+        make(path)
+        words = [command, str(place.bundle()), option, str(path)]
+        if command == "eval":
+            return [*words, "--data", str(place.images())]
+        return [*words, *(("--classes", "cat,dog") if command == "head" else ())]
+
+    return act
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
 
 
 def program(place: Place) -> list[str]:
@@ -99,6 +119,11 @@ FAULTS = [
     fault("output-proc", "an output folder in /proc", written_to(lambda p: "/proc/regcache")),
     fault("output-long", "a name of 5,000 letters", written_to(lambda p: p.root / ("x" * 5000))),
     fault("data-long", "images at a name of 5,000 letters", options("--data", "x" * 5000)),
+    fault("csv-pipe", "a pipe as the table of an evaluation", table_to(os.mkfifo), says="--csv"),
+    fault("csv-socket", "a socket as the table of a benchmark", table_to(a_socket, "bench"),
+          says="--csv"),
+    fault("head-pipe", "a pipe as the file of a head", table_to(os.mkfifo, "head", "--output"),
+          says="--output"),
     fault("from", "the choice of a search that is none", lambda p: [
         "export", "--from", str(p.images()), "--output", str(p.out)]),
 ]  # fmt: skip
