@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -38,11 +39,10 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
 }
 """Ray would report to its makers, print what it thinks of lost workers on stdout, and have its
-workers wait for everybody else (niceness 15). It reads the second word when it is imported.
+workers wait for everybody else (niceness 15). It reads the second word when it is imported."""
 
-Of its own processes it asks a token besides: they listen on every interface of the machine, and
-run what they are sent.
-"""
+TOKEN = {"RAY_AUTH_MODE": "token"}
+"""For processes of this machine: they listen on every interface, and run what they are sent."""
 
 ASKED_TOKEN = "; a cluster that asks for a token needs RAY_AUTH_MODE=token here, too"
 """Ray's client does not say more than that it has waited."""
@@ -83,8 +83,8 @@ class RayTeam:
     ) -> None:
         if device.type not in (CPU, CUDA):
             raise ConfigError(f"--workers: workers compute on cpu or cuda, not on {device.type}")
-        own = {"RAY_AUTH_MODE": "token"} if workers.isdecimal() else {}
-        for name, value in (SETTINGS | own).items():
+        own = workers.isdecimal() and sys.modules.get("ray") is None  # what it has read it keeps
+        for name, value in (SETTINGS | TOKEN if own else SETTINGS).items():
             os.environ.setdefault(name, value)
         self._ray = require("ray", "scale")
         self._own = not self._ray.is_initialized()
