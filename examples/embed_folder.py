@@ -21,7 +21,13 @@ BATCH = 64
 
 
 def main(bundle: str, folder: str, output: str) -> int:
-    """Write `embeddings [n, E]`, of length 1, and `names [n]`; returns the exit code."""
+    """Write `embeddings [n, E]`, of length 1, `names [n]` and the model's hash.
+
+    Returns:
+        The exit code.
+    """
+    if not Path(output).absolute().parent.is_dir():  # before the work, not behind it
+        raise regcache_engines.ConfigError(f"there is no folder for {output}")
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     names: list[str] = []
     rows = []
@@ -41,7 +47,8 @@ def main(bundle: str, folder: str, output: str) -> int:
     print(file=sys.stderr)
     if not rows:
         raise regcache_engines.DataError(f"{folder} holds no image that can be read")
-    np.savez(output, embeddings=np.concatenate(rows), names=np.array(names))
+    maker = np.array(clip.bundle.manifest["files"]["model.onnx"]["sha256"])
+    np.savez(output, embeddings=np.concatenate(rows), names=np.array(names), model=maker)
     return 0
 
 

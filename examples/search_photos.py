@@ -9,6 +9,7 @@ The bundle needs a text tower. Needs: pip install 'regcache-deploy[cpu]'.
 from __future__ import annotations
 
 import sys
+import zipfile
 
 import numpy as np
 
@@ -17,9 +18,16 @@ import regcache_engines
 
 def main(bundle: str, embeddings: str, *sentences: str) -> int:
     """Print the ten nearest photographs of every sentence; returns the exit code."""
-    stored = np.load(embeddings)
-    names, rows = stored["names"], stored["embeddings"]
+    try:
+        with np.load(embeddings) as stored:
+            names, rows, model = (stored[name] for name in ("names", "embeddings", "model"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise regcache_engines.DataError(
+            f"{embeddings} is not what embed_folder.py writes ({error})"
+        ) from error
     with regcache_engines.open(bundle) as clip:
+        if model != clip.bundle.manifest["files"]["model.onnx"]["sha256"]:
+            raise regcache_engines.DataError(f"{embeddings} is of another bundle; embed again")
         queries = clip.embed_text(sentences)
     for sentence, cosines in zip(sentences, queries @ rows.T, strict=True):
         print(sentence)

@@ -1,6 +1,7 @@
 """`python -m tests.attacks [WORD ...]`: execute the catalogue and print the score.
 
-Words choose faults whose id holds one of them. The exit code is 1 where one was not handled.
+Words choose faults whose id holds one of them. The exit code is 1 where one was not handled, and 2
+where none was chosen.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from tests.attacks.kit import make_kit
 def main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     chosen = [fault for fault in FAULTS if not words or any(word in fault.id for word in words)]
+    if not chosen:
+        print(f"no fault of the catalogue has {' or '.join(words)} in its id", file=sys.stderr)
+        return 2
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="attacks-") as scratch:

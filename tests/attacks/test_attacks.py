@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from regcache_deploy.errors import ConfigError, DataError
+from tests.attacks.__main__ import main
 from tests.attacks.catalogue import FAULTS
 from tests.attacks.fault import Fault, Outcome, Place
 from tests.attacks.judge import execute
@@ -114,3 +115,10 @@ def test_what_is_left_at_home_is_noticed(kit: Kit, tmp_path: Path) -> None:
         return Outcome(0)
 
     assert judged(act, kit, tmp_path, error=None) == "left at home: cache/other/deviceid"
+
+
+def test_words_that_choose_no_fault_are_no_score(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["processes/kil1-export"]) == 2
+    printed = capsys.readouterr()
+    assert "no fault of the catalogue" in printed.err
+    assert "0/0" not in printed.out

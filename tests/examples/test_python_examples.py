@@ -80,6 +80,22 @@ def test_a_folder_is_embedded_and_searched(
     names = [line.split()[-1] for line in lines[1:4]]
     assert names == found["names"][np.argsort(-cosines)].tolist()
 
+    search = example("search_photos").main
+    np.savez(tmp_path / "other", **{**found, "model": np.array("0" * 64)})
+    (tmp_path / "torn.npz").write_bytes(stored.read_bytes()[:500])
+    for name, message in (
+        ("other.npz", "of another bundle"),
+        ("torn.npz", "is not what embed_folder"),
+        ("none.npz", "is not what embed_folder"),
+    ):
+        with pytest.raises(regcache_engines.DataError, match=message):
+            search(str(bundle), str(tmp_path / name), "a dog")
+
+
+def test_where_the_embeddings_go_is_looked_at_first(bundle: Path, photographs: Path) -> None:
+    with pytest.raises(regcache_engines.ConfigError, match="no folder for"):
+        example("embed_folder").main(str(bundle), str(photographs), str(photographs / "no/e.npz"))
+
 
 @pytest.fixture
 def client(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
