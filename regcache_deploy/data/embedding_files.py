@@ -6,7 +6,7 @@
     job.json                  what was embedded with what, so that no other job mixes with it
 
 A part is there as a whole or not at all: every file is written under a temporary name and renamed,
-and a part counts once its `stats/N.json` is there.
+and a part counts once its `stats/N.json` is there, and as long as the other two are.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class EmbeddingFolder:
             )
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """The stats of a part that is there, or None, also where they are not ours."""
+        """The stats of a part whose files are all there, or None, also where they are not ours."""
         try:
             found = json.loads(self._stats(number).read_text(encoding="utf-8"))
             whole = isinstance(found["sample_count"], int)
@@ -82,7 +82,7 @@ class EmbeddingFolder:
             whole &= all(isinstance(text, str) for row in rows for text in row)
         except (OSError, ValueError, LookupError, TypeError):
             return None
-        return found if whole else None
+        return found if whole and all(path.is_file() for path in self._files(number)) else None
 
     def write(
         self,
@@ -98,15 +98,19 @@ class EmbeddingFolder:
             columns: name -> n values.
             stats: JSON values.
         """
-        name = f"{number:0{self.digits}d}"
         lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), MIN_NORM)
         array = io.BytesIO()
         np.save(array, (rows / lengths).astype(np.float16))
-        embeddings = self.path / f"img_emb/img_emb_{name}.npy"
-        table = self.path / f"metadata/metadata_{name}.{self.form}"
+        embeddings, table = self._files(number)
         atomic_write_bytes(embeddings, array.getvalue())
         atomic_write_bytes(table, _table(columns, self.form))
         atomic_write_bytes(self._stats(number), json.dumps(stats, indent=1).encode())
+
+    def _files(self, number: int) -> tuple[Path, Path]:
+        """Embeddings and metadata."""
+        name = f"{number:0{self.digits}d}"
+        table = f"metadata/metadata_{name}.{self.form}"
+        return self.path / f"img_emb/img_emb_{name}.npy", self.path / table
 
     def _stats(self, number: int) -> Path:
         return self.path / f"stats/{number:0{self.digits}d}.json"

@@ -131,6 +131,22 @@ def test_a_clock_that_is_set_meanwhile_harms_nothing(
         assert json.loads(path.read_text())["total_duration"] > 0
 
 
+@pytest.mark.parametrize("lost", ["img_emb/img_emb_1.npy", "metadata/metadata_1.jsonl", "stats"])
+def test_a_part_that_lost_a_file_is_embedded_again(
+    lost: str, whole: Path, bundle: Path, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """By half a copy, for example: it counted as finished, and its rows were missing for ever."""
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    if lost == "stats":
+        (output / "stats/1.json").write_text("{}")
+    else:
+        (output / lost).unlink()
+    found = run(bundle, images, output, capsys=capsys)
+    assert (found["already"], found["images"]) == (3, COUNT - 1)
+    assert contents(output) == contents(whole)
+
+
 def test_what_is_left_out_of_a_folder_is_counted(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
