@@ -97,8 +97,10 @@ def test_texts_make_the_tokenizer_once_and_say_what_it_needs(tags, monkeypatch):
 def test_an_equals_sign_may_stand_in_a_path(tags):
     path = tags.rename(tags.with_name("epoch=3.safetensors"))
     assert load_model(NAME, str(path)).encoder.spec.depth > 0
-    with pytest.raises(ModelError, match="no checkpoint file at quik="):
+    with pytest.raises(ModelError, match="no pretrained tag 'quik'; did you mean: quick"):
         load_model(NAME, f"quik={path}")
+    with pytest.raises(ModelError, match="no checkpoint file at quik="):
+        load_model(NAME, f"quik={path}.none")
 
 
 def test_a_network_error_that_names_the_file_is_no_damage():

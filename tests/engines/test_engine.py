@@ -207,7 +207,7 @@ def test_two_distributions_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         import_onnxruntime()
-    monkeypatch.setattr(metadata, "version", lambda name: "1.31.1")
+    monkeypatch.setattr(metadata, "distribution", lambda name: None)
     with pytest.warns(UserWarning, match="onnxruntime and onnxruntime-gpu"):
         import_onnxruntime()
 
