@@ -24,6 +24,7 @@ def open(
     batch_size: int = 32,
     workers: int = 0,
     pieces: bool | None = None,
+    mmap_folder: Path | str | None = None,
     saturation_warning: float = 4.0,
     warn: Callable[[str], None] | None = None,
 ) -> Clip:
@@ -45,6 +46,9 @@ def open(
         pieces: a second copy of the model, with which each of several threads runs images of its
             own: None loads it with the first batch, True at once, False never, which saves the
             model's memory and takes longer for batches. On the CPU, in ONNX Runtime.
+        mmap_folder: a folder of your own, where the optimized model is kept and mapped into memory
+            from: processes share the weights, and a call takes longer (docs/serving.md). On the
+            CPU, in ONNX Runtime.
         saturation_warning: how many times its calibrated rate is too much for the end of a range,
             see `Clip.saturation`; 0 never warns.
         warn: called with that warning; None logs it as `regcache_engines.monitor`.
@@ -57,6 +61,8 @@ def open(
     if not (math.isfinite(saturation_warning) and saturation_warning >= 0):
         raise ConfigError(f"saturation_warning {saturation_warning}: take 0 or more")
 
+    folder = None if mmap_folder is None else Path(mmap_folder)
+
     def opened(found: Bundle) -> Clip:
         watched = runtime == "onnxruntime" and found.manifest["graph"].get("probes")
         monitor = Monitor(found.manifest, saturation_warning, warn) if watched else None
@@ -64,10 +70,18 @@ def open(
             raise ConfigError(f"runtime {runtime} runs on the CPU alone; leave provider out")
         if runtime == "onnxruntime":
             engine = load_provider_engine(
-                found, provider, threads, device_id=device_id, monitor=monitor, pieces=pieces
+                found,
+                provider,
+                threads,
+                device_id=device_id,
+                monitor=monitor,
+                pieces=pieces,
+                mmap_folder=folder,
             )
         else:
-            engine = load_engine(found, threads=threads, runtime=runtime, pieces=pieces)
+            engine = load_engine(
+                found, threads=threads, runtime=runtime, pieces=pieces, mmap_folder=folder
+            )
         try:
             return Clip(
                 found,

@@ -25,6 +25,7 @@ def load_engine(
     runtime: str = "onnxruntime",
     monitor: Monitor | None = None,
     pieces: bool | None = None,
+    mmap_folder: Path | None = None,
 ) -> Engine:
     """Load a bundle, or a bare ONNX file, into a runtime.
 
@@ -37,6 +38,9 @@ def load_engine(
         monitor: of the bundle, to be told the codes of its probes; ONNX Runtime only.
         pieces: a second copy of the model for larger batches: None loads it when one comes, True
             at once, False never; ONNX Runtime only.
+        mmap_folder: a folder of your own, where the optimized model is kept and mapped into memory
+            from: processes share the weights, and a call takes longer (docs/serving.md); ONNX
+            Runtime on the CPU only.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -50,6 +54,7 @@ def load_engine(
         ignored += [] if provider == CPU_PROVIDER else [f"provider={provider!r}"]
         ignored += [] if monitor is None else ["monitor"]
         ignored += [] if pieces is None else ["pieces"]
+        ignored += [] if mmap_folder is None else ["mmap_folder"]
         if ignored:
             raise EngineError(f"OpenVINO has no {' and no '.join(ignored)}; leave it out")
 
@@ -64,6 +69,7 @@ def load_engine(
             sha256=sha256,
             monitor=monitor,
             pieces=pieces,
+            mmap_folder=mmap_folder,
         )
 
     def open_bundle(bundle: Bundle) -> BaseEngine:

@@ -13,6 +13,7 @@ from .engine import Array, FloatArray, read_contract
 from .engine_base import BaseEngine, Contract, check_threads, in_fixed_batches
 from .errors import EngineError
 from .heap import trim_heap
+from .mapped_model import mapped_model
 from .model_file import ModelFile
 from .monitor import Monitor
 from .onnxruntime_session import CPU_PROVIDER, open_session
@@ -45,6 +46,8 @@ class OnnxRuntimeEngine(BaseEngine):
         pieces: a second copy of the model, with which each thread runs images of its own
             (`pieces.py`). None loads it with the first batch of at least one image a thread, True
             at once, False never: batches then take longer, and memory holds the model once.
+        mmap_folder: where the optimized model is kept and mapped into memory from
+            (`mapped_model.py`); on the CPU, with optimizations.
 
     Raises:
         EngineError: onnxruntime is missing, the provider does not run here, or the model does not
@@ -62,13 +65,16 @@ class OnnxRuntimeEngine(BaseEngine):
         provider_options: Mapping[str, str] | None = None,
         monitor: Monitor | None = None,
         pieces: bool | None = None,
+        mmap_folder: Path | None = None,
     ) -> None:
         check_threads(threads)
+        if mmap_folder is not None and not (optimize and provider == CPU_PROVIDER):
+            raise EngineError("mmap_folder holds what was optimized for the CPU; leave it out here")
         super().__init__()
         self._monitor = monitor
         self._path = Path(model_path)
         self._file = ModelFile(model_path, sha256)
-        self._provider_options = provider_options
+        self._provider_options, self._mmap_folder = provider_options, mmap_folder
         self._session: Any = self._open_session(threads, optimize, provider)
         if provider != CPU_PROVIDER:
             self._refuse_cpu_graph(provider)
@@ -160,8 +166,9 @@ class OnnxRuntimeEngine(BaseEngine):
             self._pieces.close()
 
     def _open_session(self, threads: int | None, optimize: bool, provider: str) -> Any:
+        folder = self._mmap_folder
         session = open_session(
-            self._file.source(),
+            self._file.source() if folder is None else mapped_model(self._file, folder),
             threads=threads,
             optimize=optimize,
             provider=provider,

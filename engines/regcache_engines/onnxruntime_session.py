@@ -45,6 +45,17 @@ NOWHERE = "/nonexistent/weights of a graph in memory lie inside of it"
 """A graph in memory would else take weights from files of the working folder, which no hash
 covers."""
 
+OWN_FORMAT = ".ort"
+"""A suffix by which ONNX Runtime knows its own format, where it reads and where it writes."""
+
+MAPPED = (
+    "session.use_memory_mapped_ort_model",
+    "session.use_ort_model_bytes_directly",
+    "session.use_ort_model_bytes_for_initializers",
+    "session.disable_prepacking",
+)
+"""Repacked for the kernels, every weight would be in memory of its own."""
+
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Optimized graphs then multiply u8 by u8: exact where u8s8 products saturate, and the same bits
 but 1.45 times the CPU time where they do not (demo, AMD EPYC with VNNI). A graph as written, not
@@ -65,7 +76,7 @@ def open_session(
     """A session that really runs on the provider that was asked for.
 
     Args:
-        model: an `.onnx` file, or its bytes.
+        model: an `.onnx` file, or its bytes; an `.ort` file is mapped into memory.
         threads: threads inside an operator; None takes one per physical core.
         optimize: False runs the graph as written, node by node.
         optimized_model: where to write the graph after the optimizations.
@@ -82,6 +93,9 @@ def open_session(
     options = _session_options(onnxruntime, threads, optimize, optimized_model)
     if isinstance(model, bytes):
         options.add_session_config_entry(BESIDE, NOWHERE)
+    elif model.suffix == OWN_FORMAT:
+        for entry in MAPPED:
+            options.add_session_config_entry(entry, "1")
     # else a provider that fails, now or in a later run, is replaced by another one
     keywords: dict[str, Any] = {"enable_fallback": 0}
     if devices:
@@ -186,6 +200,8 @@ def _session_options(
 def _load_message(onnxruntime: Any, name: Path | str, provider: str, error: Exception) -> str:
     runtime = "ONNX Runtime" if provider == CPU_PROVIDER else f"ONNX Runtime's {provider}"
     hint = "If the file is damaged, export it again"
+    if str(name).endswith(OWN_FORMAT):
+        hint = "Remove it, and it is made again"
     if provider != CPU_PROVIDER:
         hint = "What is missing of its libraries: regcache doctor"
     if any(word in str(error).lower() for word in ("opset", "ir version")):

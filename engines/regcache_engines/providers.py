@@ -99,6 +99,7 @@ def load_provider_engine(
     engine_cache: Path | None = None,
     monitor: Monitor | None = None,
     pieces: bool | None = None,
+    mmap_folder: Path | None = None,
 ) -> Engine:
     """Load a bundle or an ONNX file on an execution provider.
 
@@ -111,7 +112,7 @@ def load_provider_engine(
         engine_cache: folder where TensorRT keeps its engine; None builds it at every start. It
             loads what it finds there: take a folder of your own.
         monitor: of the bundle, to be told the codes of its probes.
-        pieces: as `load_engine` takes it; the CPU's alone.
+        pieces, mmap_folder: as `load_engine` takes them; the CPU's alone.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -121,7 +122,7 @@ def load_provider_engine(
     if provider not in PROVIDERS:
         raise EngineError(f"unknown provider '{provider}'; take one of: {', '.join(PROVIDERS)}")
     taken = {
-        "cpu": {"pieces"},
+        "cpu": {"pieces", "mmap_folder"},
         "cuda": {"device_id"},
         "tensorrt": {"device_id", "fp16", "engine_cache"},
     }
@@ -130,12 +131,15 @@ def load_provider_engine(
         "fp16": fp16,
         "engine_cache": engine_cache,
         "pieces": pieces,
+        "mmap_folder": mmap_folder,
     }
     for option, value in given.items():
         if value is not None and option not in taken.get(provider, ()):
             raise EngineError(f"{PROVIDERS[provider]} has no {option}; leave it out")
     if provider == "cpu":
-        return load_engine(source, threads=threads, monitor=monitor, pieces=pieces)
+        return load_engine(
+            source, threads=threads, monitor=monitor, pieces=pieces, mmap_folder=mmap_folder
+        )
     gpu, reason = find_gpu(device_id or 0)
     if gpu is None:
         raise EngineError(f"{PROVIDERS[provider]} needs an NVIDIA GPU: {reason}")

@@ -29,7 +29,7 @@ from tests.engines import tensorrt_fakes
 from tests.tiny_plans import tiny_images, tiny_plan
 
 THREADS, CALLS = 4, 60
-KINDS = ("onnxruntime", "onnxruntime in pieces", "openvino", "tensorrt")
+KINDS = ("onnxruntime", "onnxruntime in pieces", "onnxruntime mapped", "openvino", "tensorrt")
 
 
 @dataclass
@@ -50,20 +50,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(
     request: pytest.FixtureRequest, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Loaded]:
-    runtime, _, pieces = request.param.partition(" ")
+    runtime, _, form = request.param.partition(" ")
+    folder = tmp_path / "mapped" if form == "mapped" else None
 
     def load() -> Any:
         if runtime == "tensorrt":
             tensorrt_fakes.fake_machine(monkeypatch)
             return TensorRTEngine(tensorrt_fakes.write(tmp_path))
         pytest.importorskip(runtime)
-        return load_engine(bundle, threads=2 if pieces else 1, runtime=runtime)
+        threads = 2 if form else 1
+        return load_engine(bundle, threads=threads, runtime=runtime, mmap_folder=folder)
 
     if runtime == "tensorrt":
         batches: list[Array] = [tensorrt_fakes.images(count) for count in range(1, THREADS + 1)]
     else:
         images = tiny_images(4 * THREADS).numpy()
-        each = 4 if pieces else 1
+        each = 4 if form else 1
         batches = [images[each * i : each * (i + 1)] for i in range(THREADS)]
     engine = load()
     yield Loaded(engine, load, batches)
