@@ -68,7 +68,7 @@ def test_a_torn_file_says_what_to_do(bundle: Path, tmp_path: Path) -> None:
     load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:999])
-    with pytest.raises(EngineError, match=f"{path.stem}.*Remove it, and it is made"):
+    with pytest.raises(EngineError, match=rf"{path.stem}.*Remove it, and it is made"):
         load_engine(bundle, threads=1, mmap_folder=tmp_path)
     path.unlink()
     load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
