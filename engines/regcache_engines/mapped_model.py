@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .cpu_flags import may_saturate
 from .errors import ConfigError, EngineError
-from .files import atomic_write_bytes, sha256_bytes
+from .files import atomic_write_bytes, sha256_bytes, sha256_file
 from .onnx_wire import has_external_data
 from .onnxruntime_session import OWN_FORMAT, import_onnxruntime, open_session
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 def mapped_model(file: ModelFile, folder: Path) -> Path:
     """The model of `file` in ONNX Runtime's format, made where `folder` does not hold it yet.
 
-    It is already optimized, for this release of ONNX Runtime and this kind of CPU, which its name
-    stands for. Several processes may ask for it at once. Sums in float are made in another order
-    than those of repacked weights, so that features differ in their last bits.
+    It is already optimized, for this release of ONNX Runtime and this kind of CPU. Its name is a
+    hash of these and of the model, and one of its bytes, which are held against it. Several
+    processes may ask for it at once. Sums in float are made in another order than those of
+    repacked weights, so that features differ in their last bits.
 
     Args:
         folder: one's own: what lies there under that name is run, and must not be changed while it
@@ -30,22 +31,26 @@ def mapped_model(file: ModelFile, folder: Path) -> Path:
 
     Raises:
         ConfigError: the folder cannot be written.
-        EngineError: the model does not load, or keeps weights in files beside it.
+        EngineError: the model does not load, or keeps weights in files beside it; or what the
+            folder holds is damaged.
     """
     source = file.source()
     data = source if isinstance(source, bytes) else source.read_bytes()
     if has_external_data(data):
         raise EngineError(f"{file.path} keeps weights in other files, and cannot be mapped")
     made = import_onnxruntime().__version__, platform.machine(), str(may_saturate())
-    place = folder / f"{sha256_bytes(' '.join((sha256_bytes(data), *made)).encode())}{OWN_FORMAT}"
-    if place.is_file():
+    key = sha256_bytes(" ".join((sha256_bytes(data), *made)).encode())
+    for place in sorted(folder.glob(f"{key}-*{OWN_FORMAT}")):
+        if sha256_file(place) != place.stem.removeprefix(f"{key}-"):
+            raise EngineError(f"{place} is damaged. Remove it, and it is made again")
         return place
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            made_here = Path(scratch) / place.name
-            open_session(data, threads=1, optimized_model=made_here, name=file.path)
-            atomic_write_bytes(place, made_here.read_bytes())
+            draft = Path(scratch) / f"model{OWN_FORMAT}"
+            open_session(data, threads=1, optimized_model=draft, name=file.path)
+            place = folder / f"{key}-{sha256_file(draft)}{OWN_FORMAT}"
+            atomic_write_bytes(place, draft.read_bytes())
     except OSError as error:
         raise ConfigError(f"mmap_folder {folder} cannot be written: {error}") from error
     return place

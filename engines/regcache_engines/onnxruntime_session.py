@@ -200,8 +200,6 @@ def _session_options(
 def _load_message(onnxruntime: Any, name: Path | str, provider: str, error: Exception) -> str:
     runtime = "ONNX Runtime" if provider == CPU_PROVIDER else f"ONNX Runtime's {provider}"
     hint = "If the file is damaged, export it again"
-    if str(name).endswith(OWN_FORMAT):
-        hint = "Remove it, and it is made again"
     if provider != CPU_PROVIDER:
         hint = "What is missing of its libraries: regcache doctor"
     if any(word in str(error).lower() for word in ("opset", "ir version")):

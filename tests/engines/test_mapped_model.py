@@ -64,11 +64,12 @@ def test_another_runtime_model_or_cpu_has_a_file_of_its_own(
     assert load(bundle) == 4
 
 
-def test_a_torn_file_says_what_to_do(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:999], lambda data: data[:-9] + bytes(9)])
+def test_a_damaged_file_says_what_to_do(damage: Any, bundle: Path, tmp_path: Path) -> None:
     load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:999])
-    with pytest.raises(EngineError, match=rf"{path.stem}.*Remove it, and it is made"):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(EngineError, match=rf"{path.stem}.* is damaged\. Remove it, and it is made"):
         load_engine(bundle, threads=1, mmap_folder=tmp_path)
     path.unlink()
     load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
@@ -76,7 +77,7 @@ def test_a_torn_file_says_what_to_do(bundle: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_mapped_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match="mmap_folder .* cannot be written"):
+    with pytest.raises(ConfigError, match=r"mmap_folder .* cannot be written"):
         load_engine(bundle, mmap_folder=tmp_path / "file")
     graph = tmp_path / "outside.onnx"
     graph.write_bytes(model_with("initializer", True).SerializeToString())
