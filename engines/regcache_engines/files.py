@@ -50,23 +50,59 @@ def _draft_of(path: Path) -> tuple[str, int]:
     """Name and handle of a file that nobody else writes to while the handle is open.
 
     The name is the same for every process, so that a killed one's is used again, and locked;
-    where somebody else has it, or nothing can be locked, it is a fresh one.
+    where somebody else has it, it is a fresh one.
     """
-    name = path.parent / f".{path.name}.draft"
     if os.name == "posix":
-        with suppress(OSError):
-            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            if _lock_file(handle) and _is_alone(name, handle):
-                return str(name), handle
-            os.close(handle)
+        name = path.parent / f".{path.name}.draft"
+        handle = _own_draft(name)
+        if handle is not None:
+            return str(name), handle
     handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     return fresh, handle
 
 
-def _is_alone(name: Path, handle: int) -> bool:
-    """Whether this is what the name still leads to, and a file that has no other name."""
-    own, there = os.fstat(handle), os.lstat(name)
-    return os.path.samestat(own, there) and stat.S_ISREG(own.st_mode) and own.st_nlink == 1
+def _own_draft(name: Path) -> int | None:
+    """Handle of the file of that name, made where there is none; None where it is not ours."""
+    flags, made = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, True
+    try:
+        handle = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        made = False
+        try:
+            handle = os.open(name, flags)
+        except OSError:
+            return None
+    except OSError:
+        return None
+    if _is_ours(name, handle, made):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _is_ours(name: Path, handle: int, made: bool) -> bool:
+    """Whether this file, `made` a moment ago or found, is what nobody else can write to.
+
+    One that was found may be a killed process' of this user, which gave its lock up; another user
+    could have opened it before. Some systems have no locks: what was made is used all the same,
+    since nobody takes it over without a lock.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        if not made:
+            return False
+    own = os.fstat(handle)
+    try:
+        there = os.lstat(name)
+    except OSError:  # whoever had it has just given it its own name
+        return False
+    alone = os.path.samestat(own, there) and stat.S_ISREG(own.st_mode) and own.st_nlink == 1
+    return alone and (made or own.st_uid == os.geteuid())
 
 
 def sync_folder(folder: Path) -> None:
@@ -175,24 +211,18 @@ def _lock(folder: Path, wait: bool) -> int | None:
     """
     if os.name != "posix":
         return None
+    import fcntl
+
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
-    if _lock_file(handle, wait):
-        return handle
-    os.close(handle)
-    return None
-
-
-def _lock_file(handle: int, wait: bool = False) -> bool:
-    import fcntl
-
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
-        return False
-    return True
+        os.close(handle)
+        return None
+    return handle
 
 
 @contextmanager

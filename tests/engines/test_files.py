@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -104,3 +105,52 @@ def test_a_failure_leaves_the_old_file_and_no_draft(
     with pytest.raises(OSError, match="No space left"):
         atomic_write_bytes(path, b"new")
     assert (names(tmp_path), path.read_bytes()) == (["x"], b"old")
+
+
+def test_threads_that_meet_at_a_draft_leave_no_open_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    path, lock, opened = tmp_path / "x", fcntl.flock, list[int]()
+
+    def lock_late(handle: int, flags: int) -> None:
+        opened.append(handle)
+        (tmp_path / ".x.draft").rename(path)  # by whom it was opened, and closed, before
+        lock(handle, flags)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    atomic_write_bytes(path, b"whole")
+    assert (names(tmp_path), path.read_bytes()) == (["x"], b"whole")
+    for handle in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
+
+
+def test_a_file_system_without_locks_keeps_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def no_locks(handle: int, flags: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(2):
+        atomic_write_bytes(tmp_path / "x", b"whole")
+        assert names(tmp_path) == ["x"]
+    (tmp_path / ".x.draft").write_bytes(b"of whom? ")
+    atomic_write_bytes(tmp_path / "x", b"again")
+    assert (tmp_path / "x").read_bytes() == b"again"
+
+
+def test_another_users_draft_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, draft = tmp_path / "x", tmp_path / ".x.draft"
+    draft.write_bytes(b"theirs")
+    number = draft.stat().st_ino
+    monkeypatch.setattr(os, "geteuid", lambda: draft.stat().st_uid + 1)
+    atomic_write_bytes(path, b"whole")
+    assert (path.read_bytes(), draft.read_bytes()) == (b"whole", b"theirs")
+    assert path.stat().st_ino != number
