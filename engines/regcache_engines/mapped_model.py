@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def mapped_model(file: ModelFile, folder: Path) -> Path:
     """The model of `file` in ONNX Runtime's format, made where `folder` does not hold it yet.
 
-    It is already optimized, for this release of ONNX Runtime and this kind of CPU. Its name is a
-    hash of these and of the model, and one of its bytes, which are held against it. Several
-    processes may ask for it at once. Sums in float are made in another order than those of
-    repacked weights, so that features differ in their last bits.
+    It is already optimized, for this release of ONNX Runtime and for CPUs that need u8s8 products
+    mended, or do not, as this one; machines may share the folder. Its name is a hash of these and
+    of the model, and one of its bytes, which are held against it. Several processes may ask for it
+    at once. Sums in float are made in another order than those of repacked weights, so that
+    features differ in their last bits.
 
     Args:
         folder: one's own: what lies there under that name is run, and must not be changed while it

@@ -64,6 +64,13 @@ def test_another_runtime_model_or_cpu_has_a_file_of_its_own(
     assert load(bundle) == 4
 
 
+def test_the_file_is_laid_out_for_no_cpu_of_its_own(bundle: Path, tmp_path: Path) -> None:
+    load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
+    (path,) = tmp_path.iterdir()
+    # blocks of 16 channels, made with AVX-512, are read as blocks of 8 with AVX2
+    assert b"nchwc:Conv" not in path.read_bytes()
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:999], lambda data: data[:-9] + bytes(9)])
 def test_a_damaged_file_says_what_to_do(damage: Any, bundle: Path, tmp_path: Path) -> None:
     load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
