@@ -28,7 +28,8 @@ MAX_SHARDS = 100_000
 """LAION-5B has a few times as many, in folders."""
 
 MOST_DRAWN_FROM = 200_000
-"""Samples whose place is looked up for a draw: about 20 s on one core, from a local disk."""
+"""Samples whose place is looked up for a draw of no more: about 20 s on one core, from a local
+disk."""
 
 LABEL, CAPTION = "cls", "txt"
 PARTS = (*IMAGE_SUFFIXES, f".{LABEL}", f".{CAPTION}")
@@ -123,7 +124,8 @@ def draw(shards: Sequence[Path], count: int, seed: int) -> tuple[list[tuple[Path
     """At most `count` samples of uncompressed shards, each as likely, in an order drawn by `seed`.
 
     Headers alone are read, of all shards, or of so many, drawn as well, that there are
-    `MOST_DRAWN_FROM` samples. A smaller `count` gives the front part of a larger one.
+    `MOST_DRAWN_FROM` samples, or `count` where that is more. Up to there a smaller `count` gives
+    the front part of a larger one.
 
     Returns:
         Shard and place of every sample (`read_at`), and how many shards were looked into.
@@ -131,13 +133,13 @@ def draw(shards: Sequence[Path], count: int, seed: int) -> tuple[list[tuple[Path
     Raises:
         DataError: a shard is cut or damaged; the message says where.
     """
-    source, looked = random.Random(seed), 0
+    source, looked, enough = random.Random(seed), 0, max(count, MOST_DRAWN_FROM)
 
     def candidates() -> Iterator[tuple[float, int, int]]:
         nonlocal looked
         seen = 0
         for index in source.sample(range(len(shards)), len(shards)):
-            if seen >= MOST_DRAWN_FROM:
+            if seen >= enough:
                 return
             looked += 1
             for place in _places(shards[index]):

@@ -197,6 +197,11 @@ def test_a_draw_from_very_many_samples_looks_into_some_shards_and_says_so(shards
     assert "drawn from 2 of the 3 shards" in open_shards(shards, limit=20).warnings()[0]
 
 
+def test_a_draw_of_very_many_samples_gives_as_many(shards, monkeypatch):
+    monkeypatch.setattr(shards_module, "MOST_DRAWN_FROM", 5)
+    assert [len(keys_of(shards, limit)) for limit in (4, 17, 25, 99)] == [4, 17, 25, 30]
+
+
 def test_a_draw_notices_a_cut_shard(shards):
     (shards / "test-002.tar").write_bytes(b"cut")
     with pytest.raises(DataError, match=r"test-002.tar is cut"):
