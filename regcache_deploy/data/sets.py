@@ -156,9 +156,11 @@ def _load(
             room=room,
         )
     labels = is_torchvision(place) or read_classes(str(place)) is not None
-    stream = open_data(
-        str(place), Preprocess(preprocess_cfg), head or (), limit, settings.seed, labels=labels
-    )
+    known, seed = head or (), settings.seed
+    with reporter.stage(f"opening {place}"):  # headers of all shards may be read
+        stream = open_data(
+            str(place), Preprocess(preprocess_cfg), known, limit, seed, labels=labels
+        )
     return load_stream(stream, limit, room, reporter)
 
 

@@ -107,14 +107,15 @@ def recalibrate(options: RecalibrateOptions, reporter: Reporter) -> dict[str, An
     device = use_device(options.device)
     before = calibration_of(plan).to(device)
     log_device(device)
-    stream = open_data(
-        options.data,
-        Preprocess(plan.preprocess),
-        limit=options.images,
-        seed=options.seed,
-        train=True,
-        labels=False,
-    )
+    with reporter.stage(f"opening {options.data}"):
+        stream = open_data(
+            options.data,
+            Preprocess(plan.preprocess),
+            limit=options.images,
+            seed=options.seed,
+            train=True,
+            labels=False,
+        )
     stream.decoders = options.decoders
     kept: list[Tensor] = []
     passes = 1 if options.observer == "minmax" else 2

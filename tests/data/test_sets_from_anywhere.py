@@ -104,6 +104,13 @@ def test_shards_without_classes_have_no_labels(tmp_path: Path) -> None:
     assert len(search) + len(evaluation) == 40
 
 
+def test_a_draw_from_shards_is_a_stage_of_its_own(tmp_path: Path) -> None:
+    """It reads the headers of all of them, for minutes on a slow disk."""
+    data, said = shards(tmp_path / "s", classes=True), io.StringIO()
+    sets.load_sets(settings(data), CONFIG, Reporter(stream=said))
+    assert f"opening {data} ...\nopening {data}: done in" in said.getvalue()
+
+
 def test_a_missing_shard_is_found_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="shards are missing"):
         settings(tmp_path / "{0..1}.tar").check_folders()
