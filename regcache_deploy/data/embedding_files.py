@@ -67,6 +67,12 @@ class EmbeddingFolder:
         if not isinstance(found, dict):
             raise DataError(f"{place} is no job; take another --output")
         other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other and not any(name in found for name in other):  # of an older release
+            more = ", ".join(f'"{name}": {json.dumps(wanted[name])}' for name in other)
+            raise ConfigError(
+                f"{place} does not say with which {' and '.join(other)} it began; add {more} to it "
+                "if that is so, to go on, or take another --output"
+            )
         if other:
             raise ConfigError(
                 f"{self.path} holds embeddings of another job (other: {', '.join(other)}); take "

@@ -266,6 +266,20 @@ def test_another_job_is_refused(
     assert contents(whole) == before
 
 
+def test_a_job_of_before_says_how_it_goes_on(
+    whole: Path, bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = Path(shutil.copytree(whole, tmp_path / "begun"))
+    job = json.loads((begun / "job.json").read_text())
+    del job["engine"]
+    (begun / "job.json").write_text(json.dumps(job))
+    assert main(words(bundle, images, begun)) == 2
+    said = capsys.readouterr().err
+    assert 'with which engine it began; add "engine": "onnxruntime" to it' in said
+    (begun / "job.json").write_text(json.dumps({**job, "engine": "onnxruntime"}))
+    assert main(words(bundle, images, begun)) == 0
+
+
 @pytest.mark.parametrize("text", ["[]", "{", "null"])
 def test_a_damaged_job_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(text)
