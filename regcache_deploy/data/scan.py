@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import DataError
@@ -162,8 +163,13 @@ def _scan_table(path: Path) -> FolderListing:
 
 
 def _unnamed(folder: Path, listing: FolderListing) -> int:
-    named = {os.path.normpath(file) for files in listing.files for file in files}
-    return sum(os.path.normpath(file) not in named for file in images_below(folder)[0])
+    real = lru_cache(maxsize=None)(os.path.realpath)
+
+    def place(file: Path) -> tuple[str, str]:  # a table may spell a folder in its own way
+        return real(file.parent), file.name
+
+    named = {place(file) for files in listing.files for file in files}
+    return sum(place(file) not in named for file in images_below(folder)[0])
 
 
 def looks_like_splits(folders: Sequence[str]) -> str | None:

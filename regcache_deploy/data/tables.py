@@ -56,12 +56,21 @@ def check_inside(name: str, root: Path, source: Path) -> None:
 
     Images travel in bundles: a data set of somebody else's must not choose them from a whole disk.
     """
-    folder = root.absolute()
-    if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(folder)):
+    if not _is_inside(root.absolute() / name, root.absolute()):
         raise DataError(
             f"{source} names {name!r}, which is outside of its data set; a list of your own "
             "(LIST.txt) may name any file"
         )
+
+
+def _is_inside(place: Path, folder: Path) -> bool:
+    """As it is spelled, for links in the folder; or as it is, for a folder behind a link."""
+    if Path(os.path.normpath(place)).is_relative_to(os.path.normpath(folder)):
+        return True
+    try:
+        return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a name that no file can have
+        return False
 
 
 def _place(path: Path, name: str) -> Path:

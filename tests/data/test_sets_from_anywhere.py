@@ -170,6 +170,7 @@ def test_a_table_names_files_and_classes(form: str, labels: bool, photographs: P
         ("metadata.jsonl", '{"file_name": "\\ud800.png"}\n', r"names the file '\\ud800.png'"),
         ("metadata.csv", "file_name\n/etc/a.png\n", "'/etc/a.png', which is outside"),
         ("metadata.jsonl", '{"file_name": "x/../../a.png"}\n', "which is outside of its data set"),
+        ("metadata.jsonl", '{"file_name": "../a\\u0000.png"}\n', "which is outside"),
         ("list.txt", "\n", "holds no images"),
     ],
 )
@@ -177,6 +178,22 @@ def test_a_damaged_table_is_refused(name: str, text: str, said: str, tmp_path: P
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=said):
         scan_folder(tmp_path / name if name == "list.txt" else tmp_path)
+
+
+@pytest.mark.parametrize(("data", "named"), [("link", "real"), ("real", "link"), (".", "real")])
+def test_metadata_may_spell_their_folder_in_another_way(
+    data: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With whole paths, made where the folder has another name."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    names = [f"{tmp_path}/{named}/{index}.png" for index in range(2)]
+    for index, name in enumerate(names):
+        Path(name).write_bytes(png(index))
+    (tmp_path / "real" / "metadata.csv").write_text("\n".join(["file_name", *names]))
+    monkeypatch.chdir(tmp_path / "real")
+    listing = scan_folder(Path(".") if data == "." else tmp_path / data)
+    assert (len(listing), listing.warnings) == (2, ())
 
 
 class Ordered:
