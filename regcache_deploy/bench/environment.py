@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from regcache_engines.container import usable_cpus
 from regcache_engines.cpu_flags import CPUINFO, int8_flags
 
 BUSY = 0.5
@@ -42,7 +43,7 @@ def describe_machine(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
     return {
         "cpu": _cpu_name(cpuinfo),
         "cpu_flags": int8_flags(cpuinfo),
-        "cores": _usable_cores(),
+        "cores": usable_cpus(),
         "load": load,
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -173,13 +174,6 @@ def _cpu_name(cpuinfo: Path) -> str:
         return platform.processor() or platform.machine()
     fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     return fields.get("model name") or fields.get("hardware") or platform.machine()
-
-
-def _usable_cores() -> int:
-    """Cores that this process may use: a container or taskset leaves fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:
