@@ -19,6 +19,7 @@ from ..data.embedding_files import EmbeddingFolder, check_format
 from ..data.parts import Collection, Part, digits, of_partition, open_collection
 from ..errors import DataError
 from ..evaluation.engines import ON_GPU
+from ..work.format import counted
 from ..work.progress import Advance, Reporter
 from .embed_parts import EmbedOptions, PartEmbedder, PartStation, Stats, hashes_of
 
@@ -50,8 +51,10 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
     with reporter.stage(f"listing {options.data}"):
         collection = open_collection(options.data, options.part_images)
     if collection.ignored:
-        what = "files are no images by their name, or folders behind links; left out"
-        log.warning("%s: %d %s", options.data, collection.ignored, what)
+        one = "file is no image by its name, or a folder behind a link"
+        several = "files are no images by their name, or folders behind links"
+        found = counted(collection.ignored, one, several)
+        log.warning("%s: %s; left out", options.data, found)
     folder = EmbeddingFolder(options.output, digits(collection.parts), options.metadata)
     folder.begin(_job(options, bundle, collection))
     mine = of_partition(collection.parts, *options.partition)
@@ -63,10 +66,11 @@ def embed(options: EmbedOptions, reporter: Reporter) -> dict[str, Any]:
         embedded = _embed_parts(options, bundle, folder, todo, reporter)
     seconds = time.monotonic() - began
     stats = [_stats(folder, part) for part in mine]
-    unreadable = [each for part in stats for each in part.get("unreadable", [])]
+    unreadable = [each for part in stats for each in part["unreadable"]]
     if unreadable:
         first = f"{unreadable[0]['image_path']}: {unreadable[0]['reason']}"
-        log.warning("%d images could not be read (%s); stats/ lists them", len(unreadable), first)
+        count = counted(len(unreadable), "image")
+        log.warning("%s could not be read (%s); stats/ lists them", count, first)
     return {
         "output": str(options.output),
         "parts": len(mine),

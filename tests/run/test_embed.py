@@ -161,6 +161,12 @@ def test_what_is_left_out_of_a_folder_is_counted(
     assert "2 files are no images by their name, or folders behind links; left out" in printed.err
     found = json.loads(printed.out)
     assert (found["images"], found["ignored"]) == (1, 2)
+    (folder / "more").unlink()
+    (folder / "c.png").write_bytes(b"none")
+    assert main(words(bundle, folder, tmp_path / "again")) == 0
+    said = capsys.readouterr().err
+    assert "1 file is no image by its name" in said
+    assert "1 image could not be read" in said
 
 
 def test_partitions_give_the_same_files(
