@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,33 @@ def test_another_runtime_model_or_cpu_has_a_file_of_its_own(
     runtime = onnxruntime_session.import_onnxruntime()
     monkeypatch.setattr(runtime, "__version__", "9.9")
     assert load(bundle) == 4
+
+
+def test_whoever_starts_at_once_shares_one_file(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makes, open_session = list[Any](), onnxruntime_session.open_session
+    both_looked = threading.Barrier(2, timeout=20)
+
+    def made(*args: Any, **options: Any) -> Any:
+        makes.append(options["optimized_model"])
+        return open_session(*args, **options)
+
+    def looked(path: Path, pattern: str) -> list[Path]:
+        found = [*glob(path, pattern)]
+        if len(looks) < 2:
+            looks.append(pattern)
+            both_looked.wait()
+        return found
+
+    looks, glob = list[str](), Path.glob
+    monkeypatch.setattr(mapped_model, "open_session", made)
+    monkeypatch.setattr(Path, "glob", looked)
+    load = partial(load_engine, bundle, threads=1, mmap_folder=tmp_path / "m")
+    with ThreadPoolExecutor(2) as pool:
+        for engine in [pool.submit(load), pool.submit(load)]:
+            engine.result().close()
+    assert len(makes) == len(names(tmp_path / "m")) == 1
 
 
 def test_the_file_is_laid_out_for_no_cpu_of_its_own(bundle: Path, tmp_path: Path) -> None:
