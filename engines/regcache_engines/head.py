@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .documents import strict_json
-from .errors import BundleError
+from .errors import BundleError, ConfigError
 
 TENSOR, METADATA = "text_features", "__metadata__"
 MAX_HEADER = 16 << 20
@@ -72,8 +72,15 @@ def head_bytes(
         labels: one per class, or none.
         logit_scale: factor on the similarities.
         more: further metadata, by name.
+
+    Raises:
+        ConfigError: labels that no head can hold.
     """
     from safetensors.numpy import save
+
+    for label in labels:
+        if "\0" in label:
+            raise ConfigError(f"class name {label!r} has a zero byte; take it out")
 
     described = {
         "labels": json.dumps(list(labels)),
@@ -94,6 +101,11 @@ def _sorted_header(data: bytes) -> bytes:
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > MAX_HEADER:
+        raise ConfigError(
+            f"the class names take {len(header)} bytes, and a head holds {MAX_HEADER} of them; "
+            "take fewer or shorter ones"
+        )
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 

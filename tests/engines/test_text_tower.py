@@ -16,9 +16,10 @@ from regcache_deploy.bundling import text as bundling
 from regcache_deploy.encoders.zero_shot_head import OpenClipHead
 from regcache_deploy.errors import VerificationError
 from regcache_deploy.work.progress import Reporter
-from regcache_engines import Bundle, TextTower
+from regcache_engines import Bundle, TextTower, head
 from regcache_engines import text as text_module
 from regcache_engines.errors import BundleError, ConfigError, DataError, EngineError
+from regcache_engines.head import head_bytes, read_head
 from regcache_engines.text_config import TEXT_FILES, TextConfig
 from regcache_engines.text_head import head_file, make_head, read_classes, read_prompts
 from regcache_export.bundle import write_bundle
@@ -258,8 +259,6 @@ def test_a_head_is_the_one_of_pytorch(bundle: Path, model: Any, tmp_path: Path) 
 
 
 def test_a_head_of_another_model_is_refused(bundle: Path, tmp_path: Path) -> None:
-    from regcache_engines.head import head_bytes
-
     path, opened = tmp_path / "head.safetensors", Bundle.open(bundle)
     path.write_bytes(head_bytes(np.eye(2, 8), ("a", "b"), 1))
     with pytest.raises(BundleError, match="8 numbers"):
@@ -274,6 +273,17 @@ def test_a_head_of_another_model_is_refused(bundle: Path, tmp_path: Path) -> Non
         opened.with_head(path)
     with pytest.raises(BundleError, match="not readable"):
         opened.with_head(tmp_path / "none")
+
+
+def test_no_head_is_written_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.eye(2, dtype=np.float32)
+    with pytest.raises(ConfigError, match="zero byte"):
+        head_bytes(rows, ["cat", "dog\0"], 100)
+    data = head_bytes(rows, ["cat", "dog"], 100)
+    monkeypatch.setattr(head, "MAX_HEADER", int.from_bytes(data[:8], "little"))
+    read_head(head_bytes(rows, ["cat", "dog"], 100), Path("head"))
+    with pytest.raises(ConfigError, match="fewer or shorter"):
+        head_bytes(rows, ["cat", "a dog that has a long name"], 100)
 
 
 def test_words_of_the_command_line(tmp_path: Path) -> None:
