@@ -31,7 +31,7 @@ def mapped_model(file: ModelFile, folder: Path) -> Path:
             is mapped.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be read or written.
         EngineError: the model does not load, or keeps weights in files beside it; or what the
             folder holds is damaged.
     """
@@ -49,10 +49,13 @@ def mapped_model(file: ModelFile, folder: Path) -> Path:
 
 
 def _found(folder: Path, key: str) -> Path | None:
-    for place in sorted(folder.glob(f"{key}-*{OWN_FORMAT}")):
-        if sha256_file(place) != place.stem.removeprefix(f"{key}-"):
-            raise EngineError(f"{place} is damaged. Remove it, and it is made again")
-        return place
+    try:
+        for place in sorted(folder.glob(f"{key}-*{OWN_FORMAT}")):
+            if sha256_file(place) != place.stem.removeprefix(f"{key}-"):
+                raise EngineError(f"{place} is damaged. Remove it, and it is made again")
+            return place
+    except OSError as error:
+        raise ConfigError(f"mmap_folder {folder} cannot be read: {error}") from error
     return None
 
 

@@ -110,6 +110,11 @@ def test_a_damaged_file_says_what_to_do(damage: Any, bundle: Path, tmp_path: Pat
         load_engine(bundle, threads=1, mmap_folder=tmp_path)
     path.unlink()
     load_engine(bundle, threads=1, mmap_folder=tmp_path).close()
+    path = next(tmp_path.iterdir())
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"mmap_folder .* cannot be read"):
+        load_engine(bundle, threads=1, mmap_folder=tmp_path)
 
 
 def test_what_cannot_be_mapped_is_refused(bundle: Path, tmp_path: Path) -> None:
