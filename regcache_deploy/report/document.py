@@ -125,7 +125,7 @@ def load_document(
     extra: dict[str, Any] = {
         "decision": kept[0][0] if kept[0] else None,
         "bench": rows,
-        "evaluations": kept[1],
+        "evaluations": _once(kept[1]),
         "outdated": outdated,
     }
     extra["model_sha256"] = own
@@ -198,6 +198,12 @@ def _is_older(row: dict[str, Any], bundle: Path, own: str | None) -> bool:
     """Whether a row of a benchmark is of a file that this bundle has replaced."""
     named = row.get("bundle") == bundle.resolve().name.removesuffix(".regcache")
     return named and own is not None and row.get("model_sha256", own) != own
+
+
+def _once(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without repetitions: older releases gave the file of the same records another name."""
+    seen = [(each.get("data"), each["results"]) for each in evaluations]
+    return [each for at, each in enumerate(evaluations) if seen[at] not in seen[:at]]
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

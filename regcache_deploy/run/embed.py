@@ -94,7 +94,7 @@ def _stats(folder: EmbeddingFolder, part: Part) -> Stats:
 
 
 def _job(options: EmbedOptions, bundle: Bundle, collection: Collection) -> dict[str, Any]:
-    """What has to be equal for parts to belong together. Paths may change, names may not."""
+    """What has to be equal for parts to belong together; the bundle may lie elsewhere."""
     return {
         "bundle": hashes_of(bundle),
         "engine": options.engine,

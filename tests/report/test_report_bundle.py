@@ -302,8 +302,9 @@ def test_figures_of_another_bundle_are_left_out(tmp_path):
         "c": {"bundle": "x/renamed.regcache", "model_sha256": mine},
         "d": {"bundle": "x/mine.regcache"},
         "e": {"bundle": "x/other.regcache"},
+        "f": {"bundle": "x/mine.regcache", "results": ["c"]},  # c, kept by an older release
     }.items():
-        records = {"results": [], "reference": "fp32", "name": name} | found
+        records = {"results": [name], "reference": "fp32", "name": name} | found
         (tmp_path / f"eval-{name}.json").write_text(json.dumps(records))
         (tmp_path / f"{name}.decision.json").write_text(json.dumps({"name": name} | found))
     rows = [ROW | {"bundle": "mine", "model_sha256": digest} for digest in (mine, other)]
