@@ -67,11 +67,11 @@ class EmbeddingFolder:
         if not isinstance(found, dict):
             raise DataError(f"{place} is no job; take another --output")
         other = [name for name in wanted if found.get(name) != wanted[name]]
-        if other and not any(name in found for name in other):  # of an older release
+        if other and all(_is_unsaid(found.get(name), wanted[name]) for name in other):
             more = ", ".join(f'"{name}": {json.dumps(wanted[name])}' for name in other)
             raise ConfigError(
-                f"{place} does not say with which {' and '.join(other)} it began; add {more} to it "
-                "if that is so, to go on, or take another --output"
+                f"{place}, of an older release, does not say with which {' and '.join(other)} it "
+                f"began; if with these, put {more} into it to go on, or take another --output"
             )
         if other:
             raise ConfigError(
@@ -155,6 +155,13 @@ def _table(columns: Mapping[str, Column], form: str) -> bytes:
 def _as_utf8(text: str | None) -> str | None:
     r"""A file name may be no UTF-8: its other bytes, as in JSON, `\udce9` for the byte E9."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_unsaid(found: Any, wanted: Any) -> bool:
+    """Whether what was written down is a part of what is wanted."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return found.items() <= wanted.items()
+    return found is None
 
 
 @dataclass

@@ -277,12 +277,14 @@ def test_a_job_of_before_says_how_it_goes_on(
 ) -> None:
     begun = Path(shutil.copytree(whole, tmp_path / "begun"))
     job = json.loads((begun / "job.json").read_text())
-    del job["engine"]
-    (begun / "job.json").write_text(json.dumps(job))
+    older = {name: value for name, value in job.items() if name != "engine"}
+    older["bundle"] = {"model.onnx": job["bundle"]["model.onnx"]}
+    (begun / "job.json").write_text(json.dumps(older))
     assert main(words(bundle, images, begun)) == 2
     said = capsys.readouterr().err
-    assert 'with which engine it began; add "engine": "onnxruntime" to it' in said
-    (begun / "job.json").write_text(json.dumps({**job, "engine": "onnxruntime"}))
+    assert "of an older release, does not say with which bundle and engine it began" in said
+    put = json.loads("{" + said.partition(", put ")[2].partition(" into it")[0] + "}")
+    (begun / "job.json").write_text(json.dumps(older | put))
     assert main(words(bundle, images, begun)) == 0
 
 
