@@ -57,9 +57,10 @@ def check_inside(name: str, root: Path, source: Path) -> None:
     Images travel in bundles: a data set of somebody else's must not choose them from a whole disk.
     """
     if not _is_inside(root.absolute() / name, root.absolute()):
+        advice = "; a list of your own (LIST.txt) may name any file"  # of captions there is none
         raise DataError(
-            f"{source} names {name!r}, which is outside of its data set; a list of your own "
-            "(LIST.txt) may name any file"
+            f"{source} names {name!r}, which is outside of its data set"
+            f"{advice if source.name in METADATA else ''}"
         )
 
 
