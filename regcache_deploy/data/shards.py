@@ -120,34 +120,48 @@ def is_compressed(shard: Path) -> bool:
     return not shard.name.endswith(".tar")
 
 
-def draw(shards: Sequence[Path], count: int, seed: int) -> tuple[list[tuple[Path, int]], int]:
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn from shards.
+
+    Attributes:
+        places: shard and place of every sample, for `read_at`.
+        looked: how many shards were looked into.
+        imageless: samples in them without an image, which are not drawn: a README, for example.
+    """
+
+    places: list[tuple[Path, int]]
+    looked: int
+    imageless: int
+
+
+def draw(shards: Sequence[Path], count: int, seed: int) -> Draw:
     """At most `count` samples of uncompressed shards, each as likely, in an order drawn by `seed`.
 
     Headers alone are read, of all shards, or of so many, drawn as well, that there are
     `MOST_DRAWN_FROM` samples, or `count` where that is more. Up to there a smaller `count` gives
     the front part of a larger one.
 
-    Returns:
-        Shard and place of every sample (`read_at`), and how many shards were looked into.
-
     Raises:
         DataError: a shard is cut or damaged; the message says where.
     """
-    source, looked, enough = random.Random(seed), 0, max(count, MOST_DRAWN_FROM)
+    source, enough = random.Random(seed), max(count, MOST_DRAWN_FROM)
+    looked = imageless = 0
 
     def candidates() -> Iterator[tuple[float, int, int]]:
-        nonlocal looked
+        nonlocal looked, imageless
         seen = 0
         for index in source.sample(range(len(shards)), len(shards)):
             if seen >= enough:
                 return
             looked += 1
-            for place in _places(shards[index]):
-                seen += 1
-                yield source.random(), index, place
+            for place, has_image in _places(shards[index]):
+                seen, imageless = seen + has_image, imageless + (not has_image)
+                if has_image:
+                    yield source.random(), index, place
 
     chosen = heapq.nsmallest(count, candidates())
-    return [(shards[index], place) for _, index, place in chosen], looked
+    return Draw([(shards[index], place) for _, index, place in chosen], looked, imageless)
 
 
 def read_at(shard: Path, place: int) -> Sample:
@@ -260,18 +274,27 @@ def read_samples(shard: Path | str, file: Any = None) -> Iterator[Sample]:
         yield current
 
 
-def _places(shard: Path) -> Iterator[int]:
-    """Where each sample of an uncompressed shard begins; its headers alone are read."""
-    current, count = "", 0
+def _places(shard: Path) -> Iterator[tuple[int, bool]]:
+    """Where each sample of an uncompressed shard begins, and whether it has an image.
+
+    Headers alone are read.
+    """
+    current, count, place, has_image = "", 0, 0, False
     try:
         _check_closed(shard)
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # it keeps them all
-                name = _name_of(member)
-                if name is not None and name[0] != current:
-                    current, count = name[0], count + 1
-                    yield member.offset
+                if (name := _name_of(member)) is None:
+                    continue
+                key, suffix = name
+                if key != current:
+                    if count:
+                        yield place, has_image
+                    current, count, place, has_image = key, count + 1, member.offset, False
+                has_image |= f".{suffix}" in IMAGE_SUFFIXES
+        if count:
+            yield place, has_image
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise _damaged(shard, count, error) from error
 

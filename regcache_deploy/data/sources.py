@@ -12,6 +12,7 @@ from regcache_engines.preprocess import Preprocess
 
 from ..compat import require
 from ..errors import ConfigError, DataError
+from ..work.format import counted
 from . import shards, torchvision_sets
 from .class_names import class_indices, head_for, is_wnid, refuse_splits
 from .scan import scan_folder
@@ -223,10 +224,12 @@ def _samples(
             "drawn from all"
         )
         return lambda: itertools.islice(shards.samples(files), limit), None, (line,)
-    drawn, looked = shards.draw(files, limit, seed)
-    line = f"{text}: the images are drawn from {looked} of the {len(files)} shards"
-    lines = (line,) if looked < len(files) else ()
-    return lambda: (shards.read_at(*place) for place in drawn), len(drawn), lines
+    drawn, lines = shards.draw(files, limit, seed), []
+    if drawn.looked < len(files):
+        lines.append(f"{text}: the images are drawn from {drawn.looked} of the {len(files)} shards")
+    if drawn.imageless:
+        lines.append(f"{text}: {counted(drawn.imageless, 'sample')} without an image; left out")
+    return lambda: (shards.read_at(*at) for at in drawn.places), len(drawn.places), tuple(lines)
 
 
 def _demo(

@@ -56,6 +56,8 @@ def check_inside(name: str, root: Path, source: Path) -> None:
 
     Images travel in bundles: a data set of somebody else's must not choose them from a whole disk.
     """
+    if ".." not in name and not os.path.isabs(name):
+        return  # of a million lines, nearly all
     if not _is_inside(root.absolute() / name, root.absolute()):
         advice = "; a list of your own (LIST.txt) may name any file"  # of captions there is none
         raise DataError(

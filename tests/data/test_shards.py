@@ -166,7 +166,7 @@ def test_a_limit_draws_from_all_shards_by_seed(shards):
 
 def test_every_sample_is_as_likely(shards):
     files = expand(str(shards))
-    drawn = Counter(place for seed in range(300) for place in draw(files, 3, seed)[0])
+    drawn = Counter(place for seed in range(300) for place in draw(files, 3, seed).places)
     assert len(drawn) == 30
     assert 10 <= min(drawn.values()) <= max(drawn.values()) <= 55
 
@@ -182,7 +182,8 @@ def test_a_draw_reads_members_of_every_kind_of_name(tmp_path):
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
     everything = {sample.key: sample for sample in samples(expand(str(tmp_path)))}
-    places, looked = draw(expand(str(tmp_path)), 99, 0)
+    found = draw(expand(str(tmp_path)), 99, 0)
+    places, looked = found.places, found.looked
     assert (len(places), len(everything), looked) == (8, 8, 2)
     for place in places:
         sample = read_at(*place)
@@ -200,6 +201,16 @@ def test_a_draw_from_very_many_samples_looks_into_some_shards_and_says_so(shards
 def test_a_draw_of_very_many_samples_gives_as_many(shards, monkeypatch):
     monkeypatch.setattr(shards_module, "MOST_DRAWN_FROM", 5)
     assert [len(keys_of(shards, limit)) for limit in (4, 17, 25, 99)] == [4, 17, 25, 30]
+
+
+def test_a_sample_without_an_image_is_not_drawn_but_told(shards):
+    with tarfile.open(shards / "test-003.tar", "w") as archive:
+        for name, data in (("README", b"x"), ("000030.png", jpeg(30)), ("dataset.json", b"{}")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert sorted(keys_of(shards, 99)) == [f"{i:06d}" for i in range(31)]
+    assert "2 samples without an image; left out" in open_shards(shards, limit=5).warnings()[0]
 
 
 def test_a_draw_notices_a_cut_shard(shards):

@@ -296,14 +296,15 @@ def test_figures_of_another_bundle_are_left_out(tmp_path):
     manifest = {"files": {"model.onnx": {"sha256": mine}}}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "result.json").write_text(json.dumps(result(bundle=f"runs/{bundle.name}")))
-    for name, found in {
+    kept: dict[str, dict[str, Any]] = {
         "a": {"bundle": "x/other.regcache", "model_sha256": other},
         "b": {"bundle": "x/mine.regcache", "model_sha256": other},  # before it was exported again
         "c": {"bundle": "x/renamed.regcache", "model_sha256": mine},
         "d": {"bundle": "x/mine.regcache"},
         "e": {"bundle": "x/other.regcache"},
         "f": {"bundle": "x/mine.regcache", "results": ["c"]},  # c, kept by an older release
-    }.items():
+    }
+    for name, found in kept.items():
         records = {"results": [name], "reference": "fp32", "name": name} | found
         (tmp_path / f"eval-{name}.json").write_text(json.dumps(records))
         (tmp_path / f"{name}.decision.json").write_text(json.dumps({"name": name} | found))
