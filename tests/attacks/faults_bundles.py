@@ -23,7 +23,8 @@ from regcache_deploy.errors import (
     VerificationError,
 )
 from tests.attacks.fault import Act, Fault, Place
-from tests.cpp.damages import DAMAGES, replace_file
+from tests.cpp.damages import DAMAGES
+from tests.cpp.damaging import replace_file
 
 MODEL, CERTIFICATE = "model.onnx", "certificate.json"
 

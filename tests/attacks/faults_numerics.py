@@ -23,7 +23,7 @@ from tests.attacks.fault import Act, Fault, Place
 from tests.attacks.faults_bundles import MODEL, evaluate, model, verify
 from tests.attacks.faults_images import every, images
 from tests.attacks.faults_weights import damaged, ignore, weights
-from tests.cpp.damages import replace_file
+from tests.cpp.damaging import replace_file
 
 QKV, FC2 = "blocks.1.attn.qkv.weight", "blocks.1.mlp.fc2.weight"
 

@@ -25,7 +25,7 @@ from regcache_export.claims import entry_hashes
 from regcache_export.targets import GraphOptions
 from regcache_export.verify import verify_bundle
 from tests.bundling.certificate_helpers import calibration, certified, pixels, plan_of
-from tests.cpp.damages import edit_manifest
+from tests.cpp.damaging import edit_manifest
 from tests.export.graph_helpers import rewrite
 
 pytest.importorskip("onnxruntime")

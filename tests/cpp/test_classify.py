@@ -17,7 +17,7 @@ from regcache_engines.engine import zero_shot
 from regcache_engines.head import head_bytes
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from tests.cpp.damages import changed, with_text
+from tests.cpp.damaging import changed, with_text
 from tests.cpp.programs import python_results, run
 from tests.tiny_plans import tiny_plan
 

@@ -16,7 +16,7 @@ from regcache_engines.preprocess import Preprocess
 from regcache_engines.probe_rates import probe_rates
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from tests.cpp.damages import changed
+from tests.cpp.damaging import changed
 from tests.cpp.programs import dump, run
 from tests.tiny_plans import tiny_plan
 

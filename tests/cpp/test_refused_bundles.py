@@ -10,7 +10,8 @@ import pytest
 
 from regcache_engines import Bundle
 from regcache_engines.onnx_wire import has_external_data
-from tests.cpp.damages import DAMAGES, entry, replace_file, text_of, with_text
+from tests.cpp.damages import DAMAGES
+from tests.cpp.damaging import entry, replace_file, text_of, with_text
 from tests.cpp.programs import run
 from tests.engines.test_onnx_wire import PLACES, model_with
 

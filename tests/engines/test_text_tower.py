@@ -23,7 +23,7 @@ from regcache_engines.head import head_bytes, read_head
 from regcache_engines.text_config import TEXT_FILES, TextConfig
 from regcache_engines.text_head import head_file, make_head, read_classes, read_prompts
 from regcache_export.bundle import write_bundle
-from tests.cpp.damages import replace_file
+from tests.cpp.damaging import replace_file
 from tests.text_bundles import (
     END,
     TEMPLATES,

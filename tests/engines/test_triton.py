@@ -14,7 +14,7 @@ from regcache_engines.tensorrt.sidecar import Profile
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
 from regcache_export.triton import triton_config, write_model_repository
-from tests.cpp.damages import edit_manifest
+from tests.cpp.damaging import edit_manifest
 from tests.engines.tensorrt_fakes import DATA, write
 from tests.tiny_plans import tiny_plan
 

@@ -20,7 +20,7 @@ from regcache_engines import TextTower
 from regcache_engines.onnxruntime_session import open_session
 from regcache_export.bundle import write_bundle
 from regcache_export.targets import GraphOptions
-from tests.cpp.damages import preprocessing, replace_file
+from tests.cpp.damaging import preprocessing, replace_file
 from tests.text_bundles import small_clip, text_bundle, text_side
 from tests.tiny_plans import PREPROCESS, tiny_plan
 

@@ -22,7 +22,7 @@ from regcache_export.bundle import add_files, seal_bundle, write_bundle
 from regcache_export.merge import block_tokens
 from regcache_export.spec import EncoderSpec
 from regcache_export.stem import StemStep
-from tests.cpp.damages import flip
+from tests.cpp.damaging import flip
 from tests.tiny_plans import CHOICE, SPEC, tiny_plan
 
 WITHOUT = """

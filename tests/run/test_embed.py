@@ -24,7 +24,6 @@ from PIL import Image
 import regcache_engines
 from regcache_deploy.cli.main import main
 from regcache_deploy.data.decoders import Decoders
-from regcache_deploy.data.embedding_files import Column, EmbeddingFolder
 from regcache_deploy.data.parts import Picture, open_collection
 from regcache_deploy.errors import DataError
 from regcache_export.bundle import write_bundle
@@ -200,47 +199,6 @@ def test_a_run_goes_on_with_what_is_missing(
     assert (again["already"], again["images_per_second"]) == (4, None)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{}",
-        "[]",
-        '{"sample_count": "4", "unreadable": []}',
-        '{"sample_count": 4}',
-        '{"sample_count": 4, "unreadable": [{"image_path": "a"}]}',
-        '{"sample_count": 4, "unreadable": [{"image_path": "a", "reason": null}]}',
-    ],
-)
-def test_stats_that_are_not_ours_are_no_part(text: str, tmp_path: Path) -> None:
-    folder = EmbeddingFolder(tmp_path, 1, "jsonl")
-    folder.begin({})
-    folder.write(0, np.ones((4, 2), np.float32), {}, {"sample_count": 4, "unreadable": []})
-    assert folder.finished(0) is not None
-    (tmp_path / "stats/0.json").write_text(text)
-    assert folder.finished(0) is None
-
-
-def test_two_runs_that_write_one_part_at_once_both_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scheduler starts a task again whose first process goes on."""
-    one, other = (EmbeddingFolder(tmp_path, 1, "jsonl") for _ in range(2))
-    one.begin({})
-    columns: dict[str, Column] = {"image_path": ["a", "b"]}
-    part = (0, np.ones((2, 2), np.float32), columns, {"sample_count": 2, "unreadable": []})
-    rename, between = os.replace, [other]
-
-    def replace_late(source: str, target: Path) -> None:
-        if between:
-            between.pop().write(*part)
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_late)
-    one.write(*part)
-    assert one.finished(0) is not None
-    assert not list(tmp_path.rglob(".*"))
-
-
 @pytest.mark.slow
 def test_killed_ten_times_the_union_is_complete(
     whole: Path, bundle: Path, images: Path, tmp_path: Path
@@ -286,13 +244,6 @@ def test_a_job_of_before_says_how_it_goes_on(
     put = json.loads("{" + said.partition(", put ")[2].partition(" into it")[0] + "}")
     (begun / "job.json").write_text(json.dumps(older | put))
     assert main(words(bundle, images, begun)) == 0
-
-
-@pytest.mark.parametrize("text", ["[]", "{", "null"])
-def test_a_damaged_job_is_an_error(text: str, tmp_path: Path) -> None:
-    (tmp_path / "job.json").write_text(text)
-    with pytest.raises(DataError, match="take another --output"):
-        EmbeddingFolder(tmp_path, 1).begin({})
 
 
 def shard(path: Path, numbers: range) -> Path:
@@ -403,24 +354,6 @@ def test_parquet_holds_the_rows_in_order(
     files = sorted((tmp_path / "o/metadata").iterdir())
     paths = [p for f in files for p in parquet.read_table(f)["image_path"].to_pylist()]
     assert paths == rows(whole)[0]
-
-
-@pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_a_file_name_that_is_no_utf8_has_its_row(form: str, tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.png")
-    folder = EmbeddingFolder(tmp_path, 1, form)
-    folder.begin({})
-    columns: dict[str, Column] = {"image_path": ["a.png", name], "caption": [None, "é"]}
-    if form == "parquet":
-        parquet = pytest.importorskip("pyarrow.parquet")
-        folder.write(0, np.ones((2, 2), np.float32), columns, {})
-        found = parquet.read_table(tmp_path / "metadata/metadata_0.parquet").to_pydict()
-        assert found == {"image_path": ["a.png", r"caf\udce9.png"], "caption": [None, "é"]}
-        return
-    folder.write(0, np.ones((2, 2), np.float32), columns, {})
-    lines = (tmp_path / "metadata/metadata_0.jsonl").read_bytes().splitlines()
-    assert [json.loads(line)["image_path"] for line in lines] == ["a.png", name]
-    assert rb"caf\udce9.png" in lines[1]
 
 
 @pytest.mark.skipif(not AUTOFAISS, reason="REGCACHE_AUTOFAISS_PYTHON names no interpreter with it")
