@@ -20,6 +20,8 @@ from tests.attacks.kit import make_kit
 
 def main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # of what killed processes had made: it is cleared away, and told of behind the score
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     chosen = [fault for fault in FAULTS if not words or any(word in fault.id for word in words)]
     if not chosen:
         print(f"no fault of the catalogue has {' or '.join(words)} in its id", file=sys.stderr)
