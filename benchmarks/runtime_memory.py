@@ -1,7 +1,7 @@
 """Resident memory of a process that serves an ONNX file, by threads and copies of the model.
 
     python benchmarks/merge.py --prepare
-    python benchmarks/runtime_memory.py runs/merge/tuned_none.onnx
+    python benchmarks/runtime_memory.py runs/merge/tuned_none.onnx  # or a bundle
 
 One process a row, so that none inherits another's memory. "Own" is what no other process shares:
 behind batch 8, without pages of files. Linux only.
@@ -68,7 +68,7 @@ def measure(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx|BUNDLE")
     parser.add_argument("--form", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -10,7 +10,7 @@ def trim_heap() -> bool:
     """Return freed pages of the C heap to the system, once a model is loaded or closed.
 
     ONNX Runtime frees the weights as they were in the file when it has packed its own; glibc keeps
-    half of that: 46 MiB of a ViT-B/16 in INT8. Of two copies that are closed it keeps 150 MiB.
+    half of that: 46 MiB of a ViT-B/16 in INT8. Of what is closed it keeps most.
 
     Returns:
         False where the C library cannot (it is not glibc).

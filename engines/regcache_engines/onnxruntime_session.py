@@ -58,7 +58,7 @@ MAPPED = (
 
 CPU_LAYOUTS = "NchwcTransformer"
 """It lays the weights of convolutions out in blocks as long as this CPU's vectors, and a CPU with
-others reads them in its own length: cosine 0.3, without a word."""
+others reads them in its own length: other features, without a word."""
 
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Optimized graphs then multiply u8 by u8: exact where u8s8 products saturate, and the same bits

@@ -28,8 +28,7 @@ MAX_SHARDS = 100_000
 """LAION-5B has a few times as many, in folders."""
 
 MOST_DRAWN_FROM = 200_000
-"""Samples whose place is looked up for a draw of no more: about 20 s on one core, from a local
-disk."""
+"""Samples whose place is looked up for a draw of no more."""
 
 LABEL, CAPTION = "cls", "txt"
 PARTS = (*IMAGE_SUFFIXES, f".{LABEL}", f".{CAPTION}")

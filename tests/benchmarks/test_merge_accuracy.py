@@ -11,15 +11,19 @@ import pytest
 from PIL import Image
 
 
+def images(folder: Path, count: int) -> Path:
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(count):
+        pixels = draw.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
 def test_every_variant_is_paired_with_the_unmerged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    draw = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    for index in range(10):
-        pixels = draw.integers(0, 256, (60, 60, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "data" / f"{index}.png")
-    arguments = ["--model", "demo", "--data", str(tmp_path / "data"), "--images", "6"]
+    arguments = ["--model", "demo", "--data", str(images(tmp_path / "data", 10)), "--images", "6"]
     arguments += ["--calibration-images", "4", "--schedules", "(3,-1)"]
     arguments += ["--output", str(tmp_path / "out.csv")]
     monkeypatch.setattr("sys.argv", ["merge_accuracy.py", *arguments])
@@ -40,12 +44,7 @@ def test_every_variant_is_paired_with_the_unmerged_one(
 def test_a_precision_is_what_its_row_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    draw = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    for index in range(8):
-        pixels = draw.integers(0, 256, (60, 60, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "data" / f"{index}.png")
-    arguments = ["--model", "demo", "--data", str(tmp_path / "data"), "--images", "4"]
+    arguments = ["--model", "demo", "--data", str(images(tmp_path / "data", 8)), "--images", "4"]
     arguments += ["--calibration-images", "4"]
     arguments += ["--precisions", "W8A8", "W4A4", "--output", str(tmp_path / "out.csv")]
     monkeypatch.setattr(merge_accuracy, "variants", lambda encoder, schedules: [("none", None)])
